@@ -10,22 +10,22 @@ entry-point group ``inrun_bench.tasks``); nothing else changes.
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import pkgutil
-from functools import cache
-from importlib.metadata import entry_points
-
 import torch
 
 from tasks import catalog
 from tasks.data import Split
 from tasks.recipe import Recipe
+from tasks.registry import Registry, unknown_name
 from tasks.step import StepGame
 from tasks.task import Task, TaskSpec
 from tasks.trajectory import TrajectoryGame, retrain
 
-__all__ = ["Recipe", "Split", "StepGame", "Task", "TaskSpec", "TrajectoryGame", "load", "names", "retrain", "spec"]
+__all__ = ["CATALOG", "Recipe", "Split", "StepGame", "Task", "TaskSpec", "TrajectoryGame", "load", "names", "retrain"]
+
+
+CATALOG: Registry[TaskSpec] = Registry(
+    "task", catalog, lambda name, module: {name: module.TASK}, group="inrun_bench.tasks"
+)
 
 
 def load(
@@ -63,39 +63,14 @@ def load(
     ValueError
         If a name is unknown (the nearest known one is suggested) or a number out of range.
     """
-    task = spec(name)
+    task = CATALOG[name]
     if recipe not in task.recipes:
-        raise ValueError(_unknown("recipe", recipe, list(task.recipes)))
+        raise ValueError(unknown_name("recipe", recipe, list(task.recipes)))
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
     return task.build(name, seed=seed, recipe=recipe, n_train=n_train, flipped=flipped, dtype=dtype)
 
 
 def names() -> list[str]:
-    """Return the names of all tasks, embedded and from entry points, sorted."""
-    return sorted(_specs())
-
-
-def spec(name: str) -> TaskSpec:
-    """Return the catalogue's entry for `name`."""
-    try:
-        return _specs()[name]
-    except KeyError:
-        raise ValueError(_unknown("task", name, names())) from None
-
-
-@cache
-def _specs() -> dict[str, TaskSpec]:
-    found: dict[str, TaskSpec] = {}
-    for module in pkgutil.iter_modules(catalog.__path__):
-        task = importlib.import_module(f"{catalog.__name__}.{module.name}").TASK
-        found[module.name.replace("_", "-")] = task
-    for entry in entry_points(group="inrun_bench.tasks"):
-        found[entry.name] = entry.load()
-    return found
-
-
-def _unknown(kind: str, got: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(got, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {kind} {got!r}{hint} (known: {', '.join(known)})"
+    """Return the names of all tasks, embedded and from entry points."""
+    return list(CATALOG)

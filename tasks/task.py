@@ -87,6 +87,12 @@ class Task:
         x, y = (split.x, split.y) if index is None else (split.x[index], split.y[index])
         return nn.functional.cross_entropy(model(x), y)
 
+    def train_on(self, model: nn.Module, optimizer: torch.optim.Optimizer, index: torch.Tensor) -> None:
+        """Take one training step on the samples `index`."""
+        self.loss(model, self.train, index).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
     def trajectory_game(
         self, utility: Literal["loss", "accuracy"] = "loss", split: Literal["validation", "test"] = "validation"
     ) -> TrajectoryGame:

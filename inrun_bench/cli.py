@@ -1,0 +1,134 @@
+"""The command line: ``inrun-bench list | run | figures | report``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from inrun_bench import __version__
+from inrun_bench.experiments import EXPERIMENTS
+from inrun_bench.figures import FIGURES, draw_figures
+from inrun_bench.methods import METHODS
+from inrun_bench.plan import PROFILES, Plan
+from inrun_bench.report import update_section, write_summary
+from inrun_bench.runner import run
+from inrun_bench.store import Store
+from tasks import CATALOG
+
+__all__ = ["main"]
+
+UNITS_FAILED, BAD_INPUT = 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit code: 0, 1 where units failed, 2 for bad input."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.command(options)
+    except (ValueError, OSError) as error:
+        print(f"inrun-bench: error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    return code
+
+
+def _list(_options: argparse.Namespace) -> int:
+    lists = {
+        "experiments": {name: experiment.SUMMARY for name, experiment in EXPERIMENTS.items()},
+        "tasks": {name: task.summary for name, task in CATALOG.items()},
+        "methods": dict.fromkeys(METHODS, ""),
+        "profiles": {name: f"seeds {', '.join(map(str, p.seeds))}" for name, p in PROFILES.items()},
+    }
+    for title, lines in lists.items():
+        print(f"{title}:")
+        width = max(map(len, lines))
+        for name, text in lines.items():
+            print(f"  {name:{width}}  {text}".rstrip())
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.jobs == 0 or options.jobs < -1:
+        raise ValueError(f"--jobs must be a positive number, or -1 for one a core; got {options.jobs}")
+    if any(seed < 0 for seed in options.seed):
+        raise ValueError(f"--seed must not be negative, got {min(options.seed)}")
+    profile = PROFILES[options.profile]
+    plan = Plan(
+        profile=profile,
+        tasks=CATALOG.choose(options.task),
+        methods=METHODS.choose(options.method),
+        seeds=tuple(dict.fromkeys(options.seed)) or profile.seeds,
+    )
+    default = [name for name, experiment in EXPERIMENTS.items() if experiment.DEFAULT]
+    chosen = EXPERIMENTS.choose(options.experiment or default)
+    units = [unit for name in chosen for unit in EXPERIMENTS[name].units(plan)]
+    store = Store(_folder(options))
+    outcome = run(units, store, jobs=options.jobs, progress=not options.quiet)
+    if outcome.done or outcome.failed:
+        print(f"{outcome.done} units done, {outcome.skipped} were there already, {len(outcome.failed)} failed")
+    else:
+        print(f"nothing to do: the rows of all {outcome.skipped} units are there already")
+    draw_figures(store, list(FIGURES))
+    print(f"\n{write_summary(store)}")
+    print(f"rows, figures and this summary are in {store.root}")
+    for unit, message in outcome.failed:
+        print(f"inrun-bench: failed: {unit}: {message}", file=sys.stderr)
+    return UNITS_FAILED if outcome.failed else 0
+
+
+def _figures(options: argparse.Namespace) -> int:
+    names = FIGURES.choose(options.experiment)
+    for path in draw_figures(Store(_folder(options), create=False), names):
+        print(path)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    summary = write_summary(Store(_folder(options), create=False))
+    if options.into:
+        update_section(options.into, summary)
+    print(summary)
+    return 0
+
+
+def _folder(options: argparse.Namespace) -> Path:
+    out: Path | None = options.out
+    return out or Path("runs", options.profile)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="inrun-bench", description="In-Run Data Shapley, judged against retraining.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="list | run | figures | report")
+
+    command = commands.add_parser("list", help="name the experiments, tasks, methods and profiles")
+    command.set_defaults(command=_list)
+
+    command = commands.add_parser("run", help="run experiments; what was run before is not run again")
+    command.add_argument(
+        "experiment", nargs="*", help="experiments to run (default: all that 'list' names, but rivals)"
+    )
+    command.add_argument("--task", nargs="+", default=[], help="tasks (default: all)")
+    command.add_argument("--method", nargs="+", default=[], help="methods (default: all)")
+    command.add_argument("--seed", nargs="+", type=int, default=[], help="seeds (default: the profile's)")
+    command.add_argument("--jobs", type=int, default=-1, help="processes at a time (default: -1, one a core)")
+    command.add_argument("--quiet", action="store_true", help="show no progress bar")
+    _add_place(command)
+    command.set_defaults(command=_run)
+
+    command = commands.add_parser("figures", help="draw figures from stored rows, without running anything")
+    command.add_argument("experiment", nargs="*", help="figures to draw (default: all)")
+    _add_place(command)
+    command.set_defaults(command=_figures)
+
+    command = commands.add_parser("report", help="write the summary tables from stored rows")
+    command.add_argument("--into", type=Path, help="also put them between the 'summary' marks of this Markdown file")
+    _add_place(command)
+    command.set_defaults(command=_report)
+    return parser
+
+
+def _add_place(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--profile", choices=sorted(PROFILES), default="quick", help="how much work (default: quick)")
+    command.add_argument("--out", type=Path, help="results folder (default: runs/PROFILE)")

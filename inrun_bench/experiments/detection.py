@@ -1,0 +1,51 @@
+"""Detection: how well low values point at the training samples whose label was flipped.
+
+AUROC is the chance that a flipped sample has a lower value than a clean one (0.5 for random values); average precision
+is that of a search from the lowest value upwards (the share of flipped samples for random values).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+import tasks
+from inrun_bench.experiments.values import REFERENCE, read_reference, read_values, reference_blocks, values_unit
+from inrun_bench.plan import Plan
+from inrun_bench.unit import Row, Unit
+
+SUMMARY = "AUROC and average precision of low values for flipped labels"
+EXCLUSIVE = False
+DEFAULT = True
+
+
+def units(plan: Plan) -> list[Unit]:
+    """One unit a method, the reference among them."""
+    found = []
+    for task in plan.tasks:
+        for seed in plan.seeds:
+            found.append(Unit("detection", task, REFERENCE, seed, needs=reference_blocks(plan, task, seed)))
+            found += [
+                Unit("detection", task, method, seed, needs=(values_unit(task, method, seed),))
+                for method in plan.methods
+            ]
+    return found
+
+
+def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
+    """Score one method's values as detectors of the task's flipped labels."""
+    task = tasks.load(unit.task, unit.seed)
+    flipped = np.zeros(task.n_train, dtype=bool)
+    flipped[task.flipped] = True
+    if unit.method == REFERENCE:
+        values = read_reference(needs.values()).mean(axis=0)
+    else:
+        values = read_values(needs[unit.needs[0]])
+    return [
+        {"metric": "auroc", "value": float(roc_auc_score(flipped, -values))},
+        {"metric": "average_precision", "value": float(average_precision_score(flipped, -values))},
+        {"metric": "share_flipped", "value": float(flipped.mean())},
+    ]

@@ -1,0 +1,76 @@
+"""Removal: retrain without the samples that a method values most, or least, and look at the test set.
+
+Removing what a method calls most valuable should hurt more than removing samples at random, and removing the least
+valuable should hurt less, or help. The area between the two curves, over the share removed, is the summary: larger is
+better. Retraining is that of the trajectory game: removed samples contribute nothing, steps keep their denominator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+import tasks
+from inrun_bench.experiments.values import REFERENCE, read_reference, read_values, reference_blocks, values_unit
+from inrun_bench.plan import Plan
+from inrun_bench.unit import Row, Unit
+
+SUMMARY = "test accuracy and loss after retraining without the top or bottom samples"
+EXCLUSIVE = False
+DEFAULT = True
+
+FRACTIONS = np.arange(0, 0.501, 0.05)
+METRICS = ("accuracy", "loss")
+
+
+def units(plan: Plan) -> list[Unit]:
+    """One unit a method, the reference among them, and one for random removal."""
+    found = []
+    for task in plan.tasks:
+        for seed in plan.seeds:
+            blocks = reference_blocks(plan, task, seed)
+            found.append(Unit("removal", task, "random", seed, {"draws": plan.profile.removal_draws}))
+            found.append(Unit("removal", task, REFERENCE, seed, needs=blocks))
+            found += [
+                Unit("removal", task, method, seed, needs=(values_unit(task, method, seed),))
+                for method in plan.methods
+                if method != "random"
+            ]
+    return found
+
+
+def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
+    """Retrain along the removal orders of one unit."""
+    task = tasks.load(unit.task, unit.seed)
+    if unit.method == "random":
+        rng = np.random.default_rng(unit.random_seed)
+        orders = {f"draw {i}": rng.permutation(task.n_train) for i in range(int(unit.settings["draws"]))}
+    else:
+        values = read_reference(needs.values()).mean(axis=0)
+        if unit.method != REFERENCE:
+            values = read_values(needs[unit.needs[0]])
+        ascending = np.argsort(values, kind="stable")
+        orders = {"top": ascending[::-1], "bottom": ascending}
+    curves = {name: _curve(task, order) for name, order in orders.items()}
+    rows: list[Row] = [
+        {"metric": f"test_{metric}", "direction": name, "fraction": float(fraction), "value": float(value)}
+        for name, curve in curves.items()
+        for metric, column in zip(METRICS, curve.T, strict=True)
+        for fraction, value in zip(FRACTIONS, column, strict=True)
+    ]
+    if unit.method != "random":
+        gap = np.trapezoid(curves["bottom"] - curves["top"], FRACTIONS, axis=0)
+        areas = zip(METRICS, gap * (1, -1), strict=True)  # positive where the method tells good from bad
+        rows += [{"metric": f"area_{metric}", "value": float(area)} for metric, area in areas]
+    return rows
+
+
+def _curve(task: tasks.Task, order: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Return test accuracy and test loss, float64 [fractions, 2], as ever more of `order` is removed."""
+    keep = np.ones((len(FRACTIONS), task.n_train), dtype=bool)
+    for row, fraction in zip(keep, FRACTIONS, strict=True):
+        row[order[: round(fraction * task.n_train)]] = False
+    return tasks.retrain(task, keep, [("accuracy", "test"), ("loss", "test")]) * (1, -1)

@@ -1,0 +1,89 @@
+"""Values: what each method says each training sample is worth; all that other experiments judge.
+
+A unit of a method holds one row a sample. The reference, antithetic permutation sampling with many trainings, is made
+in independent blocks: they run in parallel, and the even against the odd ones give the reference's own reliability.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from numbers import Real
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+import tasks
+from baselines import Valuation, permutation_shapley
+from inrun_bench.methods import METHODS
+from inrun_bench.plan import Plan
+from inrun_bench.unit import Row, Unit
+
+SUMMARY = "the value of every training sample by every method, and the retraining reference"
+EXCLUSIVE = False
+DEFAULT = True
+
+REFERENCE = "reference"
+
+
+def units(plan: Plan) -> list[Unit]:
+    """One unit a method, and one a block of the reference."""
+    pairs = [(task, seed) for task in plan.tasks for seed in plan.seeds]
+    blocks = [block for task, seed in pairs for block in reference_blocks(plan, task, seed)]
+    return blocks + [values_unit(task, method, seed) for task, seed in pairs for method in plan.methods]
+
+
+def values_unit(task: str, method: str, seed: int) -> Unit:
+    """Return the unit that holds the values of one method."""
+    return Unit("values", task, method, seed)
+
+
+def reference_blocks(plan: Plan, task: str, seed: int) -> tuple[Unit, ...]:
+    """Return the units that together hold the reference values of a task."""
+    blocks = plan.profile.reference_blocks
+    permutations = plan.profile.permutations_for(task) // blocks
+    return tuple(
+        Unit("values", task, REFERENCE, seed, {"block": block, "permutations": permutations}) for block in range(blocks)
+    )
+
+
+def measure(unit: Unit, _needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
+    """Compute the values of one unit."""
+    task = tasks.load(unit.task, unit.seed)
+    if unit.method == REFERENCE:
+        valuation = permutation_shapley(
+            task.trajectory_game(),
+            n_permutations=int(unit.settings["permutations"]),
+            antithetic=True,
+            rng=unit.random_seed,
+        )
+    else:
+        valuation = METHODS[unit.method](task, unit.random_seed)
+    if valuation.values.shape != (task.n_train,) or not np.isfinite(valuation.values).all():
+        raise ValueError(
+            f"method {unit.method!r} must return {task.n_train} finite values, "
+            f"got shape {valuation.values.shape} with {np.sum(~np.isfinite(valuation.values))} not finite"
+        )
+    return list(_rows(valuation))
+
+
+def read_values(rows: pd.DataFrame) -> NDArray[np.float64]:
+    """Return the values in a unit's rows, float64 [n_train]."""
+    values = rows[rows["metric"] == "value"].sort_values("sample")["value"]
+    return np.asarray(values, dtype=np.float64)
+
+
+def read_reference(blocks: Iterable[pd.DataFrame]) -> NDArray[np.float64]:
+    """Return the blocks of a reference, float64 [blocks, n_train]; their mean is the reference."""
+    return np.stack([read_values(rows) for rows in blocks])
+
+
+def _rows(valuation: Valuation) -> Iterable[Row]:
+    stderr = np.full_like(valuation.values, np.nan) if valuation.stderr is None else valuation.stderr
+    for sample, (value, error) in enumerate(zip(valuation.values, stderr, strict=True)):
+        yield {"metric": "value", "sample": sample, "value": float(value), "stderr": float(error)}
+    cost = {"evaluations": valuation.evaluations, "seconds": valuation.seconds}
+    yield {"metric": "cost", "value": float(valuation.evaluations), **cost}
+    for name, parameter in valuation.parameters.items():
+        if isinstance(parameter, Real) and not isinstance(parameter, bool):
+            yield {"metric": name, "value": float(parameter)}

@@ -1,0 +1,61 @@
+"""Overhead: time and memory of a step, and wall time of whole valuations, in units of regular training."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from inrun_bench.figures.style import in_order, look
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """Draw three panels: step time, step memory, and time for all values of a task."""
+    figure = Figure(figsize=(10, 8.5), layout="constrained")
+    above, middle, below = figure.subplots(3, 1)
+    steps = rows[rows["metric"] == "step_ratio"].copy()
+    size = np.where(steps["width"] > 0, "\n1024-wide", "\nits own model")
+    steps["group"] = steps["task"] + size
+    regular = steps[steps["method"] == "regular"].set_index("group")["peak_bytes"]
+    steps["memory"] = steps["peak_bytes"] / steps["group"].map(regular)
+    _bars(above, steps, "value")
+    above.set_ylabel("time of a step\n/ regular step (median, quartiles)")
+    above.legend(ncols=3, loc="upper left", bbox_to_anchor=(0, 1.32))
+    _bars(middle, steps, "memory")
+    middle.set_ylabel("peak memory of a step\n/ regular step")
+    runs = rows[rows["metric"] == "run_ratio"].copy()
+    runs["group"] = runs["task"]
+    runs["low"] = runs["high"] = np.nan
+    _bars(below, runs[runs["method"] != "random"], "value")
+    below.set_ylabel("time for the values of all samples\n/ one plain training run")
+    below.legend(ncols=3, loc="upper left", bbox_to_anchor=(0, 1.35))
+    return figure
+
+
+def _bars(ax: Axes, rows: pd.DataFrame, column: str) -> None:
+    groups = list(dict.fromkeys(rows["group"]))
+    methods = in_order(m for m in rows["method"] if m not in ("regular", "plain-run"))
+    width = 0.8 / len(methods)
+    for number, method in enumerate(methods):
+        found = rows[rows["method"] == method].set_index("group").reindex(groups)
+        centres = np.arange(len(groups)) + (number - (len(methods) - 1) / 2) * width
+        style = look(method)
+        ax.bar(centres, found[column], width * 0.92, color=style.color, label=style.label)
+        if column == "value":
+            quartiles = [found["value"] - found["low"], found["high"] - found["value"]]
+            ax.errorbar(centres, found["value"], yerr=quartiles, fmt="none", ecolor="0.3", elinewidth=0.8)
+        for centre, height in zip(centres, found[column], strict=True):
+            if np.isfinite(height):
+                ax.annotate(
+                    f"{height:.2g}" if height < 99 else f"{height:,.0f}",
+                    (centre, height),
+                    (0, 2),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=6.5,
+                )
+    ax.set_yscale("log")
+    ax.axhline(1, color="0.4", linewidth=0.8)
+    ax.set_xticks(range(len(groups)), groups)
+    ax.grid(visible=False, axis="x")

@@ -1,0 +1,74 @@
+"""How methods look, the same in every figure."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+__all__ = ["Look", "in_order", "legend", "look", "panels"]
+
+
+@dataclass(frozen=True)
+class Look:
+    """Label, colour (Okabe-Ito, readable without colour vision) and marker of a method."""
+
+    label: str
+    color: str
+    marker: str
+
+
+_KNOWN = {
+    "reference": Look("retraining reference", "black", "*"),
+    "inrun-first": Look("In-Run, first order", "#9ecae1", "v"),
+    "inrun-second": Look("In-Run, second order", "#4292c6", "^"),
+    "inrun-integrated": Look("In-Run, integrated", "#08306b", "o"),
+    "mc-2": Look("Monte Carlo, 2 permutations", "#fdae6b", "s"),
+    "mc-10": Look("Monte Carlo, 10 permutations", "#d55e00", "s"),
+    "tmc-10": Look("Truncated MC, 10 permutations", "#cc79a7", "D"),
+    "knn": Look("KNN-Shapley", "#009e73", "P"),
+    "random": Look("random", "0.6", "x"),
+    "regular": Look("regular step", "0.75", "s"),
+    "validation": Look("validation gradient alone", "#fdae6b", "s"),
+    "per-sample-loop": Look("per-sample loop, first order", "#d55e00", "s"),
+    "plain-run": Look("plain training run", "0.75", "s"),
+}
+_OTHERS = ("#e69f00", "#56b4e9", "#f0e442", "#0072b2", "#994f00", "#40b0a6")
+
+
+def look(method: str) -> Look:
+    """Return how `method` looks; one that the house does not know gets a colour by its name."""
+    return _KNOWN.get(method) or Look(method, _OTHERS[zlib.crc32(method.encode()) % len(_OTHERS)], "h")
+
+
+def in_order(methods: Iterable[str]) -> list[str]:
+    """Return methods in the house's order: reference, in-run, retraining, others; then what it does not know."""
+    known = list(_KNOWN)
+    return sorted(set(methods), key=lambda m: (known.index(m) if m in known else len(known), m))
+
+
+def panels(
+    rows: pd.DataFrame, n_rows: int, *, height: float = 2.6, **subplots: Any
+) -> tuple[Figure, list[str], list[list[Axes]]]:
+    """Return a figure with one column a task and `n_rows` rows of axes, [n_rows][tasks]."""
+    names = list(dict.fromkeys(rows["task"]))
+    figure = Figure(figsize=(max(3.3 * len(names), 4.5), height * n_rows), layout="constrained")
+    axes = figure.subplots(n_rows, len(names), squeeze=False, **subplots)
+    for ax, name in zip(axes[0], names, strict=True):
+        ax.set_title(name)
+    return figure, names, axes.tolist()
+
+
+def legend(figure: Figure, methods: Sequence[str], extra: Sequence[Artist] = (), columns: int = 3) -> None:
+    """Put one legend for all panels below the figure."""
+    handles = [
+        Line2D([], [], color=look(m).color, marker=look(m).marker, label=look(m).label, linewidth=1.5) for m in methods
+    ]
+    figure.legend(handles=[*handles, *extra], loc="outside lower center", ncols=columns)

@@ -1,0 +1,26 @@
+"""Methods of data valuation, as the experiments run them: ``method(task, seed) -> Valuation``.
+
+A module here names its methods in ``METHODS``; to add a method is to add one file, or to name a callable under the
+entry-point group ``inrun_bench.methods`` in a package of your own. Values are higher for better samples; `evaluations`
+of the valuation counts trainings, so that costs compare.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+
+from baselines import Valuation
+from tasks import Task
+from tasks.registry import Registry
+
+__all__ = ["METHODS", "Method"]
+
+Method: TypeAlias = Callable[[Task, np.random.SeedSequence], Valuation]
+
+METHODS: Registry[Method] = Registry(
+    "method", sys.modules[__name__], lambda _name, module: module.METHODS, group="inrun_bench.methods"
+)

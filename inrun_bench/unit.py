@@ -1,0 +1,74 @@
+"""Units of work and the rows that they return."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+
+__all__ = ["Row", "Setting", "Unit"]
+
+Setting: TypeAlias = str | int | float | bool
+
+Row: TypeAlias = dict[str, Any]
+"""A flat record: a metric, its value, and whatever else says where it holds; see :mod:`inrun_bench.store`."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work: it can run alone, anywhere, and always returns the same rows.
+
+    Attributes
+    ----------
+    experiment, task, method : str
+        What is measured, on what, of which method.
+    seed : int
+        Seed of the task: split, flipped labels, initial weights, batch order.
+    settings : mapping
+        Whatever else defines the unit.
+    needs : tuple of Unit
+        Units whose rows this one reads.
+    """
+
+    experiment: str
+    task: str
+    method: str
+    seed: int
+    settings: Mapping[str, Setting] = field(default_factory=dict, hash=False)
+    needs: tuple[Unit, ...] = ()
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of all that defines the unit, 16 hexadecimal digits."""
+        definition = [*self._identity, [need.key for need in self.needs]]
+        return hashlib.sha256(json.dumps(definition).encode()).hexdigest()[:16]
+
+    @property
+    def random_seed(self) -> np.random.SeedSequence:
+        """The unit's own random stream: it depends on the unit's definition, and on nothing that runs beside it."""
+        digest = hashlib.sha256(json.dumps(self._identity).encode()).digest()
+        return np.random.SeedSequence(int.from_bytes(digest[:16], "big"))
+
+    @property
+    def columns(self) -> Row:
+        """What every row of the unit carries."""
+        return {
+            "experiment": self.experiment,
+            "task": self.task,
+            "method": self.method,
+            "seed": self.seed,
+            **self.settings,
+        }
+
+    @property
+    def _identity(self) -> list[Any]:
+        return [self.experiment, self.task, self.method, self.seed, sorted(self.settings.items())]
+
+    def __str__(self) -> str:
+        settings = "".join(f" {name}={value}" for name, value in self.settings.items())
+        return f"{self.experiment} {self.task} {self.method} seed={self.seed}{settings}"
