@@ -1,0 +1,131 @@
+"""A cooperative game: players 0..n-1, and a utility for each coalition of them.
+
+A game is always asked for a whole batch of coalitions, since whoever evaluates many at once (by training many models as
+one tensor program, or on many cores) should never be asked for one at a time.
+"""
+
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baselines.arguments import whole_number
+
+__all__ = ["Game", "evaluate", "player_count"]
+
+_MEMBERS_SHOWN = 10
+
+
+@runtime_checkable
+class Game(Protocol):
+    """Players and the utility of any coalition of them; any object with these two members is a game.
+
+    Attributes
+    ----------
+    n_players : int
+        Number of players, at least 1.
+    """
+
+    @property
+    def n_players(self) -> int:
+        """Number of players."""
+
+    def __call__(self, coalitions: NDArray[np.bool_], /) -> NDArray[np.float64]:
+        """Utilities of a batch of coalitions.
+
+        Parameters
+        ----------
+        coalitions : bool [m, n_players]
+            One coalition a row; True marks its members. The caller does not use the array afterwards.
+
+        Returns
+        -------
+        float64 [m]
+            Utilities, finite, higher is better; the same coalition has the same utility at each call.
+        """
+
+
+def evaluate(game: Game, coalitions: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Utilities of a batch of coalitions, checked.
+
+    Parameters
+    ----------
+    game : Game
+        The game to be asked.
+    coalitions : bool [m, n_players]
+        One coalition a row. The game is not called for m = 0.
+
+    Returns
+    -------
+    float64 [m]
+        Utilities.
+
+    Raises
+    ------
+    ValueError
+        If `coalitions` is not bool [m, n_players], or the game answers with a wrong shape, with something that is not
+        real numbers, or with a NaN or an infinity.
+    """
+    if coalitions.dtype != np.bool_ or coalitions.ndim != 2 or coalitions.shape[1] != game.n_players:
+        raise ValueError(
+            f"coalitions must be a bool array of shape (m, {game.n_players}), "
+            f"got {coalitions.dtype} of shape {coalitions.shape}"
+        )
+    if len(coalitions) == 0:
+        return np.empty(0)
+    answer: Any = game(coalitions)
+    utilities = np.asarray(answer)
+    if utilities.dtype.kind not in "biuf":
+        raise ValueError(f"a game must return real numbers, got an array of {utilities.dtype} from {_name(game)}")
+    if utilities.shape != (len(coalitions),):
+        raise ValueError(
+            f"a game must return one utility for each coalition, shape ({len(coalitions)},), "
+            f"got shape {utilities.shape} from {_name(game)}"
+        )
+    finite = np.isfinite(utilities)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        raise ValueError(
+            f"a game must return finite utilities, got {utilities[row]} from {_name(game)} for the coalition of "
+            f"{_members(coalitions[row])}; not finite in this batch: {np.count_nonzero(~finite)} of {len(finite)}"
+        )
+    return utilities.astype(np.float64, copy=False)
+
+
+def player_count(game: Game) -> int:
+    """Return the number of players of a game, having checked that it is a game.
+
+    Parameters
+    ----------
+    game : Game
+        The game.
+
+    Returns
+    -------
+    int
+        `game.n_players`.
+
+    Raises
+    ------
+    TypeError
+        If `game` lacks `n_players` or cannot be called, or `n_players` is no integer.
+    ValueError
+        If `n_players` is smaller than 1.
+    """
+    if not isinstance(game, Game):
+        raise TypeError(
+            "a game has an integer n_players and can be called with coalitions (bool [m, n_players]), "
+            f"got {type(game).__name__}"
+        )
+    return whole_number("n_players of a game", game.n_players)
+
+
+def _name(game: Game) -> str:
+    return type(game).__name__
+
+
+def _members(coalition: NDArray[np.bool_]) -> str:
+    members = np.flatnonzero(coalition)
+    shown = ", ".join(map(str, members[:_MEMBERS_SHOWN]))
+    more = ", ..." if len(members) > _MEMBERS_SHOWN else ""
+    return f"size {len(members)} with members [{shown}{more}]"

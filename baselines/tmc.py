@@ -1,0 +1,214 @@
+r"""Truncated Monte Carlo (TMC) Shapley: permutations that stop once the prefix is as good as everyone.
+
+As in `baselines.permutation`, the players join in a uniformly random order and the value of a player is the mean of its
+marginal contributions. In data valuation most of a permutation is spent where the model is already as good as it gets
+and marginal contributions are tiny. So a permutation is truncated as soon as the utility of the prefix :math:`P` is
+close to that of all players (Ghorbani, Zou: *Data Shapley: Equitable Valuation of Data for Machine Learning*, ICML
+2019, arXiv 1904.02868, Algorithm 1),
+
+.. math:: |v(N) - v(P)| < \tau \, |v(N) - v(\emptyset)|,
+
+and those still to come get a marginal contribution of zero. The comparison is strict: with a tolerance :math:`\tau = 0`
+nothing is truncated, and the result equals that of `permutation_shapley` with the same seed to the last bit.
+
+**Bias**: truncation replaces marginal contributions by zeros, and no number of permutations makes that good. The
+sum of what is cut off a permutation is smaller than :math:`\tau |v(N) - v(\emptyset)|`, so the values add up to
+:math:`v(N) - v(\emptyset)` within that; but contributions of opposite signs that cancel in the sum are cut off too, so
+a single value may be off by more. A utility that comes close to :math:`v(N)` by chance, or rises above it and
+passes it on the way, is truncated there as well. `parameters["truncated"]` is the fraction of marginal contributions
+that were cut off.
+
+**Variance**: as for permutations, with the truncated marginal contributions; standard errors know nothing of the bias.
+
+**Cost**: 2 evaluated coalitions (empty, grand), and one for each prefix up to and including that at which a permutation
+stops, at most :math:`n - 1`.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from baselines.arguments import either_permutations_or_budget, whole_number
+from baselines.draws import Moments, Rng, random_permutations
+from baselines.game import Game, evaluate, player_count
+from baselines.valuation import Valuation
+
+__all__ = ["tmc_shapley"]
+
+_LANE_CELLS = 2**24  # lanes x players: bounds the memory of the permutations under way to some 300 MB
+
+
+def tmc_shapley(
+    game: Game,
+    n_permutations: int | None = None,
+    *,
+    tolerance: float = 0.01,
+    budget: int | None = None,
+    rng: Rng = None,
+    batch_size: int = 4096,
+    progress: bool = False,
+) -> Valuation:
+    """Monte Carlo estimate of Shapley values from truncated random permutations.
+
+    Parameters
+    ----------
+    game : Game
+        The game of n players.
+    n_permutations : int, optional
+        Number of permutations. Give either this or `budget`.
+    tolerance : float
+        A permutation stops when the utility of the prefix differs from that of all players by less than `tolerance`
+        times the difference between all players and none; in [0, 1], and 0 never truncates.
+    budget : int, optional
+        Most coalitions to evaluate, the empty and the grand coalition included. A permutation is started if what its
+        predecessors left over pays for all of it, n - 1 coalitions, wherever it will be truncated; so no evaluation
+        is spent on a permutation that is then left out, and whether a permutation counts does not depend on its cost.
+    rng : int, SeedSequence, Generator or None
+        Seed; see `baselines.draws.random_permutations`. The result does not depend on `batch_size`.
+    batch_size : int
+        Most coalitions that the game is asked for at a time.
+    progress : bool
+        Whether to show a progress bar on stderr, in permutations, or in evaluated coalitions with a budget.
+
+    Returns
+    -------
+    Valuation
+        `values` and `stderr` in units of the utility (`stderr` and `halves` are None after a single permutation);
+        `parameters["truncated"]` is the fraction of marginal contributions that were set to zero.
+
+    Raises
+    ------
+    TypeError
+        If a number is no integer, or `rng` is no seed.
+    ValueError
+        If `tolerance` is not in [0, 1], both or neither of `n_permutations` and `budget` are given, a number is too
+        small, or the game returns something that is not a finite utility for each coalition.
+
+    References
+    ----------
+    Ghorbani, Zou, Data Shapley: Equitable Valuation of Data for Machine Learning, ICML 2019, arXiv 1904.02868,
+    Algorithm 1.
+    """
+    start = perf_counter()
+    n = player_count(game)
+    whole_number("batch_size", batch_size)
+    either_permutations_or_budget(n_permutations, budget, minimum_budget=2 + n - 1)
+    if not 0 <= tolerance <= 1:  # NaN fails as well
+        raise ValueError(
+            f"tolerance must be in [0, 1], got {tolerance}: it is a fraction of the difference between the utilities "
+            "of all players and of none, so that above 1 all permutations would stop before they start"
+        )
+    if n == 1:
+        n_permutations, budget = n_permutations or 1, None  # the only permutation costs nothing
+
+    empty, grand = evaluate(game, np.array([[False] * n, [True] * n]))
+    permutations = random_permutations(rng, n)
+    walks = _truncated_walks(game, permutations, n_permutations, budget, empty, grand, tolerance, batch_size)
+    moments = Moments(n)
+    evaluations, skipped = 2, 0
+    in_permutations = n_permutations is not None
+    unit, done, total = ("perm", 0, n_permutations) if in_permutations else ("coalition", evaluations, budget)
+    with tqdm(initial=done, total=total, desc="tmc_shapley", unit=unit, disable=not progress) as bar:
+        for walk in walks:
+            draw = np.zeros(n)
+            draw[walk.players] = np.diff(walk.utilities)
+            moments.add(draw)
+            evaluations += walk.cost
+            skipped += n - len(walk.players)
+            bar.update(1 if in_permutations else walk.cost)
+    return Valuation(
+        values=moments.mean,
+        stderr=moments.stderr(),
+        evaluations=evaluations,
+        seconds=perf_counter() - start,
+        method="tmc_shapley",
+        parameters={
+            "n_permutations": moments.count,
+            "budget": budget,
+            "tolerance": float(tolerance),
+            "truncated": skipped / (moments.count * n),
+        },
+        halves=moments.halves(),
+    )
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """A finished permutation: who joined before it stopped, and the utilities on the way."""
+
+    players: NDArray[np.intp]  # [t], in the order in which they joined
+    utilities: NDArray[np.float64]  # [t + 1], from the empty coalition on
+    cost: int  # coalitions evaluated
+
+
+def _truncated_walks(
+    game: Game,
+    permutations: Iterator[NDArray[np.intp]],
+    n_permutations: int | None,
+    budget: int | None,
+    empty: float,
+    grand: float,
+    tolerance: float,
+    batch_size: int,
+) -> Iterator[_Walk]:
+    """Walk along permutations in lock-step and yield them in the order in which they were drawn.
+
+    Each lane carries one permutation and adds a player to its coalition at each step; all lanes make up one call of the
+    game. When a permutation stops, the next one takes over its lane, so that the calls stay full to the end.
+    """
+    n = game.n_players
+    full_cost = n - 1
+    if full_cost == 0:
+        for permutation in islice(permutations, n_permutations):
+            yield _Walk(permutation, np.array([empty, grand]), cost=0)
+        return
+    most_walks = math.inf if n_permutations is None else n_permutations
+    affordable = most_walks if budget is None else (budget - 2) // full_cost
+    n_lanes = int(max(1, min(batch_size, _LANE_CELLS // n, affordable)))
+    under_way = np.zeros(n_lanes, dtype=np.bool_)
+    numbers = np.zeros(n_lanes, dtype=np.intp)  # of the permutations, in the order in which they are drawn
+    orders = np.empty((n_lanes, n), dtype=np.intp)
+    lengths = np.zeros(n_lanes, dtype=np.intp)  # players that have joined
+    coalitions = np.zeros((n_lanes, n), dtype=np.bool_)
+    utilities = np.empty((n_lanes, n + 1))
+    utilities[:, 0], utilities[:, n] = empty, grand
+
+    finished: dict[int, _Walk] = {}
+    started = yielded = 0
+    reserved = 2  # evaluations done, and those that permutations under way may still need
+    while True:
+        for lane in np.flatnonzero(~under_way):
+            if started >= most_walks or (budget is not None and reserved + full_cost > budget):
+                break
+            under_way[lane], numbers[lane], lengths[lane] = True, started, 0
+            orders[lane], coalitions[lane] = next(permutations), False
+            started += 1
+            reserved += full_cost
+        active = np.flatnonzero(under_way)
+        if active.size == 0:
+            return
+
+        coalitions[active, orders[active, lengths[active]]] = True
+        lengths[active] += 1
+        reached = evaluate(game, coalitions[active])
+        utilities[active, lengths[active]] = reached
+
+        truncated = np.abs(grand - reached) < tolerance * abs(grand - empty)
+        ended = truncated | (lengths[active] == full_cost)
+        for lane, cut in zip(active[ended], truncated[ended], strict=True):
+            cost = int(lengths[lane])
+            joined = cost if cut else n  # the last player needs no evaluation: it completes the grand coalition
+            finished[int(numbers[lane])] = _Walk(
+                orders[lane, :joined].copy(), utilities[lane, : joined + 1].copy(), cost
+            )
+            reserved -= full_cost - cost
+        under_way[active[ended]] = False
+        while yielded in finished:
+            yield finished.pop(yielded)
+            yielded += 1
