@@ -21,7 +21,8 @@ that were cut off.
 **Variance**: as for permutations, with the truncated marginal contributions; standard errors know nothing of the bias.
 
 **Cost**: 2 evaluated coalitions (empty, grand), and one for each prefix up to and including that at which a permutation
-stops, at most :math:`n - 1`.
+stops, at most :math:`n - 1`. Where a game is much faster on many coalitions than on few, and permutations are few,
+`lookahead` evaluates several prefixes of each at once, some of them in vain; the values are the same.
 """
 
 import math
@@ -52,6 +53,7 @@ def tmc_shapley(
     budget: int | None = None,
     rng: Rng = None,
     batch_size: int = 4096,
+    lookahead: int = 1,
     progress: bool = False,
 ) -> Valuation:
     """Monte Carlo estimate of Shapley values from truncated random permutations.
@@ -73,6 +75,9 @@ def tmc_shapley(
         Seed; see `baselines.draws.random_permutations`. The result does not depend on `batch_size`.
     batch_size : int
         Most coalitions that the game is asked for at a time.
+    lookahead : int
+        Prefixes of a permutation that are evaluated at a time. What a permutation tells does not depend on it, only
+        how many coalitions are evaluated for it.
     progress : bool
         Whether to show a progress bar on stderr, in permutations, or in evaluated coalitions with a budget.
 
@@ -98,6 +103,7 @@ def tmc_shapley(
     start = perf_counter()
     n = player_count(game)
     whole_number("batch_size", batch_size)
+    whole_number("lookahead", lookahead)
     either_permutations_or_budget(n_permutations, budget, minimum_budget=2 + n - 1)
     if not 0 <= tolerance <= 1:  # NaN fails as well
         raise ValueError(
@@ -109,7 +115,9 @@ def tmc_shapley(
 
     empty, grand = evaluate(game, np.array([[False] * n, [True] * n]))
     permutations = random_permutations(rng, n)
-    walks = _truncated_walks(game, permutations, n_permutations, budget, empty, grand, tolerance, batch_size)
+    walks = _truncated_walks(
+        game, permutations, n_permutations, budget, empty, grand, tolerance, batch_size, min(lookahead, batch_size)
+    )
     moments = Moments(n)
     evaluations, skipped = 2, 0
     in_permutations = n_permutations is not None
@@ -156,11 +164,12 @@ def _truncated_walks(
     grand: float,
     tolerance: float,
     batch_size: int,
+    lookahead: int,
 ) -> Iterator[_Walk]:
     """Walk along permutations in lock-step and yield them in the order in which they were drawn.
 
-    Each lane carries one permutation and adds a player to its coalition at each step; all lanes make up one call of the
-    game. When a permutation stops, the next one takes over its lane, so that the calls stay full to the end.
+    Each lane carries one permutation and goes `lookahead` players further at each step; all lanes make up one call of
+    the game. When a permutation stops, the next one takes over its lane, so that the calls stay full to the end.
     """
     n = game.n_players
     full_cost = n - 1
@@ -170,12 +179,12 @@ def _truncated_walks(
         return
     most_walks = math.inf if n_permutations is None else n_permutations
     affordable = most_walks if budget is None else (budget - 2) // full_cost
-    n_lanes = int(max(1, min(batch_size, _LANE_CELLS // n, affordable)))
+    n_lanes = int(max(1, min(batch_size // lookahead, _LANE_CELLS // (n * lookahead), affordable)))
     under_way = np.zeros(n_lanes, dtype=np.bool_)
     numbers = np.zeros(n_lanes, dtype=np.intp)  # of the permutations, in the order in which they are drawn
     orders = np.empty((n_lanes, n), dtype=np.intp)
-    lengths = np.zeros(n_lanes, dtype=np.intp)  # players that have joined
-    coalitions = np.zeros((n_lanes, n), dtype=np.bool_)
+    ranks = np.empty((n_lanes, n), dtype=np.intp)  # the place of each player in the lane's order
+    lengths = np.zeros(n_lanes, dtype=np.intp)  # of the longest prefix evaluated
     utilities = np.empty((n_lanes, n + 1))
     utilities[:, 0], utilities[:, n] = empty, grand
 
@@ -187,23 +196,29 @@ def _truncated_walks(
             if started >= most_walks or (budget is not None and reserved + full_cost > budget):
                 break
             under_way[lane], numbers[lane], lengths[lane] = True, started, 0
-            orders[lane], coalitions[lane] = next(permutations), False
+            orders[lane] = next(permutations)
+            ranks[lane, orders[lane]] = np.arange(n)
             started += 1
             reserved += full_cost
         active = np.flatnonzero(under_way)
         if active.size == 0:
             return
 
-        coalitions[active, orders[active, lengths[active]]] = True
-        lengths[active] += 1
-        reached = evaluate(game, coalitions[active])
-        utilities[active, lengths[active]] = reached
+        reached = lengths[active, None] + np.arange(1, lookahead + 1)  # prefix lengths, [active, lookahead]
+        real = reached <= full_cost
+        which, ahead = np.nonzero(real)
+        prefixes = ranks[active[which]] < reached[which, ahead, None]
+        utilities[active[which], reached[which, ahead]] = evaluate(game, prefixes)
 
-        truncated = np.abs(grand - reached) < tolerance * abs(grand - empty)
+        gaps = np.abs(grand - utilities[active[:, None], np.minimum(reached, full_cost)])
+        close = real & (gaps < tolerance * abs(grand - empty))
+        truncated = close.any(axis=1)
+        stops = reached[np.arange(active.size), close.argmax(axis=1)]
+        lengths[active] = np.minimum(reached[:, -1], full_cost)
         ended = truncated | (lengths[active] == full_cost)
-        for lane, cut in zip(active[ended], truncated[ended], strict=True):
+        for lane, cut, stop in zip(active[ended], truncated[ended], stops[ended], strict=True):
             cost = int(lengths[lane])
-            joined = cost if cut else n  # the last player needs no evaluation: it completes the grand coalition
+            joined = int(stop) if cut else n  # the last player needs no evaluation: it completes the grand coalition
             finished[int(numbers[lane])] = _Walk(
                 orders[lane, :joined].copy(), utilities[lane, : joined + 1].copy(), cost
             )

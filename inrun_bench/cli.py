@@ -12,10 +12,11 @@ from inrun_bench.experiments import EXPERIMENTS
 from inrun_bench.figures import FIGURES, draw_figures
 from inrun_bench.methods import METHODS
 from inrun_bench.plan import PROFILES, Plan
-from inrun_bench.report import update_section, write_summary
+from inrun_bench.report import headline, update_section, write_summary
 from inrun_bench.runner import run
 from inrun_bench.store import Store
 from tasks import CATALOG
+from tasks.registry import unknown_name
 
 __all__ = ["main"]
 
@@ -85,10 +86,10 @@ def _figures(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    summary = write_summary(Store(_folder(options), create=False))
+    store = Store(_folder(options), create=False)
+    print(write_summary(store))
     if options.into:
-        update_section(options.into, summary)
-    print(summary)
+        update_section(options.into, headline(store))
     return 0
 
 
@@ -123,12 +124,23 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=_figures)
 
     command = commands.add_parser("report", help="write the summary tables from stored rows")
-    command.add_argument("--into", type=Path, help="also put them between the 'summary' marks of this Markdown file")
+    command.add_argument(
+        "--into", type=Path, help="also put the first of them between the 'summary' marks of this Markdown file"
+    )
     _add_place(command)
     command.set_defaults(command=_report)
     return parser
 
 
 def _add_place(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--profile", choices=sorted(PROFILES), default="quick", help="how much work (default: quick)")
+    profiles = ", ".join(PROFILES)
+    command.add_argument(
+        "--profile", type=_profile, default="quick", help=f"how much work: {profiles} (default: quick)"
+    )
     command.add_argument("--out", type=Path, help="results folder (default: runs/PROFILE)")
+
+
+def _profile(name: str) -> str:
+    if name not in PROFILES:
+        raise argparse.ArgumentTypeError(unknown_name("profile", name, list(PROFILES)))
+    return name

@@ -11,18 +11,46 @@ from tabulate import tabulate
 from inrun_bench.figures.style import in_order, look
 from inrun_bench.intervals import over_seeds
 from inrun_bench.store import Store
+from inrun_bench.unit import REFERENCE
 
-__all__ = ["update_section", "write_summary"]
+__all__ = ["headline", "update_section", "write_summary"]
 
 BEGIN, END = "<!-- summary: begin (inrun-bench report --into) -->", "<!-- summary: end -->"
 
 
 def write_summary(store: Store) -> str:
     """Write ``summary.md`` into the store's folder and return its text."""
-    parts = [table(store) for table in (_methods_table, _fidelity_table, _steps_table)]
+    parts = [table(store) for table in (headline, _methods_table, _fidelity_table, _steps_table)]
     text = "\n\n".join(part for part in parts if part)
     (store.root / "summary.md").write_text(text + "\n")
     return text
+
+
+def headline(store: Store) -> str:
+    """Return the one table to look at first: agreement with the reference and its price, by method and task."""
+    agreement = store.read_all("agreement")
+    if agreement.empty:
+        return ""
+    spearman = agreement[agreement["metric"] == "spearman"]
+    table, cost = over_seeds(agreement), spearman.groupby(["task", "method"])["seconds"].median()
+    names = list(dict.fromkeys(agreement["task"]))
+    cells = []
+    for method in in_order(m for m in agreement["method"] if m != REFERENCE):
+        found = (
+            f"{_interval(table, (task, method, 'spearman'))}, {cost[task, method]:.2g} s"
+            if (task, method) in cost.index
+            else ""
+            for task in names
+        )
+        cells.append([look(method).label, *found])
+    ceilings = (_mean(table, (task, REFERENCE, "spearman_ceiling")) for task in names)
+    times = (f"{cost[task, REFERENCE]:,.0f} s" if (task, REFERENCE) in cost.index else "" for task in names)
+    cells.append(["*noise ceiling; time of the reference*", *map(", ".join, zip(ceilings, times, strict=True))])
+    return (
+        "**Spearman correlation with the retraining reference** [95 % confidence interval over "
+        f"{agreement['seed'].nunique()} seeds], and wall time for the values of all samples on one core.\n\n"
+        f"{_markdown(cells, ['method', *names])}"
+    )
 
 
 def update_section(path: Path, summary: str) -> None:
@@ -65,7 +93,7 @@ def _methods_table(store: Store) -> str:
         methods = in_order(agreement[agreement["task"] == task]["method"])
         cells = [[cell(task, method) for cell in columns.values()] for method in methods]
         seeds = agreement[agreement["task"] == task]["seed"].nunique()
-        ceiling = _mean(table, (task, "reference", "spearman_ceiling"))
+        ceiling = _mean(table, (task, REFERENCE, "spearman_ceiling"))
         parts.append(
             f"**{task}**, {seeds} seeds. The reference's own row is one half of it against the other; "
             f"noise ceiling of Spearman: {ceiling}.\n\n{_markdown(cells, list(columns))}"

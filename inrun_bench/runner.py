@@ -78,11 +78,11 @@ def _work(unit: Unit, root: Path) -> tuple[Unit, str]:
             needs = {need: store.read(need) for need in unit.needs if _usable(store, need)}
             with threadpool_limits(1):
                 rows = EXPERIMENTS[unit.experiment].measure(unit, needs)
+            store.write(unit, rows)
         except Exception as error:  # whatever a unit raises belongs into its row
             message = f"{type(error).__name__}: {error}"
             store.write(unit, [{"metric": "error", "status": "error", "message": message}])
             return unit, message
-        store.write(unit, rows)
         return unit, ""
 
 

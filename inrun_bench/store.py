@@ -73,21 +73,18 @@ class Store:
         self.root = root
         self._stamp = {"format": FORMAT, "inrun_bench": __version__}
         marker = root / "store.json"
-        if marker.exists():
-            found = json.loads(marker.read_text())
-            if found != self._stamp:
-                raise ValueError(
-                    f"results folder {str(root)!r} was written by inrun-bench {found.get('inrun_bench')} "
-                    f"(format {found.get('format')}); this is {__version__} (format {FORMAT}). "
-                    "Choose another folder with --out, or remove this one"
-                )
-        elif not create:
+        if create and not marker.exists():
+            with self._lock("store"):  # another run may be about to make it
+                self._make(marker)
+        if not marker.exists():
             raise ValueError(f"no results in {str(root)!r}: it has no store.json; run 'inrun-bench run' first")
-        elif root.exists() and (not root.is_dir() or any(root.iterdir())):
-            raise ValueError(f"{str(root)!r} is not a results folder, and not empty; choose another with --out")
-        else:
-            (root / "rows").mkdir(parents=True)
-            _write_atomically(marker, json.dumps(self._stamp, indent=2) + "\n")
+        found = json.loads(marker.read_text())
+        if found != self._stamp:
+            raise ValueError(
+                f"results folder {str(root)!r} was written by inrun-bench {found.get('inrun_bench')} "
+                f"(format {found.get('format')}); this is {__version__} (format {FORMAT}). "
+                "Choose another folder with --out, or remove this one"
+            )
 
     def has(self, unit: Unit) -> bool:
         """Return whether the unit's rows are there, without an error among them."""
@@ -113,25 +110,37 @@ class Store:
         schema = pa.schema([*SCHEMA, *(inferred.schema.field(name) for name in extra)])
         table = pa.Table.from_pylist(records, schema=schema)
         path = self._path(unit)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        pq.write_table(table, partial, compression="zstd")
-        partial.replace(path)
+        path.parent.mkdir(exist_ok=True)
+        with _replacing(path) as partial:
+            pq.write_table(table, partial, compression="zstd")
 
     @contextmanager
     def claim(self, unit: Unit) -> Iterator[None]:
         """Keep other processes of this machine from the same unit; the claim ends with the process that holds it."""
-        claims = Path(tempfile.gettempdir()) / f"inrun-bench-claims-{os.getuid()}"
-        claims.mkdir(exist_ok=True)
-        folder = hashlib.sha256(str(self.root.resolve()).encode()).hexdigest()[:16]
-        with FileLock(claims / f"{folder}-{unit.key}"):
+        with self._lock(unit.key):
             yield
 
     def record_run(self, jobs: int, seeds: Sequence[int], units: int) -> None:
         """Add a run that is about to do `units` units of work, and what it ran on, to the manifest."""
         path = self.root / "manifest.json"
-        runs = json.loads(path.read_text()) if path.exists() else []
-        runs.append({"units": units, "jobs": jobs, "seeds": list(seeds), **_environment()})
-        _write_atomically(path, json.dumps(runs, indent=2) + "\n")
+        run = {"units": units, "jobs": jobs, "seeds": list(seeds), **_environment()}
+        with self._lock("manifest"):
+            runs = json.loads(path.read_text()) if path.exists() else []
+            _write_atomically(path, json.dumps([*runs, run], indent=2) + "\n")
+
+    def _make(self, marker: Path) -> None:
+        if marker.exists():  # another run was faster
+            return
+        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+            raise ValueError(f"{str(self.root)!r} is not a results folder, and not empty; choose another with --out")
+        self.root.mkdir(parents=True, exist_ok=True)
+        _write_atomically(marker, json.dumps(self._stamp, indent=2) + "\n")
+
+    def _lock(self, name: str) -> FileLock:
+        claims = Path(tempfile.gettempdir()) / f"inrun-bench-claims-{os.getuid()}"
+        claims.mkdir(exist_ok=True)
+        folder = hashlib.sha256(str(self.root.resolve()).encode()).hexdigest()[:16]
+        return FileLock(claims / f"{folder}-{name}")
 
     def _path(self, unit: Unit) -> Path:
         return self.root / "rows" / f"{unit.experiment}.{unit.task}.{unit.method}.{unit.seed}.{unit.key}.parquet"
@@ -175,6 +184,16 @@ def _commit() -> str | None:
 
 
 def _write_atomically(path: Path, text: str) -> None:
+    with _replacing(path) as partial:
+        partial.write_text(text)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield a file to be written beside `path`: it takes the place of `path` when it is whole, or goes."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
-    partial.replace(path)
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

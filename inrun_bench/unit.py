@@ -11,7 +11,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-__all__ = ["Row", "Setting", "Unit"]
+__all__ = ["REFERENCE", "Row", "Setting", "Unit"]
+
+REFERENCE = "reference"
+"""What stands in the method column for the retraining reference."""
 
 Setting: TypeAlias = str | int | float | bool
 

@@ -68,12 +68,13 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def _all(self) -> dict[str, T]:
         if self._found is None:
-            self._found = {}
+            found: dict[str, T] = {}
             for info in pkgutil.iter_modules(self._package.__path__):
                 module = importlib.import_module(f"{self._package.__name__}.{info.name}")
-                self._found.update(self._collect(info.name.replace("_", "-"), module))
+                found.update(self._collect(info.name.replace("_", "-"), module))
             for entry in entry_points(group=self._group) if self._group else ():
-                self._found[entry.name] = entry.load()
+                found[entry.name] = entry.load()
+            self._found = found  # at the end: what fails half-way is not half a registry
         return self._found
 
 

@@ -138,11 +138,10 @@ def utilities(model: nn.Module, stack: Stack, split: Split, utility: Utility) ->
     """Return the utility on `split`, float64 [m], of each of the m models in `stack`."""
 
     def judge(parameters: Stack) -> torch.Tensor:
-        logits = functional_call(model, parameters, (split.x,))
+        logits: torch.Tensor = functional_call(model, parameters, (split.x,))
         if utility == "accuracy":
             return (logits.argmax(dim=-1) == split.y).double().mean()
-        loss: torch.Tensor = nn.functional.cross_entropy(logits, split.y)
-        return -loss
+        return -nn.functional.cross_entropy(logits, split.y)
 
     judged: torch.Tensor = vmap(judge)(stack)
     return judged.double()

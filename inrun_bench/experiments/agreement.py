@@ -15,9 +15,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from inrun_bench.experiments.values import REFERENCE, read_reference, read_values, reference_blocks, values_unit
+from inrun_bench.experiments.values import read_reference, read_values, reference_blocks, values_unit
 from inrun_bench.plan import Plan
-from inrun_bench.unit import Row, Unit
+from inrun_bench.unit import REFERENCE, Row, Unit
 
 SUMMARY = "in-run orders, Monte Carlo, TMC, KNN and random against the retraining reference"
 EXCLUSIVE = False

@@ -13,9 +13,9 @@ import pandas as pd
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 import tasks
-from inrun_bench.experiments.values import REFERENCE, read_reference, read_values, reference_blocks, values_unit
+from inrun_bench.experiments.values import read_reference, read_values, reference_blocks, values_unit
 from inrun_bench.plan import Plan
-from inrun_bench.unit import Row, Unit
+from inrun_bench.unit import REFERENCE, Row, Unit
 
 SUMMARY = "AUROC and average precision of low values for flipped labels"
 EXCLUSIVE = False

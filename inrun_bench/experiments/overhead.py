@@ -12,22 +12,19 @@ timed apart ("validation"): what an order costs beyond it is the price of the sc
 
 from __future__ import annotations
 
-import json
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 
 import tasks
 from inrun_bench.attribution import InRunShapley
 from inrun_bench.experiments.values import reference_blocks, values_unit
+from inrun_bench.memory import peak_bytes
 from inrun_bench.plan import Plan
 from inrun_bench.unit import Row, Setting, Unit
 
@@ -80,7 +77,7 @@ def _time_steps(unit: Unit) -> list[Row]:
         seconds = statistics.median(taken[name] for taken in rounds)
         ratios = np.array([taken[name] / taken["regular"] for taken in rounds])
         low, middle, high = (float(q) for q in np.quantile(ratios, (0.25, 0.5, 0.75)))
-        cost = {"method": name, "seconds": seconds, "peak_bytes": _peak_bytes(step)}
+        cost = {"method": name, "seconds": seconds, "peak_bytes": peak_bytes(step)}
         rows.append({**cost, "metric": "step_ratio", "value": middle, "low": low, "high": high})
     return rows
 
@@ -146,18 +143,6 @@ def _seconds(step: Callable[[], object], calls: int) -> float:
     for _ in range(calls):
         step()
     return (time.perf_counter() - start) / calls
-
-
-def _peak_bytes(step: Callable[[], object]) -> int:
-    """Return the peak of what torch allocates during one call, beyond what was allocated before it."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        step()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        recorded.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
-    changes = [(e["ts"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]"]
-    return int(np.cumsum([bytes_ for _, bytes_ in sorted(changes, key=lambda change: change[0])]).max(initial=0))
 
 
 def _time_runs(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:

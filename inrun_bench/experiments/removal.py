@@ -12,11 +12,12 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.integrate import trapezoid
 
 import tasks
-from inrun_bench.experiments.values import REFERENCE, read_reference, read_values, reference_blocks, values_unit
+from inrun_bench.experiments.values import read_reference, read_values, reference_blocks, values_unit
 from inrun_bench.plan import Plan
-from inrun_bench.unit import Row, Unit
+from inrun_bench.unit import REFERENCE, Row, Unit
 
 SUMMARY = "test accuracy and loss after retraining without the top or bottom samples"
 EXCLUSIVE = False
@@ -62,7 +63,7 @@ def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
         for fraction, value in zip(FRACTIONS, column, strict=True)
     ]
     if unit.method != "random":
-        gap = np.trapezoid(curves["bottom"] - curves["top"], FRACTIONS, axis=0)
+        gap = trapezoid(curves["bottom"] - curves["top"], FRACTIONS, axis=0)
         areas = zip(METRICS, gap * (1, -1), strict=True)  # positive where the method tells good from bad
         rows += [{"metric": f"area_{metric}", "value": float(area)} for metric, area in areas]
     return rows

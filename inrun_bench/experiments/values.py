@@ -17,13 +17,11 @@ import tasks
 from baselines import Valuation, permutation_shapley
 from inrun_bench.methods import METHODS
 from inrun_bench.plan import Plan
-from inrun_bench.unit import Row, Unit
+from inrun_bench.unit import REFERENCE, Row, Unit
 
 SUMMARY = "the value of every training sample by every method, and the retraining reference"
 EXCLUSIVE = False
 DEFAULT = True
-
-REFERENCE = "reference"
 
 
 def units(plan: Plan) -> list[Unit]:

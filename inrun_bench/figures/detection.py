@@ -28,6 +28,7 @@ def draw(rows: pd.DataFrame) -> Figure:
                 ax.plot([max(low, 0), min(high, 1)], [position] * 2, color=style.color, linewidth=1.5)
                 ax.plot(mean, position, color=style.color, marker=style.marker, markersize=7)
             ax.set_xlim(0, 1.02)
-            ax.set_xlabel(f"{label} of flipped labels (dotted: chance)")
+            ax.set_xlabel(label)
         axes_row[0].set_yticks(range(len(methods)), [look(m).label for m in methods])
+    figure.suptitle("flipped labels found by their low values (mean, 95 % CI over seeds; dotted: chance)", fontsize=10)
     return figure

@@ -21,6 +21,9 @@ def draw(rows: pd.DataFrame) -> Figure:
         above, below = axes[0][column], axes[1][column]
         _lines(above, here, "learning_rate", methods)
         above.set_xscale("log")
+        rates = sorted(here["learning_rate"].unique())
+        above.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        above.minorticks_off()
         above.set_xlabel("learning rate")
         if not own.empty:
             above.axvline(own["learning_rate"].iloc[0], color="0.4", linewidth=0.8, linestyle="--")

@@ -14,14 +14,13 @@ def draw(rows: pd.DataFrame) -> Figure:
     """Draw three panels: step time, step memory, and time for all values of a task."""
     figure = Figure(figsize=(10, 8.5), layout="constrained")
     above, middle, below = figure.subplots(3, 1)
-    steps = rows[rows["metric"] == "step_ratio"].copy()
-    size = np.where(steps["width"] > 0, "\n1024-wide", "\nits own model")
-    steps["group"] = steps["task"] + size
+    steps = rows[rows["metric"] == "step_ratio"].sort_values(["task", "width"], kind="stable")
+    steps["group"] = steps["task"] + np.where(steps["width"] > 0, "\n1024 wide, batch 64", "\nits own model and batch")
     regular = steps[steps["method"] == "regular"].set_index("group")["peak_bytes"]
     steps["memory"] = steps["peak_bytes"] / steps["group"].map(regular)
     _bars(above, steps, "value")
     above.set_ylabel("time of a step\n/ regular step (median, quartiles)")
-    above.legend(ncols=3, loc="upper left", bbox_to_anchor=(0, 1.32))
+    above.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     _bars(middle, steps, "memory")
     middle.set_ylabel("peak memory of a step\n/ regular step")
     runs = rows[rows["metric"] == "run_ratio"].copy()
@@ -29,7 +28,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     runs["low"] = runs["high"] = np.nan
     _bars(below, runs[runs["method"] != "random"], "value")
     below.set_ylabel("time for the values of all samples\n/ one plain training run")
-    below.legend(ncols=3, loc="upper left", bbox_to_anchor=(0, 1.35))
+    below.legend(ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 

@@ -36,8 +36,8 @@ _KNOWN = {
     "knn": Look("KNN-Shapley", "#009e73", "P"),
     "random": Look("random", "0.6", "x"),
     "regular": Look("regular step", "0.75", "s"),
-    "validation": Look("validation gradient alone", "#fdae6b", "s"),
-    "per-sample-loop": Look("per-sample loop, first order", "#d55e00", "s"),
+    "validation": Look("validation gradient alone", "0.75", "s"),
+    "per-sample-loop": Look("per-sample loop, first order", "#994f00", "s"),
     "plain-run": Look("plain training run", "0.75", "s"),
 }
 _OTHERS = ("#e69f00", "#56b4e9", "#f0e442", "#0072b2", "#994f00", "#40b0a6")

@@ -13,6 +13,7 @@ from baselines import Valuation, permutation_shapley, tmc_shapley
 from tasks import Task
 
 TRUNCATION = 0.05  # share of v(N) - v(empty) that the rest of a permutation may still be worth
+LOOKAHEAD = 10  # a batched trainer is several times faster on 100 coalitions than on 10
 
 
 def monte_carlo(task: Task, seed: np.random.SeedSequence, *, n_permutations: int) -> Valuation:
@@ -22,7 +23,9 @@ def monte_carlo(task: Task, seed: np.random.SeedSequence, *, n_permutations: int
 
 def truncated(task: Task, seed: np.random.SeedSequence, *, n_permutations: int) -> Valuation:
     """Return truncated Monte Carlo estimates of the trajectory game's Shapley values (utility: loss)."""
-    return tmc_shapley(task.trajectory_game(), n_permutations=n_permutations, tolerance=TRUNCATION, rng=seed)
+    return tmc_shapley(
+        task.trajectory_game(), n_permutations=n_permutations, tolerance=TRUNCATION, rng=seed, lookahead=LOOKAHEAD
+    )
 
 
 METHODS = {

@@ -122,6 +122,20 @@ def test_standard_errors_are_calibrated():
     assert np.sum([run.stderr**2 for run in runs]) / 400 == pytest.approx(variance.sum(), rel=0.08)
 
 
+@pytest.mark.parametrize("lookahead", [2, 7, 18, 19, 50])
+@pytest.mark.parametrize("batch_size", [20, 4096])
+def test_lookahead_changes_the_cost_alone(lookahead, batch_size):
+    game = Recorded(SATURATING)
+    valuation = tmc_shapley(game, 40, tolerance=0.1, rng=1, lookahead=lookahead, batch_size=batch_size)
+    expected = tmc_shapley(SATURATING, 40, tolerance=0.1, rng=1)
+    np.testing.assert_array_equal(valuation.values, expected.values)
+    np.testing.assert_array_equal(valuation.stderr, expected.stderr)
+    assert valuation.parameters["truncated"] == expected.parameters["truncated"]
+    assert valuation.evaluations == game.evaluations()
+    assert expected.evaluations < valuation.evaluations <= expected.evaluations + 40 * (lookahead - 1)
+    assert max(game.batch_sizes()) <= batch_size
+
+
 @pytest.mark.parametrize("budget", [21, 22, 39, 40, 41, 200, 1234])
 @pytest.mark.parametrize("batch_size", [3, 4096])
 def test_budget(budget, batch_size):
