@@ -39,7 +39,7 @@ class StepGame:
     model : torch.nn.Module
         At the weights before the step; not changed.
     optimizer : torch.optim.Optimizer
-        Element-wise, over the parameters of `model`, at the state before the step; not changed.
+        The recipe's, over the parameters of `model`, at the state before the step; not changed.
     index : int64 [batch]
         Training indices of the batch.
 
@@ -55,9 +55,8 @@ class StepGame:
         self._validation = task.validation
         self._weights = {name: p.detach().clone() for name, p in model.named_parameters()}
         self._contributions = per_sample_contributions(model, task.train.x[index], task.train.y[index])
-        self._optimizer_class = type(optimizer)
-        group = optimizer.param_groups[0]
-        self._settings = {key: value for key, value in group.items() if key in optimizer.defaults}
+        self._build_optimizer = task.recipe.build_optimizer
+        self._settings = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
         self._state = {
             name: {k: v.clone() if torch.is_tensor(v) else v for k, v in optimizer.state.get(p, {}).items()}
             for name, p in model.named_parameters()
@@ -74,7 +73,8 @@ class StepGame:
         for name, parameter in stack.items():
             contributions = self._contributions[name]
             parameter.grad = torch.tensordot(coalitions.to(contributions.dtype), contributions, dims=1)
-        optimizer = self._optimizer_class(list(stack.values()), **self._settings)
+        optimizer = self._build_optimizer(stack.values())
+        optimizer.param_groups[0].update(self._settings)
         for name, parameter in stack.items():
             weight = self._weights[name]
             for key, value in self._state[name].items():
