@@ -50,7 +50,7 @@ class Profile:
 PROFILES = {
     "quick": Profile(
         seeds=(0, 1, 2),
-        reference_permutations={"breast-cancer-logreg": 400, "digits-mlp": 80, "default": 64},
+        reference_permutations={"breast-cancer-logreg": 400, "digits-mlp": 80, "default": 48},
         reference_blocks=4,
         step_permutations=60,
         moments=(0.0, 0.1, 0.4, 1.0),

@@ -19,14 +19,12 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from tasks.trajectory import Stack, utilities
+from tasks.trajectory import Stack, stack_size, utilities
 
 if TYPE_CHECKING:
     from tasks.task import Task
 
 __all__ = ["StepGame"]
-
-COALITIONS_AT_A_TIME = 512
 
 
 class StepGame:
@@ -65,7 +63,7 @@ class StepGame:
 
     def __call__(self, coalitions: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Return the drop of the validation loss in nats, float64 [m], of each coalition of bool [m, n_players]."""
-        chunks = torch.split(torch.from_numpy(np.asarray(coalitions)), COALITIONS_AT_A_TIME)
+        chunks = torch.split(torch.from_numpy(np.asarray(coalitions)), stack_size(self._model))
         return torch.cat([self._stepped_utilities(c) for c in chunks]).numpy() - self._empty_utility
 
     def _stepped_utilities(self, coalitions: torch.Tensor) -> torch.Tensor:

@@ -37,6 +37,7 @@ Utility = Literal["loss", "accuracy"]
 Part = Literal["validation", "test"]
 
 COALITIONS_AT_A_TIME = 512
+LARGEST_TENSOR = 30 * 2**20  # bytes; allocators give larger blocks back at once, and fetch fresh pages at every step
 
 
 class TrajectoryGame:
@@ -103,13 +104,20 @@ def retrain(task: Task, coalitions: NDArray[np.bool_], measures: list[tuple[Util
             f"got {coalitions.dtype} of shape {list(coalitions.shape)}"
         )
     out = np.empty((len(coalitions), len(measures)))
-    for start in range(0, len(coalitions), COALITIONS_AT_A_TIME):
-        chunk = slice(start, start + COALITIONS_AT_A_TIME)
+    size = stack_size(task.model())
+    for start in range(0, len(coalitions), size):
+        chunk = slice(start, start + size)
         stack = train_coalitions(task, torch.from_numpy(coalitions[chunk]))
         for column, (utility, part) in enumerate(measures):
             split: Split = getattr(task, part)
             out[chunk, column] = utilities(task.model(), stack, split, utility).numpy()
     return out
+
+
+def stack_size(model: nn.Module) -> int:
+    """Return how many models like `model` are best stacked: many, but no stacked parameter larger than a block."""
+    largest = max(p.numel() * p.element_size() for p in model.parameters())
+    return max(1, min(COALITIONS_AT_A_TIME, LARGEST_TENSOR // largest))
 
 
 def train_coalitions(task: Task, coalitions: torch.Tensor) -> Stack:

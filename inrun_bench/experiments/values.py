@@ -7,6 +7,7 @@ in independent blocks: they run in parallel, and the even against the odd ones g
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from numbers import Real
 
 import numpy as np
@@ -48,6 +49,7 @@ def reference_blocks(plan: Plan, task: str, seed: int) -> tuple[Unit, ...]:
 def measure(unit: Unit, _needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
     """Compute the values of one unit."""
     task = tasks.load(unit.task, unit.seed)
+    _warm_up(unit.task)
     if unit.method == REFERENCE:
         valuation = permutation_shapley(
             task.trajectory_game(),
@@ -74,6 +76,15 @@ def read_values(rows: pd.DataFrame) -> NDArray[np.float64]:
 def read_reference(blocks: Iterable[pd.DataFrame]) -> NDArray[np.float64]:
     """Return the blocks of a reference, float64 [blocks, n_train]; their mean is the reference."""
     return np.stack([read_values(rows) for rows in blocks])
+
+
+@cache
+def _warm_up(name: str) -> None:
+    """Train a little, once in a process, so that no method's time is charged with what torch loads when first used."""
+    task = tasks.load(name)
+    model = task.model()
+    task.train_on(model, task.optimizer(model), task.batches()[0])
+    task.trajectory_game()(np.ones((1, task.n_train), dtype=np.bool_))
 
 
 def _rows(valuation: Valuation) -> Iterable[Row]:

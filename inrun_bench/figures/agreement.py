@@ -40,6 +40,7 @@ def draw(rows: pd.DataFrame) -> Figure:
                 linestyle="none",
             )
         ax.set_xscale("log")
+        ax.margins(x=0.12)
         ax.set_xlabel("wall time for all values, one core (s)")
     axes[0][0].set_ylabel("Spearman correlation with the\nretraining reference (95 % CI over seeds)")
     extra = [

@@ -12,10 +12,10 @@ from inrun_bench.figures.style import in_order, look
 
 def draw(rows: pd.DataFrame) -> Figure:
     """Draw three panels: step time, step memory, and time for all values of a task."""
-    figure = Figure(figsize=(10, 8.5), layout="constrained")
+    figure = Figure(figsize=(11, 8.5), layout="constrained")
     above, middle, below = figure.subplots(3, 1)
     steps = rows[rows["metric"] == "step_ratio"].sort_values(["task", "width"], kind="stable")
-    steps["group"] = steps["task"] + np.where(steps["width"] > 0, "\n1024 wide, batch 64", "\nits own model and batch")
+    steps["group"] = steps["task"] + np.where(steps["width"] > 0, "\n1024 wide, batch 64", "\nits own")
     regular = steps[steps["method"] == "regular"].set_index("group")["peak_bytes"]
     steps["memory"] = steps["peak_bytes"] / steps["group"].map(regular)
     _bars(above, steps, "value")

@@ -34,5 +34,5 @@ def draw(rows: pd.DataFrame) -> Figure:
         axes_row[0].set_ylabel(f"{METRICS[metric]}\n{DIRECTIONS[direction]}")
     for ax in axes[-1]:
         ax.set_xlabel("training samples removed (%)")
-    legend(figure, methods, [Patch(color="0.85", label="random removal: mean, 5-95 % of draws")])
+    legend(figure, methods, [Patch(color="0.85", label="random removal: mean, 5-95 % of draws and seeds")])
     return figure
