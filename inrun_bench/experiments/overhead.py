@@ -26,12 +26,13 @@ from inrun_bench.attribution import InRunShapley
 from inrun_bench.experiments.values import reference_blocks, values_unit
 from inrun_bench.memory import peak_bytes
 from inrun_bench.plan import Plan
-from inrun_bench.unit import Row, Setting, Unit
+from inrun_bench.unit import REFERENCE, Row, Setting, Unit
 
 SUMMARY = "time and memory of in-run orders against regular training, and of every method for a whole task"
 EXCLUSIVE = True
 DEFAULT = True
 
+STEPS = "steps"
 ORDERS = ("first", "second", "integrated")
 SIZES: tuple[dict[str, Setting], ...] = (
     {"width": 0, "batch": 0},  # the task's own model and batch
@@ -41,22 +42,22 @@ ROUND_SECONDS = 0.02  # a variant is called until a regular step's calls take th
 
 
 def units(plan: Plan) -> list[Unit]:
-    """For each task the steps of its own model and of a wide one, and its methods' runs; of the first seed."""
+    """For each task the steps of its own model and of a wide one, and a run a method; of the first seed."""
     seed = plan.seeds[0]
     repeats: dict[str, Setting] = {"repeats": plan.profile.timing_repeats}
     found = []
     for task in plan.tasks:
-        valued = tuple(values_unit(task, method, seed) for method in plan.methods)
-        found += [Unit("overhead", task, "steps", seed, {**repeats, **size}) for size in SIZES]
-        found.append(
-            Unit("overhead", task, "runs", seed, repeats, needs=(*valued, *reference_blocks(plan, task, seed)))
-        )
+        found += [Unit("overhead", task, STEPS, seed, {**repeats, **size}) for size in SIZES]
+        needs: dict[str, tuple[Unit, ...]]
+        needs = {method: (values_unit(task, method, seed),) for method in plan.methods if method != "random"}
+        needs[REFERENCE] = reference_blocks(plan, task, seed)
+        found += [Unit("overhead", task, method, seed, repeats, needs=of) for method, of in needs.items()]
     return found
 
 
 def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
-    """Time the steps of one model, or put the methods' times in units of one plain run."""
-    return _time_runs(unit, needs) if unit.method == "runs" else _time_steps(unit)
+    """Time the steps of one model, or put a method's time in units of one plain run."""
+    return _time_steps(unit) if unit.method == STEPS else _time_run(unit, needs)
 
 
 def _time_steps(unit: Unit) -> list[Row]:
@@ -145,20 +146,14 @@ def _seconds(step: Callable[[], object], calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def _time_runs(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
-    """Return each method's wall time, as it was when its values were made, over that of one plain training run."""
+def _time_run(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
+    """Return the method's wall time, as it was when its values were made, over that of one plain training run."""
     task = tasks.load(unit.task, unit.seed)
     plain = statistics.median(_seconds(lambda: _train(task), 1) for _ in range(int(unit.settings["repeats"])))
-    spent: dict[str, list[pd.Series]] = {}
-    for need, own in needs.items():
-        spent.setdefault(need.method, []).append(own[own["metric"] == "cost"].iloc[0])
-    rows: list[Row] = [{"method": "plain-run", "metric": "run_ratio", "value": 1.0, "seconds": plain, "evaluations": 1}]
-    for method, costs in spent.items():
-        seconds = float(sum(cost["seconds"] for cost in costs))
-        evaluations = int(sum(cost["evaluations"] for cost in costs))
-        ratio = {"metric": "run_ratio", "value": seconds / plain}
-        rows.append({"method": method, **ratio, "seconds": seconds, "evaluations": evaluations})
-    return rows
+    costs = [rows[rows["metric"] == "cost"].iloc[0] for rows in needs.values()]
+    seconds = float(sum(cost["seconds"] for cost in costs))
+    evaluations = int(sum(cost["evaluations"] for cost in costs))
+    return [{"metric": "run_ratio", "value": seconds / plain, "seconds": seconds, "evaluations": evaluations}]
 
 
 def _train(task: tasks.Task) -> None:

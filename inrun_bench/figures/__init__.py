@@ -25,7 +25,7 @@ class Drawing(Protocol):
     """What a module of this package offers."""
 
     def draw(self, rows: pd.DataFrame) -> Figure:
-        """Return the picture of an experiment's rows."""
+        """Return the picture of an experiment's rows; without axes where they hold nothing to draw."""
 
 
 def _collect(name: str, module: ModuleType) -> dict[str, Drawing]:
@@ -65,6 +65,8 @@ def draw_figures(store: Store, names: Iterable[str]) -> list[Path]:
             continue
         with mpl.rc_context(SETTINGS):
             figure = FIGURES[name].draw(rows)
+            if not figure.axes:
+                continue
             for suffix, metadata in ((".png", None), (".svg", {"Date": None})):
                 path = folder / f"{name}{suffix}"
                 figure.savefig(path, dpi=150, bbox_inches="tight", metadata=metadata)

@@ -13,6 +13,8 @@ from inrun_bench.figures.style import in_order, legend, look, panels
 def draw(rows: pd.DataFrame) -> Figure:
     """Draw medians with quartile bands: above over the learning rate, below over training at the recipe's own rate."""
     errors = rows[rows["metric"] == "relative_error"]
+    if errors.empty:
+        return Figure()
     figure, names, axes = panels(errors, 2, height=3.0, sharey=True)
     methods = in_order(errors["method"])
     for column, task in enumerate(names):

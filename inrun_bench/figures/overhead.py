@@ -11,30 +11,34 @@ from inrun_bench.figures.style import in_order, look
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """Draw three panels: step time, step memory, and time for all values of a task."""
-    figure = Figure(figsize=(11, 8.5), layout="constrained")
-    above, middle, below = figure.subplots(3, 1)
-    steps = rows[rows["metric"] == "step_ratio"].sort_values(["task", "width"], kind="stable")
-    steps["group"] = steps["task"] + np.where(steps["width"] > 0, "\n1024 wide, batch 64", "\nits own")
-    regular = steps[steps["method"] == "regular"].set_index("group")["peak_bytes"]
-    steps["memory"] = steps["peak_bytes"] / steps["group"].map(regular)
-    _bars(above, steps, "value")
-    above.set_ylabel("time of a step\n/ regular step (median, quartiles)")
-    above.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
-    _bars(middle, steps, "memory")
-    middle.set_ylabel("peak memory of a step\n/ regular step")
-    runs = rows[rows["metric"] == "run_ratio"].copy()
-    runs["group"] = runs["task"]
-    runs["low"] = runs["high"] = np.nan
-    _bars(below, runs[runs["method"] != "random"], "value")
-    below.set_ylabel("time for the values of all samples\n/ one plain training run")
-    below.legend(ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
+    """Draw three panels, those that have rows: step time, step memory, and time for all values of a task."""
+    steps = rows[rows["metric"] == "step_ratio"]
+    runs = rows[rows["metric"] == "run_ratio"]
+    runs = runs.assign(group=runs["task"], low=np.nan, high=np.nan)
+    panels: list[tuple[pd.DataFrame, str, str]] = []
+    if not steps.empty:
+        steps = steps.sort_values(["task", "width"], kind="stable")
+        own = steps["width"] == 0
+        steps["group"] = steps["task"] + own.map({True: "\nits own", False: "\n1024 wide, batch 64"})
+        regular = steps[steps["method"] == "regular"].set_index("group")["peak_bytes"]
+        steps["memory"] = steps["peak_bytes"] / steps["group"].map(regular)
+        panels.append((steps, "value", "time of a step\n/ regular step (median, quartiles)"))
+        panels.append((steps, "memory", "peak memory of a step\n/ regular step"))
+    if not runs.empty:
+        panels.append((runs, "value", "time for the values of all samples\n/ one plain training run"))
+    figure = Figure(figsize=(11, 2.9 * len(panels)), layout="constrained")
+    axes: list[Axes] = list(figure.subplots(len(panels), squeeze=False)[:, 0]) if panels else []
+    for ax, (frame, column, label) in zip(axes, panels, strict=True):
+        _bars(ax, frame, column)
+        ax.set_ylabel(label)
+        if column == "value":
+            ax.legend(ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 
 def _bars(ax: Axes, rows: pd.DataFrame, column: str) -> None:
     groups = list(dict.fromkeys(rows["group"]))
-    methods = in_order(m for m in rows["method"] if m not in ("regular", "plain-run"))
+    methods = in_order(m for m in rows["method"] if m != "regular")
     width = 0.8 / len(methods)
     for number, method in enumerate(methods):
         found = rows[rows["method"] == method].set_index("group").reindex(groups)

@@ -38,7 +38,6 @@ _KNOWN = {
     "regular": Look("regular step", "0.75", "s"),
     "validation": Look("validation gradient alone", "0.75", "s"),
     "per-sample-loop": Look("per-sample loop, first order", "#994f00", "s"),
-    "plain-run": Look("plain training run", "0.75", "s"),
 }
 _OTHERS = ("#e69f00", "#56b4e9", "#f0e442", "#0072b2", "#994f00", "#40b0a6")
 
