@@ -50,13 +50,13 @@ class Profile:
 PROFILES = {
     "quick": Profile(
         seeds=(0, 1, 2),
-        reference_permutations={"breast-cancer-logreg": 400, "digits-mlp": 80, "default": 48},
+        reference_permutations={"breast-cancer-logreg": 240, "digits-mlp": 80, "default": 40},
         reference_blocks=4,
-        step_permutations=60,
+        step_permutations=40,
         moments=(0.0, 0.1, 0.4, 1.0),
         rate_factors=(0.2, 1.0, 5.0),
         removal_draws=20,
-        timing_repeats=15,
+        timing_repeats=9,
     ),
     "standard": Profile(
         seeds=(0, 1, 2, 3, 4),

@@ -153,7 +153,8 @@ def _time_run(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
     costs = [rows[rows["metric"] == "cost"].iloc[0] for rows in needs.values()]
     seconds = float(sum(cost["seconds"] for cost in costs))
     evaluations = int(sum(cost["evaluations"] for cost in costs))
-    return [{"metric": "run_ratio", "value": seconds / plain, "seconds": seconds, "evaluations": evaluations}]
+    cost = {"seconds": seconds, "evaluations": evaluations, "plain_seconds": plain}
+    return [{"metric": "run_ratio", "value": seconds / plain, **cost}]
 
 
 def _train(task: tasks.Task) -> None:

@@ -55,7 +55,7 @@ def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
             values = read_values(needs[unit.needs[0]])
         ascending = np.argsort(values, kind="stable")
         orders = {"top": ascending[::-1], "bottom": ascending}
-    curves = {name: _curve(task, order) for name, order in orders.items()}
+    curves = _curves(task, orders)
     rows: list[Row] = [
         {"metric": f"test_{metric}", "direction": name, "fraction": float(fraction), "value": float(value)}
         for name, curve in curves.items()
@@ -69,9 +69,10 @@ def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
     return rows
 
 
-def _curve(task: tasks.Task, order: NDArray[np.intp]) -> NDArray[np.float64]:
-    """Return test accuracy and test loss, float64 [fractions, 2], as ever more of `order` is removed."""
-    keep = np.ones((len(FRACTIONS), task.n_train), dtype=bool)
-    for row, fraction in zip(keep, FRACTIONS, strict=True):
-        row[order[: round(fraction * task.n_train)]] = False
-    return tasks.retrain(task, keep, [("accuracy", "test"), ("loss", "test")]) * (1, -1)
+def _curves(task: tasks.Task, orders: Mapping[str, NDArray[np.intp]]) -> dict[str, NDArray[np.float64]]:
+    """Return test accuracy and test loss, float64 [fractions, 2], as ever more of each order is removed."""
+    removed = np.round(FRACTIONS * task.n_train).astype(int)
+    places = np.argsort(np.stack(list(orders.values())), axis=1)  # of each sample in each order, [orders, n_train]
+    keep = places[:, None, :] >= removed[:, None]  # [orders, fractions, n_train]
+    outcomes = tasks.retrain(task, keep.reshape(-1, task.n_train), [("accuracy", "test"), ("loss", "test")]) * (1, -1)
+    return dict(zip(orders, outcomes.reshape(len(orders), len(FRACTIONS), 2), strict=True))
