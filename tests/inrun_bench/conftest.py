@@ -1,0 +1,34 @@
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from inrun_bench.plan import PROFILES
+from inrun_bench.runner import run
+from inrun_bench.store import Store
+from tests.inrun_bench.tiny import PROFILE, units_of
+
+# the same examples at each run, and no time limit on an example: a slow machine is no defect
+settings.register_profile("deterministic", derandomize=True, deadline=None)
+settings.load_profile("deterministic")
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory):
+    """All default experiments, run once in one process; for reading only. Test processes share the folder."""
+    base = tmp_path_factory.getbasetemp()
+    store = Store((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared-results")
+    outcome = run(units_of("values", "agreement", "removal", "detection", "fidelity", "overhead"), store)
+    assert outcome.failed == ()
+    return store
+
+
+@pytest.fixture(scope="session")
+def repository():
+    return Path(__file__).parents[2]
+
+
+@pytest.fixture
+def tiny_profile(monkeypatch):
+    monkeypatch.setitem(PROFILES, "quick", PROFILE)

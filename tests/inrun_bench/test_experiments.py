@@ -1,0 +1,358 @@
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+import tasks
+from baselines import Valuation
+from inrun_bench.experiments import EXPERIMENTS, agreement, detection, fidelity, removal, values
+from inrun_bench.methods import METHODS
+from inrun_bench.plan import PROFILES
+from inrun_bench.unit import Unit
+from tests.inrun_bench.tiny import PLAN, TASK, units_of
+
+VALUES = st.lists(st.integers(-(10**6), 10**6), min_size=3, max_size=40, unique=True)
+PAIRS = VALUES.flatmap(
+    lambda v: st.tuples(st.just(np.array(v, float)), st.permutations(range(len(v))).map(lambda p: np.array(p, float)))
+)
+
+
+def rows_of(vector, evaluations=1, seconds=1.0):
+    """The rows of a values unit, samples in no order."""
+    frame = pd.DataFrame({"metric": "value", "sample": range(len(vector)), "value": vector}).sample(
+        frac=1, random_state=0
+    )
+    cost = {"metric": "cost", "value": evaluations, "evaluations": evaluations, "seconds": seconds}
+    return pd.concat([frame, pd.DataFrame([cost])])
+
+
+def judged(experiment, vector):
+    """What an experiment says of a method with these values."""
+    need = values.values_unit(TASK, "method", 0)
+    unit = Unit("judged", TASK, "method", 0, needs=(need,))
+    return pd.DataFrame(experiment.measure(unit, {need: rows_of(vector)}))
+
+
+# --- agreement ---
+
+
+@given(PAIRS)
+def test_correlations_are_what_their_definitions_say(pair):
+    x, y = pair
+    found = agreement.metrics(x, y)
+    ranks = [np.argsort(np.argsort(v)) for v in pair]
+    assert found["spearman"] == pytest.approx(np.corrcoef(ranks)[0, 1])
+    assert found["pearson"] == pytest.approx(np.corrcoef(x, y)[0, 1])
+    concordance = [np.sign((x[i] - x[j]) * (y[i] - y[j])) for i, j in itertools.combinations(range(len(x)), 2)]
+    assert found["kendall"] == pytest.approx(np.mean(concordance))
+    top = max(1, round(len(x) / 10))
+    best = [set(np.argsort(-v)[:top]) for v in pair]
+    assert found["top10_overlap"] == len(best[0] & best[1]) / top
+
+
+def test_correlations_are_those_of_scipy_with_ties():
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 5, size=(2, 50)).astype(float)
+    found = agreement.metrics(x, y)
+    assert found["spearman"] == stats.spearmanr(x, y).statistic
+    assert found["kendall"] == stats.kendalltau(x, y).statistic
+    assert found["pearson"] == stats.pearsonr(x, y).statistic
+
+
+@given(PAIRS, st.floats(0.1, 10), st.floats(-5, 5))
+def test_agreement_does_not_depend_on_scale_or_side(pair, scale, shift):
+    x, y = pair
+    found = agreement.metrics(x, y)
+    assert agreement.metrics(scale * x + shift, y) == pytest.approx(found, abs=1e-6)
+    assert agreement.metrics(y, x) == pytest.approx(found)
+    assert agreement.metrics(x, x) == pytest.approx(dict.fromkeys(found, 1.0))
+
+
+def test_constant_values_agree_with_nothing():
+    found = agreement.metrics(np.zeros(20), np.arange(20.0))
+    assert np.isnan([found[name] for name in ("spearman", "kendall", "pearson")]).all()
+
+
+def reference_rows(blocks):
+    needs = {Unit("values", TASK, "reference", 0, {"block": i}): rows_of(b, 10, 2.0) for i, b in enumerate(blocks)}
+    unit = Unit("agreement", TASK, "reference", 0, needs=tuple(needs))
+    return pd.DataFrame(agreement.measure(unit, needs)).set_index("metric")
+
+
+def test_the_references_own_row_compares_its_even_with_its_odd_blocks():
+    blocks = np.random.default_rng(0).normal(size=(4, 30)) + np.linspace(0, 3, 30)
+    rows = reference_rows(blocks)
+    halves = (blocks[0] + blocks[2]) / 2, (blocks[1] + blocks[3]) / 2
+    r = stats.spearmanr(*halves).statistic
+    assert rows["value"]["spearman"] == pytest.approx(r)
+    assert rows["value"]["spearman_ceiling"] == pytest.approx(np.sqrt(2 * r / (1 + r)))
+    assert rows["evaluations"]["spearman"] == 40
+    assert rows["seconds"]["spearman"] == 8.0
+
+
+def test_the_ceiling_is_what_a_perfect_method_reaches():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=50_000)
+    blocks = truth + 1.5 * rng.normal(size=(4, 50_000))
+    reached = agreement.metrics(truth, blocks.mean(axis=0))
+    assert reference_rows(blocks)["value"]["pearson_ceiling"] == pytest.approx(reached["pearson"], abs=0.01)
+
+
+def test_no_reliability_means_a_ceiling_of_zero():
+    up = np.arange(10.0)
+    assert reference_rows([up, -up])["value"]["spearman_ceiling"] == 0
+
+
+def test_a_method_is_compared_with_the_mean_of_all_blocks_and_pays_for_itself_alone():
+    rng = np.random.default_rng(0)
+    own, blocks = rng.normal(size=30), rng.normal(size=(2, 30))
+    unit = agreement.units(PLAN)[1]
+    assert unit.method == "random"
+    needs = dict(zip(unit.needs, [rows_of(own, 7, 3.0), *(rows_of(b, 100, 50.0) for b in blocks)], strict=True))
+    rows = pd.DataFrame(agreement.measure(unit, needs)).set_index("metric")
+    assert rows["value"].to_dict() == pytest.approx(agreement.metrics(own, blocks.mean(axis=0)))
+    assert set(rows["evaluations"]) == {7}
+    assert set(rows["seconds"]) == {3.0}
+
+
+# --- removal ---
+
+
+@pytest.fixture(scope="module")
+def task():
+    return tasks.load(TASK, 0)
+
+
+def trained_without(task, removed):
+    """Test accuracy and loss of a plain training run in which some samples contribute nothing."""
+    model = task.model()
+    optimizer = task.optimizer(model)
+    kept = torch.ones(task.n_train)
+    kept[list(removed)] = 0
+    for index in task.batches():
+        losses = torch.nn.functional.cross_entropy(model(task.train.x[index]), task.train.y[index], reduction="none")
+        (losses @ kept[index] / len(index)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        accuracy = (model(task.test.x).argmax(dim=1) == task.test.y).double().mean()
+        return float(accuracy), float(task.loss(model, task.test))
+
+
+def curve(rows, metric, direction):
+    return rows[(rows["metric"] == metric) & (rows["direction"] == direction)].set_index("fraction")["value"]
+
+
+def test_removal_retrains_without_the_share_that_it_names(task):
+    vector = np.random.default_rng(0).normal(size=task.n_train)
+    rows = judged(removal, vector)
+    order = {"top": np.argsort(-vector), "bottom": np.argsort(vector)}
+    for direction, fraction in itertools.product(order, (0.0, 0.25, 0.5)):
+        accuracy, loss = trained_without(task, order[direction][: round(fraction * task.n_train)])
+        at = int(np.flatnonzero(np.isclose(curve(rows, "test_loss", direction).index, fraction))[0])
+        assert curve(rows, "test_loss", direction).iloc[at] == pytest.approx(loss, rel=1e-4)
+        assert curve(rows, "test_accuracy", direction).iloc[at] == pytest.approx(accuracy)
+
+
+def test_random_removal_starts_at_the_full_model_too(task):
+    unit = Unit("removal", TASK, "random", 0, {"draws": 3})
+    rows = pd.DataFrame(removal.measure(unit, {}))
+    accuracy, loss = trained_without(task, [])
+    assert set(rows["direction"]) == {"draw 0", "draw 1", "draw 2"}
+    start = rows[rows["fraction"] == 0]
+    np.testing.assert_allclose(start[start["metric"] == "test_loss"]["value"], loss, rtol=1e-4)
+    np.testing.assert_allclose(start[start["metric"] == "test_accuracy"]["value"], accuracy)
+    assert rows[(rows["metric"] == "test_loss") & (rows["fraction"] > 0.4)]["value"].nunique() > 3
+
+
+def test_the_area_is_that_between_the_curves_and_turns_with_the_values(task):
+    vector = np.zeros(task.n_train) + np.linspace(0, 1e-3, task.n_train)
+    vector[task.flipped] -= 1  # what any good method finds
+    rows, turned = judged(removal, vector), judged(removal, -vector)
+    for metric, sign in (("loss", 1), ("accuracy", -1)):
+        top, bottom = (curve(rows, f"test_{metric}", d).to_numpy() for d in ("top", "bottom"))
+        gap = sign * (top - bottom)  # losing what is valuable should cost more
+        expected = 0.05 * (gap.sum() - (gap[0] + gap[-1]) / 2)
+        (area,) = rows[rows["metric"] == f"area_{metric}"]["value"]
+        (opposite,) = turned[turned["metric"] == f"area_{metric}"]["value"]
+        assert area == pytest.approx(expected)
+        assert opposite == pytest.approx(-area)
+    assert float(rows[rows["metric"] == "area_loss"]["value"].iloc[0]) > 0
+
+
+# --- detection ---
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**32 - 1))
+def test_detection_counts_pairs_and_searches_from_below(seed):
+    task = tasks.load(TASK, 0)
+    vector = np.random.default_rng(seed).permutation(task.n_train).astype(float)
+    rows = judged(detection, vector).set_index("metric")["value"]
+    flipped = np.isin(np.arange(task.n_train), task.flipped)
+    found = vector[flipped][:, None] < vector[~flipped]
+    assert rows["auroc"] == pytest.approx(found.mean())
+    hits = np.flatnonzero(flipped[np.argsort(vector)]) + 1  # the place of each flipped sample in the search
+    assert rows["average_precision"] == pytest.approx(np.mean(np.arange(1, len(hits) + 1) / hits))
+    assert rows["share_flipped"] == len(task.flipped) / task.n_train
+
+
+def test_equal_values_detect_nothing(task):
+    rows = judged(detection, np.zeros(task.n_train)).set_index("metric")["value"]
+    assert rows["auroc"] == 0.5
+    assert rows["average_precision"] == pytest.approx(rows["share_flipped"])
+
+
+# --- fidelity ---
+
+
+def test_small_batches_are_judged_by_enumeration(results):
+    judge = results.read_all("fidelity").query("method == 'step-shapley'")
+    steps = judge.groupby(["seed", "rate_factor", "moment"])
+    assert len(steps) == 2 * 2 * 2
+    assert set(judge["evaluations"]) == {2**10}
+    assert set(judge["stderr"]) == {0.0}
+    assert set(steps["sample"].nunique()) == {10}
+
+
+def test_the_judge_hands_out_the_drop_of_the_validation_loss(results):
+    judge = results.read_all("fidelity").query("method == 'step-shapley' and seed == 0 and rate_factor == 1")
+    task = tasks.load(TASK, 0, dtype=torch.float64)
+    model = task.model()
+    optimizer = task.optimizer(model)
+    batches = task.batches()
+    for number, index in enumerate(batches):
+        before = task.loss(model, task.validation).item()
+        task.train_on(model, optimizer, index)
+        moment = {0: 0.0, round(0.5 * (len(batches) - 1)): 0.5}.get(number)
+        if moment is not None:
+            own = judge[judge["moment"] == moment]
+            assert sorted(own["sample"]) == sorted(index.tolist())
+            assert own["value"].sum() == pytest.approx(before - task.loss(model, task.validation).item(), rel=1e-9)
+
+
+def test_integrated_scores_are_nearer_to_the_step_game_than_first_order_ones(results):
+    errors = results.read_all("fidelity").query("metric == 'relative_error'")
+    places = ["seed", "rate_factor", "moment"]
+    by_method = errors.pivot_table(index=places, columns="method", values="value")
+    assert len(by_method) == 8
+    assert (by_method["inrun-integrated"] < by_method["inrun-first"]).all()
+    assert (by_method["inrun-integrated"] < 0.05).all()
+    first = by_method["inrun-first"].unstack("rate_factor")
+    assert (first[5.0] > first[1.0]).all()
+
+
+def test_the_error_is_relative_to_the_judge():
+    judge, unit = (u for u in fidelity.units(PLAN)[:1] for u in (u.needs[0], u))
+    truth = pd.DataFrame(fidelity.measure(judge, {}))
+    plain = pd.DataFrame(fidelity.measure(unit, {judge: truth})).query("metric == 'relative_error'")
+    far = truth.assign(value=1e6 * truth["value"], stderr=0.25e6 * truth["value"].abs())
+    rows = pd.DataFrame(fidelity.measure(unit, {judge: far})).query("metric == 'relative_error'")
+    assert (plain["value"] < 0.5).all()
+    np.testing.assert_allclose(rows["value"], 1, rtol=1e-5)
+    np.testing.assert_allclose(rows["stderr"], 0.25)
+
+
+# --- values and overhead ---
+
+
+@pytest.mark.parametrize("length", [0, 99, 101])
+def test_a_method_that_returns_another_number_of_values_is_refused_by_name(monkeypatch, length):
+    answer = Valuation(values=np.zeros(length), stderr=None, evaluations=0, seconds=0.0, method="x")
+    monkeypatch.setitem(METHODS._all(), "careless", lambda _task, _seed: answer)
+    with pytest.raises(ValueError, match=rf"'careless' must return 100 finite values, got shape \({length},\)"):
+        values.measure(values.values_unit(TASK, "careless", 0), {})
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_method_that_returns_what_is_no_number_is_refused_by_name(monkeypatch, bad):
+    answer = Valuation(values=np.r_[bad, np.zeros(99)], stderr=None, evaluations=0, seconds=0.0, method="x")
+    monkeypatch.setitem(METHODS._all(), "careless", lambda _task, _seed: answer)
+    with pytest.raises(ValueError, match=r"'careless' must return 100 finite values.*with 1 not finite"):
+        values.measure(values.values_unit(TASK, "careless", 0), {})
+
+
+def test_a_method_gets_the_task_and_the_units_own_stream_and_its_account_is_kept(monkeypatch):
+    seen = []
+
+    def method(task, seed):
+        seen.append((task.name, task.seed, seed.entropy))
+        parameters = {"k": 5, "share": 0.5, "kind": "x", "flag": True}
+        return Valuation(np.arange(100.0), np.ones(100), evaluations=12, seconds=3.5, method="m", parameters=parameters)
+
+    monkeypatch.setitem(METHODS._all(), "acme", method)
+    unit = values.values_unit(TASK, "acme", 1)
+    rows = pd.DataFrame(values.measure(unit, {}))
+    assert seen == [(TASK, 1, unit.random_seed.entropy)]
+    np.testing.assert_array_equal(values.read_values(rows), np.arange(100.0))
+    assert (rows[rows["metric"] == "value"]["stderr"] == 1).all()
+    (cost,) = rows[rows["metric"] == "cost"].to_dict("records")
+    assert (cost["evaluations"], cost["seconds"]) == (12, 3.5)
+    assert rows.set_index("metric")["value"][["k", "share"]].to_dict() == {"k": 5.0, "share": 0.5}
+    assert not {"kind", "flag"} & set(rows["metric"])
+
+
+def test_every_method_values_every_sample(results):
+    found = results.read_all("values").query("metric == 'value'")
+    assert set(found.groupby(["method", "seed"]).size()) == {100, 200}  # the reference has two blocks
+    assert set(found.query("method == 'reference'").groupby(["seed", "block"]).size()) == {100}
+    assert np.isfinite(found["value"]).all()
+
+
+def test_the_reference_is_made_of_independent_blocks_that_each_share_out_what_training_gains(results):
+    found = results.read_all("values").query("method == 'reference' and metric == 'value' and seed == 0")
+    blocks = [own.sort_values("sample")["value"].to_numpy() for _, own in found.groupby("block")]
+    empty, full = tasks.load(TASK, 0).trajectory_game()(np.array([[False] * 100, [True] * 100]))
+    np.testing.assert_allclose([b.sum() for b in blocks], full - empty, rtol=1e-5)
+    assert not np.allclose(*blocks)
+
+
+def test_overhead_is_in_units_of_regular_training(results):
+    rows = results.read_all("overhead")
+    regular = rows.query("metric == 'step_ratio' and method == 'regular'")
+    assert regular["value"].tolist() == [1.0, 1.0]
+    steps = rows[rows["metric"] == "step_ratio"]
+    assert (steps["low"] <= steps["value"]).all()
+    assert (steps["value"] <= steps["high"]).all()
+    assert (steps["peak_bytes"] > 0).all()
+    runs = rows[rows["metric"] == "run_ratio"].set_index("method")
+    np.testing.assert_allclose(runs["value"], runs["seconds"] / runs["plain_seconds"])
+    spent = results.read_all("values").query("metric == 'cost' and seed == 0").groupby("method")["seconds"].sum()
+    assert runs["seconds"].to_dict() == pytest.approx(spent.drop("random").to_dict())
+
+
+# --- plans ---
+
+
+def test_units_are_the_same_at_each_call_and_each_is_one_file():
+    names = [name for name, experiment in EXPERIMENTS.items() if experiment.DEFAULT]
+    found = units_of(*names)
+    assert found == units_of(*names)
+    assert len({unit.key for unit in found}) == len(found)
+    everything = {unit.key: unit for unit in found}
+    assert {need.key for unit in found for need in unit.needs if need.experiment == "values"} <= set(everything)
+
+
+def test_a_units_definition_does_not_depend_on_what_else_is_planned():
+    for name in ("values", "agreement", "removal", "detection", "fidelity"):
+        all_keys = {u.key for u in units_of(name)}
+        few = type(PLAN)(PLAN.profile, PLAN.tasks, PLAN.methods[1:2], PLAN.seeds[1:])
+        few_keys = {u.key for u in units_of(name, plan=few)}
+        assert few_keys
+        assert few_keys < all_keys
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_profiles_can_be_cut_into_their_blocks(name):
+    profile = PROFILES[name]
+    assert profile.reference_blocks % 2 == 0
+    assert profile.step_permutations % 2 == 0
+    assert 1.0 in profile.rate_factors  # the recipe's own learning rate
+    for task in (*tasks.names(), "somebody-elses"):
+        assert profile.permutations_for(task) % (2 * profile.reference_blocks) == 0
+        assert profile.permutations_for(task) >= 2 * profile.reference_blocks

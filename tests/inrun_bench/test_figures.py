@@ -1,0 +1,220 @@
+import shutil
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import same_color
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
+
+from inrun_bench.experiments import EXPERIMENTS
+from inrun_bench.figures import FIGURES, SETTINGS, draw_figures
+from inrun_bench.figures.style import in_order, look
+from inrun_bench.intervals import mean_interval
+from inrun_bench.store import Store
+from inrun_bench.unit import Unit
+
+figure_names = pytest.mark.parametrize("name", sorted(FIGURES))
+
+
+def paint(name, rows):
+    """Draw a figure, if there is something to draw, and lay it out as when it is saved; warnings are errors."""
+    with mpl.rc_context(SETTINGS):
+        figure = FIGURES[name].draw(rows)
+        if figure is not None:
+            figure.draw_without_rendering()
+    return figure
+
+
+def only_files(folder, results, pattern):
+    """Return a store with some of the results, as a run that was cut short leaves them."""
+    store = Store(folder / "results")
+    (store.root / "rows").mkdir()
+    for path in (results.root / "rows").glob(pattern):
+        shutil.copy(path, store.root / "rows")
+    assert any((store.root / "rows").iterdir())
+    return store
+
+
+def texts(figure):
+    return {text.get_text() for text in figure.findobj(Text)}
+
+
+def words_of_ticks(labels):
+    """Tick labels that are words rather than numbers."""
+    return [t.get_text() for t in labels if t.get_text()[:1].isalpha()]
+
+
+def test_every_default_experiment_but_the_values_that_all_share_has_a_figure():
+    assert set(FIGURES) == {name for name, e in EXPERIMENTS.items() if e.DEFAULT} - {"values"}
+
+
+@figure_names
+def test_every_axis_says_what_it_shows(results, name):
+    figure = paint(name, results.read_all(name))
+    assert figure.axes
+    for ax in figure.axes:
+        place = ax.get_subplotspec()
+        assert ax.get_xlabel() or words_of_ticks(ax.get_xticklabels()) or not place.is_last_row()
+        assert ax.get_ylabel() or words_of_ticks(ax.get_yticklabels()) or not place.is_first_col()
+        assert ax.has_data()
+
+
+@figure_names
+def test_a_method_that_the_house_does_not_know_is_drawn_and_named(results, name):
+    rows = results.read_all(name).replace({"method": {"inrun-first": "inrun-acme"}})
+    figure = paint(name, rows)
+    assert any("inrun-acme" in text for text in texts(figure))
+    color = look("inrun-acme").color
+    shown = [artist for ax in figure.axes for artist in (*ax.lines, *ax.patches)]
+    assert any(
+        same_color(a.get_color() if isinstance(a, Line2D) else a.get_facecolor(), color)
+        for a in shown
+        if isinstance(a, Line2D | Rectangle)
+    )
+
+
+@figure_names
+def test_no_method_is_needed_by_another(results, name):
+    rows = results.read_all(name)
+    for method in set(rows["method"]) - {"regular"}:  # overhead is in units of regular steps
+        with mpl.rc_context(SETTINGS):
+            FIGURES[name].draw(rows[rows["method"] != method])
+
+
+@figure_names
+@pytest.mark.parametrize("methods", [("reference",), ("random",), ("knn",), ("inrun-first", "regular")], ids=str)
+def test_one_method_is_enough(results, name, methods):
+    rows = results.read_all(name)
+    rows = rows[rows["method"].isin(methods)]
+    if len(rows):
+        paint(name, rows)
+
+
+@figure_names
+def test_one_seed_is_enough(results, name):
+    paint(name, results.read_all(name).query("seed == 0"))
+
+
+@figure_names
+def test_tasks_need_not_have_the_same_methods(results, name):
+    rows = results.read_all(name)
+    other = rows[~rows["method"].isin(["reference", "random", "inrun-first"])].assign(task="other-task")
+    figure = paint(name, pd.concat([rows, other]))
+    assert any("other-task" in text for text in texts(figure))
+    assert any("breast-cancer-logreg" in text for text in texts(figure))
+
+
+def test_fidelity_is_passed_over_when_only_the_judge_is_done(tmp_path, results):
+    store = only_files(tmp_path, results, "fidelity.*.step-shapley.*")
+    assert draw_figures(store, ["fidelity"]) == []
+
+
+def test_fidelity_can_be_drawn_at_other_learning_rates_than_the_recipes(results):
+    paint("fidelity", results.read_all("fidelity").query("rate_factor == 5"))
+
+
+@pytest.mark.parametrize("half", ["steps", "knn"])  # steps, or a method's run
+def test_overhead_can_be_drawn_when_half_of_it_is_done(tmp_path, results, half):
+    store = only_files(tmp_path, results, f"overhead.*.{half}.*")
+    figure = paint("overhead", store.read_all("overhead"))
+    assert figure.axes
+    assert all(ax.has_data() for ax in figure.axes)
+
+
+def test_overhead_can_be_drawn_of_one_model_size(results):
+    rows = results.read_all("overhead")
+    for width in (0, 1024):
+        paint("overhead", rows[(rows["metric"] == "run_ratio") | (rows["width"] == width)])
+
+
+# --- what is drawn is what the rows say ---
+
+
+def test_agreement_shows_means_and_the_ceiling(results):
+    rows = results.read_all("agreement")
+    (ax,) = paint("agreement", rows).axes
+    found = rows[rows["metric"] == "spearman"].groupby("method")
+    heights = {
+        method: mean_interval(own["value"], correlation=True).mean
+        for method, own in found
+        if method not in ("reference", "random")
+    }
+    places = {method: own["seconds"].median() for method, own in found if method in heights}
+    drawn = {(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines if len(line.get_xdata()) == 1}
+    assert {(places[m], heights[m]) for m in heights} <= drawn
+    levels = {line.get_ydata()[0] for line in ax.lines if list(line.get_xdata()) == [0, 1]}
+    ceiling = mean_interval(rows[rows["metric"] == "spearman_ceiling"]["value"]).mean
+    chance = mean_interval(found.get_group("random")["value"], correlation=True).mean
+    assert sorted(levels) == pytest.approx(sorted([ceiling, chance]))
+
+
+def test_removal_shows_means_over_seeds(results):
+    rows = results.read_all("removal")
+    figure = paint("removal", rows)
+    own = rows.query("method == 'knn' and metric == 'test_loss' and direction == 'top'")
+    expected = own.groupby("fraction")["value"].mean()
+    drawn = [line for ax in figure.axes for line in ax.lines if line.get_color() == look("knn").color]
+    matching = [
+        line for line in drawn if len(line.get_ydata()) == len(expected) and np.allclose(line.get_ydata(), expected)
+    ]
+    assert len(matching) == 1
+    np.testing.assert_allclose(matching[0].get_xdata(), 100 * expected.index)
+
+
+def test_detection_shows_means(results):
+    rows = results.read_all("detection")
+    figure = paint("detection", rows)
+    for ax, metric in zip(figure.axes, ("auroc", "average_precision"), strict=True):
+        means = rows[rows["metric"] == metric].groupby("method")["value"].mean()
+        drawn = sorted(line.get_xdata()[0] for line in ax.lines if line.get_marker() not in ("None", ""))
+        assert drawn == pytest.approx(sorted(means))
+
+
+def test_fidelity_shows_medians(results):
+    rows = results.read_all("fidelity").query("metric == 'relative_error' and method == 'inrun-first'")
+    above, below = paint("fidelity", results.read_all("fidelity")).axes
+    for ax, own, by in ((above, rows, "learning_rate"), (below, rows[rows["rate_factor"] == 1], "moment")):
+        (line,) = (line for line in ax.lines if line.get_color() == look("inrun-first").color)
+        expected = own.groupby(by)["value"].median()
+        np.testing.assert_allclose(line.get_xdata(), expected.index)
+        np.testing.assert_allclose(line.get_ydata(), expected)
+
+
+def test_overhead_shows_ratios(results):
+    rows = results.read_all("overhead")
+    above, middle, below = paint("overhead", rows).axes
+    steps = rows[rows["metric"] == "step_ratio"]
+    memory = steps["peak_bytes"] / steps["width"].map(
+        steps[steps["method"] == "regular"].set_index("width")["peak_bytes"]
+    )
+    runs = rows[(rows["metric"] == "run_ratio") & ~rows["method"].isin(["plain-run", "random"])]
+    own = steps["method"] != "regular"
+    for ax, expected in ((above, steps["value"][own]), (middle, memory[own]), (below, runs["value"])):
+        assert sorted(bar.get_height() for bar in ax.patches) == pytest.approx(sorted(expected))
+
+
+# --- files and style ---
+
+
+def test_experiments_without_rows_are_passed_over(tmp_path, results):
+    store = Store(tmp_path / "results")
+    rows = results.read_all("detection").query("method == 'knn'")
+    unit = Unit("detection", "task", "knn", 0)
+    store.write(unit, rows[["metric", "value"]].to_dict("records"))
+    written = draw_figures(store, sorted(FIGURES))
+    assert [path.name for path in written] == ["detection.png", "detection.svg"]
+    assert all(path.stat().st_size > 1000 for path in written)
+
+
+def test_methods_are_ordered_by_the_house_and_then_by_name():
+    shuffled = ["zeta", "knn", "inrun-first", "alpha", "reference", "knn"]
+    assert in_order(shuffled) == ["reference", "inrun-first", "knn", "alpha", "zeta"]
+    assert in_order(shuffled[::-1]) == in_order(shuffled)
+
+
+def test_an_unknown_method_looks_the_same_each_time():
+    assert look("acme") == look("acme")
+    assert look("acme").label == "acme"

@@ -1,0 +1,88 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from inrun_bench.intervals import mean_interval, over_seeds
+
+NUMBERS = st.integers(-(10**6), 10**6).map(lambda n: n / 100)
+CORRELATIONS = st.floats(-1, 1)
+
+
+@given(st.lists(NUMBERS, min_size=2, max_size=20, unique=True))
+def test_interval_is_that_of_student(values):
+    mean, low, high, n = mean_interval(values)
+    expected = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
+    assert n == len(values)
+    assert mean == pytest.approx(np.mean(values))
+    assert (low, high) == pytest.approx(expected)
+
+
+@given(st.lists(CORRELATIONS, min_size=2, max_size=20))
+def test_interval_of_correlations_stays_among_correlations_and_holds_its_mean(values):
+    mean, low, high, _ = mean_interval(values, correlation=True)
+    assert -1 <= low <= mean <= high <= 1
+    assert min(values) - 1e-9 <= mean <= max(values) + 1e-9
+
+
+@given(st.lists(st.floats(-0.99, 0.99), min_size=2, max_size=20))
+def test_interval_of_correlations_is_that_of_their_fisher_z(values):
+    in_z = mean_interval(np.arctanh(values))
+    assert mean_interval(values, correlation=True)[:3] == pytest.approx(tuple(np.tanh(in_z[:3])))
+
+
+@given(st.lists(CORRELATIONS, min_size=1, max_size=10))
+def test_interval_of_correlations_does_not_depend_on_the_sign_convention(values):
+    mean, low, high, _ = mean_interval(values, correlation=True)
+    mirrored = mean_interval([-v for v in values], correlation=True)
+    assert mirrored[:3] == pytest.approx((-mean, -high, -low), nan_ok=True)
+
+
+@given(st.lists(CORRELATIONS, max_size=10), st.integers(1, 4), st.booleans(), st.randoms())
+def test_nan_are_left_out(values, n_missing, correlation, random):
+    gappy = values + [math.nan] * n_missing
+    random.shuffle(gappy)
+    whole = mean_interval(values, correlation=correlation)
+    assert mean_interval(gappy, correlation=correlation) == pytest.approx(whole, nan_ok=True)
+
+
+@given(CORRELATIONS, st.booleans())
+def test_one_value_gives_no_interval(value, correlation):
+    mean, low, high, n = mean_interval([value], correlation=correlation)
+    assert mean == pytest.approx(value)
+    assert n == 1
+    assert math.isnan(low)
+    assert math.isnan(high)
+
+
+def test_a_larger_sample_is_not_needed_where_there_is_no_spread():
+    assert mean_interval([3.0, 3.0, 3.0]) == (3.0, 3.0, 3.0, 3)
+
+
+def test_over_seeds_takes_each_group_alone_and_correlations_by_fisher():
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame(
+        [
+            {"task": task, "method": method, "metric": metric, "seed": seed, "value": rng.uniform(-0.9, 0.9)}
+            for task in "ab"
+            for method in "xy"
+            for metric in ("spearman", "kendall", "pearson", "top10_overlap", "area_loss")
+            for seed in range(4)
+        ]
+    ).sample(frac=1, random_state=0)
+    table = over_seeds(rows)
+    assert len(table) == 2 * 2 * 5
+    for (task, method, metric), found in table.iterrows():
+        own = rows[(rows["task"] == task) & (rows["method"] == method) & (rows["metric"] == metric)]["value"]
+        expected = mean_interval(own, correlation=metric in ("spearman", "kendall", "pearson"))
+        assert tuple(found) == pytest.approx(tuple(expected))
+
+
+def test_over_seeds_groups_as_told():
+    rows = pd.DataFrame({"metric": ["m"] * 3, "fraction": [0.0, 0.5, 0.5], "value": [1.0, 2.0, 4.0]})
+    table = over_seeds(rows, by=("fraction", "metric"))
+    assert table["mean"].to_dict() == {(0.0, "m"): 1.0, (0.5, "m"): 3.0}

@@ -1,0 +1,146 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from inrun_bench.figures.style import look
+from inrun_bench.report import BEGIN, END, headline, update_section, write_summary
+from inrun_bench.store import Store
+from inrun_bench.unit import Unit
+from tests.inrun_bench.tiny import METHODS, TASK
+
+
+def tables_in(text):
+    """Return the Markdown tables of a text, each as {first cell: {head: cell}}."""
+    tables, lines = [], []
+    for line in [*text.splitlines(), ""]:
+        if line.startswith("|"):
+            lines.append([cell.strip() for cell in line.strip("|").split("|")])
+        elif lines:
+            heads, _, *body = lines
+            tables.append({cells[0]: dict(zip(heads, cells, strict=True)) for cells in body})
+            lines = []
+    return tables
+
+
+def fisher_interval(values):
+    z = np.arctanh(np.asarray(values))
+    low, high = stats.t.interval(0.95, len(z) - 1, loc=z.mean(), scale=stats.sem(z))
+    return f"{np.tanh(z.mean()):.3f} [{np.tanh(low):.3f}, {np.tanh(high):.3f}]"
+
+
+@pytest.fixture(scope="module")
+def summary(results, tmp_path_factory):
+    store = Store(tmp_path_factory.mktemp("report") / "results")
+    (store.root / "rows").symlink_to(results.root / "rows")
+    text = write_summary(store)
+    assert (store.root / "summary.md").read_text() == text + "\n"
+    return text
+
+
+@pytest.fixture(scope="module")
+def methods_table(summary):
+    (table,) = (t for t in tables_in(summary) if any("removal" in head for row in t.values() for head in row))
+    return table
+
+
+def values_of(results, experiment, method, metric):
+    rows = results.read_all(experiment)
+    return rows[(rows["method"] == method) & (rows["metric"] == metric)]["value"].to_numpy()
+
+
+@pytest.mark.parametrize("method", ["reference", *METHODS])
+def test_the_methods_table_says_what_the_rows_say(results, methods_table, method):
+    row = methods_table[look(method).label]
+    cost = results.read_all("agreement").query("method == @method and metric == 'spearman'")
+    assert row["trainings"] == f"{np.median(cost['evaluations']):,.0f}"
+    assert row["time (s)"] == f"{np.median(cost['seconds']):.2g}"
+    assert row["Spearman [95 % CI]"] == fisher_interval(values_of(results, "agreement", method, "spearman"))
+    for head, metric in (("Kendall", "kendall"), ("Pearson", "pearson")):
+        z = np.arctanh(values_of(results, "agreement", method, metric))
+        assert row[head] == f"{np.tanh(z.mean()):.3f}"
+    for head, experiment, metric in (
+        ("top 10 %", "agreement", "top10_overlap"),
+        ("flipped labels, AUROC", "detection", "auroc"),
+        ("AP", "detection", "average_precision"),
+        ("removal area (loss)", "removal", "area_loss"),
+    ):
+        seen = values_of(results, experiment, method, metric)
+        assert row[head] == (f"{seen.mean():.3f}" if len(seen) else "")
+
+
+def test_the_methods_table_has_a_row_for_every_method_and_no_other(methods_table):
+    assert list(methods_table) == [look(m).label for m in ("reference", *METHODS[1:], "random")]
+
+
+def test_the_summary_names_the_noise_ceiling(results, summary):
+    ceiling = values_of(results, "agreement", "reference", "spearman_ceiling").mean()
+    assert f"noise ceiling of Spearman: {ceiling:.3f}" in summary
+
+
+def test_the_headline_says_what_the_rows_say(results):
+    (table,) = tables_in(headline(results))
+    for method in METHODS:
+        cost = results.read_all("agreement").query("method == @method and metric == 'spearman'")["seconds"]
+        expected = fisher_interval(values_of(results, "agreement", method, "spearman"))
+        assert table[look(method).label][TASK] == f"{expected}, {np.median(cost):.2g} s"
+    (ceiling_row,) = (row for name, row in table.items() if "ceiling" in name)
+    assert f"{values_of(results, 'agreement', 'reference', 'spearman_ceiling').mean():.3f}" in ceiling_row[TASK]
+
+
+def test_the_fidelity_table_says_what_the_rows_say(results, summary):
+    table = next(t for t in tables_in(summary) if "noise of the judge" in next(iter(t.values())))
+    errors = results.read_all("fidelity").query("metric == 'relative_error'")
+    text = summary[summary.index("**Fidelity**") :]
+    lines = [line for line in text.splitlines() if line.startswith(f"| {TASK}")][: errors["rate_factor"].nunique()]
+    assert table
+    assert len(lines) == 2
+    for (rate, factor), own in errors.groupby(["learning_rate", "rate_factor"]):
+        (line,) = (s for s in lines if s.split("|")[2].split()[0] == f"{rate:g}")
+        assert ("(recipe)" in line) == (factor == 1)
+        medians = [own[own["method"] == m]["value"].median() for m in ("inrun-first", "inrun-integrated")]
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[2:4] == [f"{100 * m:.2g} %" for m in medians]
+        assert cells[-1] == "0 %"  # enumerated: no noise
+
+
+def test_the_overhead_table_says_what_the_rows_say(results, summary):
+    steps = results.read_all("overhead").query("metric == 'step_ratio'")
+    text = summary[summary.index("**Overhead**") :]
+    heads, _, *body = [[c.strip() for c in s.strip("|").split("|")] for s in text.splitlines() if s.startswith("|")]
+    for cells, (_, own) in zip(body, steps.groupby("width"), strict=True):
+        row = dict(zip(heads, cells, strict=True))
+        found = own.set_index("method")
+        assert row["regular step (ms)"] == f"{1000 * found['seconds']['regular']:.2f}"
+        for method in set(found.index) - {"regular"}:
+            memory = found["peak_bytes"][method] / found["peak_bytes"]["regular"]
+            assert row[look(method).label] == f"{found['value'][method]:.2f} / {memory:.2f}"
+
+
+def test_nothing_is_reported_of_nothing(tmp_path):
+    assert write_summary(Store(tmp_path / "results")) == ""
+
+
+def test_one_seed_has_no_interval(tmp_path):
+    store = Store(tmp_path / "results")
+    rows = [{"metric": "spearman", "value": 0.5, "evaluations": 1, "seconds": 2.0}]
+    store.write(Unit("agreement", "some-task", "acme", 0), rows)
+    (table,) = tables_in(headline(store))
+    assert table["acme"]["some-task"] == "0.500, 2 s"
+    assert "acme" in write_summary(store)
+
+
+def test_experiments_stand_alone(results, tmp_path):
+    for experiment in ("agreement", "fidelity", "overhead"):
+        store = Store(tmp_path / experiment)
+        (store.root / "rows").mkdir()
+        for path in (results.root / "rows").glob(f"{experiment}.*"):
+            (store.root / "rows" / path.name).symlink_to(path)
+        assert tables_in(write_summary(store))
+
+
+def test_a_section_is_replaced_and_nothing_else_even_twice(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"before {BEGIN} old {END} after {END}")
+    for words in ("new", "newer \\1 words"):
+        update_section(page, words)
+        assert page.read_text() == f"before {BEGIN}\n\n{words}\n\n{END} after {END}"

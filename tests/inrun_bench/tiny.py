@@ -1,0 +1,38 @@
+"""A plan that takes seconds, and ways to look at what it left behind."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from inrun_bench.experiments import EXPERIMENTS
+from inrun_bench.plan import Plan, Profile
+from inrun_bench.store import Store
+from inrun_bench.unit import Unit
+
+TASK = "breast-cancer-logreg"
+METHODS = ("random", "inrun-first", "inrun-integrated", "knn")
+PROFILE = Profile(
+    seeds=(0, 1),
+    reference_permutations={"default": 8},
+    reference_blocks=2,
+    step_permutations=4,
+    moments=(0.0, 0.5),
+    rate_factors=(1.0, 5.0),
+    removal_draws=3,
+    timing_repeats=2,
+)
+PLAN = Plan(PROFILE, tasks=(TASK,), methods=METHODS, seeds=PROFILE.seeds)
+TIMINGS = ["seconds", "peak_bytes"]
+
+
+def units_of(*experiments: str, plan: Plan = PLAN) -> list[Unit]:
+    return [unit for name in experiments for unit in EXPERIMENTS[name].units(plan)]
+
+
+def files(root: Path) -> dict[str, tuple[int, bytes]]:
+    """Modification time and content of every file with rows."""
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in (root / "rows").glob("*.parquet")}
+
+
+def without_timings(store: Store, experiment: str) -> pd.DataFrame:
+    return store.read_all(experiment).drop(columns=TIMINGS)
