@@ -1,0 +1,61 @@
+"""What is published comes from rows: the tables and the README say what the stored rows say."""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from inrun_bench.experiments import EXPERIMENTS
+from inrun_bench.figures import FIGURES
+from inrun_bench.methods import METHODS
+from inrun_bench.plan import PROFILES, Plan
+from inrun_bench.report import headline, update_section, write_summary
+from inrun_bench.store import Store
+from tasks import CATALOG
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def published():
+    return Store(ROOT / "results" / "quick", create=False)
+
+
+def test_the_readme_shows_the_headline_of_the_published_rows(published, tmp_path):
+    copy = tmp_path / "README.md"
+    copy.write_text((ROOT / "README.md").read_text())
+    update_section(copy, headline(published))
+    assert copy.read_text() == (ROOT / "README.md").read_text()
+
+
+def test_the_published_summary_is_that_of_the_published_rows(published, tmp_path):
+    shutil.copytree(published.root, tmp_path / "copy")
+    assert write_summary(Store(tmp_path / "copy")) + "\n" == (published.root / "summary.md").read_text()
+
+
+def test_every_figure_is_published(published):
+    for name in FIGURES:
+        for suffix in (".png", ".svg"):
+            assert (published.root / "figures" / f"{name}{suffix}").stat().st_size > 1000
+
+
+def test_the_published_rows_are_those_of_the_quick_profile_and_none_failed(published):
+    profile = PROFILES["quick"]
+    plan = Plan(profile, tuple(CATALOG), tuple(METHODS), profile.seeds)
+    units = [unit for experiment in EXPERIMENTS.values() if experiment.DEFAULT for unit in experiment.units(plan)]
+    everything = {*units, *(need for unit in units for need in unit.needs)}
+    assert len(everything) == len(list((published.root / "rows").iterdir()))
+    assert all(published.has(unit) for unit in everything)
+
+
+def test_what_is_claimed_of_digits_mlp(published):
+    """The bars of the project: a reliable reference, and step scores within 2 %."""
+    agreement, fidelity = published.read_all("agreement"), published.read_all("fidelity")
+    halves = agreement.query("task == 'digits-mlp' and method == 'reference' and metric == 'spearman'")["value"]
+    assert len(halves) >= 3
+    assert halves.min() >= 0.95
+    own = fidelity.query("task == 'digits-mlp' and rate_factor == 1 and metric == 'relative_error'")
+    medians: pd.Series = own.groupby("method")["value"].median()
+    assert medians["inrun-integrated"] <= 0.02
+    assert medians["inrun-integrated"] < medians["inrun-second"] < medians["inrun-first"]
