@@ -20,7 +20,7 @@ BEGIN, END = "<!-- summary: begin (inrun-bench report --into) -->", "<!-- summar
 
 def write_summary(store: Store) -> str:
     """Write ``summary.md`` into the store's folder and return its text."""
-    parts = [table(store) for table in (headline, _methods_table, _fidelity_table, _steps_table)]
+    parts = [table(store) for table in (headline, _methods_table, _fidelity_table, _steps_table, _rivals_table)]
     text = "\n\n".join(part for part in parts if part)
     (store.root / "summary.md").write_text(text + "\n")
     return text
@@ -148,6 +148,17 @@ def _steps_table(store: Store) -> str:
     return (
         "**Overhead**: time / peak memory of one step, in units of a regular training step; the in-run orders include "
         f"their validation passes.\n\n{_markdown(cells, heads)}"
+    )
+
+
+def _rivals_table(store: Store) -> str:
+    rows = store.read_all("rivals")
+    if rows.empty:
+        return ""
+    cells = [[row.method, row.metric.replace("_", " "), f"{row.value:.3g}"] for row in rows.itertuples()]
+    return (
+        "**Rivals**: `knn_shapley` of 4000 MNIST digits judged by 1000, k = 5, against pyDVL 0.10 on the same cores, "
+        f"taking turns; medians.\n\n{_markdown(cells, ['method', 'metric', 'value'])}"
     )
 
 
