@@ -3,6 +3,7 @@ import math
 import shutil
 import tempfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -39,6 +40,18 @@ ROWS = st.fixed_dictionaries(
 @pytest.fixture
 def store(tmp_path):
     return Store(tmp_path / "results")
+
+
+@pytest.fixture
+def slow_to_replace(monkeypatch):
+    """Make what another process could see of a file that is about to take its place last."""
+    replace_at_once = Path.replace
+
+    def replace_slowly(path, target):
+        time.sleep(0.05)
+        return replace_at_once(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace_slowly)
 
 
 @contextmanager
@@ -280,11 +293,13 @@ def test_a_folder_without_results_is_refused_where_it_should_have_some(tmp_path,
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("slow_to_replace")
 def test_runs_that_start_at_once_share_a_new_folder(tmp_path):
     together = threading.Barrier(8)
 
     def start(number):
         together.wait()
+        time.sleep(0.01 * number)
         Store(tmp_path / "new" / "results").write(replace(UNIT, seed=number), [{"metric": "m"}])
 
     with ThreadPoolExecutor(8) as pool:
@@ -329,6 +344,7 @@ def test_the_manifest_says_what_each_run_ran_on(store):
     assert {"commit", "device", "system", "python", "started"} < set(first)
 
 
+@pytest.mark.usefixtures("slow_to_replace")
 def test_no_run_is_lost_from_the_manifest_when_several_start_at_once(store):
     together = threading.Barrier(4)
 
