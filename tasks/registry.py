@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from types import ModuleType
@@ -13,6 +14,8 @@ from typing import Generic, TypeVar
 __all__ = ["Registry"]
 
 T = TypeVar("T")
+
+NAME = r"[A-Za-z0-9_-]+"  # names become parts of file names
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -27,7 +30,9 @@ class Registry(Mapping[str, T], Generic[T]):
     collect : callable
         Given a module's name, dashes for underscores, and the module, returns what it defines, by name.
     group : str, optional
-        Entry-point group through which other distributions add theirs.
+        Entry-point group through which other distributions add theirs, under names that are free.
+    reserved : tuple of str
+        Names that nobody may take.
 
     Looking up an unknown name raises ValueError with the nearest known one.
     """
@@ -38,11 +43,13 @@ class Registry(Mapping[str, T], Generic[T]):
         package: ModuleType,
         collect: Callable[[str, ModuleType], Mapping[str, T]],
         group: str | None = None,
+        reserved: tuple[str, ...] = (),
     ) -> None:
         self._kind = kind
         self._package = package
         self._collect = collect
         self._group = group
+        self._reserved = reserved
         self._found: dict[str, T] | None = None
 
     def __getitem__(self, name: str) -> T:
@@ -73,6 +80,12 @@ class Registry(Mapping[str, T], Generic[T]):
                 module = importlib.import_module(f"{self._package.__name__}.{info.name}")
                 found.update(self._collect(info.name.replace("_", "-"), module))
             for entry in entry_points(group=self._group) if self._group else ():
+                if entry.name in found or entry.name in self._reserved or not re.fullmatch(NAME, entry.name):
+                    raise ValueError(
+                        f"entry point {entry.name!r} of group {self._group!r} cannot name a {self._kind}: a name must "
+                        f"be free (taken: {', '.join((*found, *self._reserved))}) and of letters, digits, dashes and "
+                        "underscores alone"
+                    )
                 found[entry.name] = entry.load()
             self._found = found  # at the end: what fails half-way is not half a registry
         return self._found

@@ -14,6 +14,7 @@ from typing import TypeAlias
 import numpy as np
 
 from baselines import Valuation
+from inrun_bench.unit import REFERENCE
 from tasks import Task
 from tasks.registry import Registry
 
@@ -22,5 +23,9 @@ __all__ = ["METHODS", "Method"]
 Method: TypeAlias = Callable[[Task, np.random.SeedSequence], Valuation]
 
 METHODS: Registry[Method] = Registry(
-    "method", sys.modules[__name__], lambda _name, module: module.METHODS, group="inrun_bench.methods"
+    "method",
+    sys.modules[__name__],
+    lambda _name, module: module.METHODS,
+    group="inrun_bench.methods",
+    reserved=(REFERENCE,),
 )

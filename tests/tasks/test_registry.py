@@ -127,3 +127,17 @@ def test_a_task_of_another_package_is_loaded_like_our_own(install, tmp_path, mon
     assert "acme-blobs" in tasks.names()
     task = tasks.load("acme-blobs", seed=1)
     assert (task.name, task.n_train, len(task.test)) == ("acme-blobs", 10, 20)
+
+
+@pytest.mark.parametrize("name", ["early-a", "reference", "a/b", "a.b"])
+def test_entry_points_take_no_name_that_is_in_use_reserved_or_no_part_of_a_file_name(install, tmp_path, name):
+    install("shelf/__init__.py")
+    install("shelf/early.py", "THINGS = {'-a': 2}")
+    add_distribution(tmp_path, "acme", "shelves", {name: "json:dumps"})
+    import shelf
+
+    registry = Registry(
+        "thing", shelf, lambda stem, m: {stem + end: v for end, v in m.THINGS.items()}, "shelves", ("reference",)
+    )
+    with pytest.raises(ValueError, match=rf"entry point {name!r} of group 'shelves' cannot name a thing"):
+        list(registry)
