@@ -18,7 +18,8 @@ a single value may be off by more. A utility that comes close to :math:`v(N)` by
 passes it on the way, is truncated there as well. `parameters["truncated"]` is the fraction of marginal contributions
 that were cut off.
 
-**Variance**: as for permutations, with the truncated marginal contributions; standard errors know nothing of the bias.
+**Variance**: as for permutations, with the truncated marginal contributions. Standard errors know nothing of the bias,
+and from few permutations they are too small for players whose contribution is nearly always cut off.
 
 **Cost**: 2 evaluated coalitions (empty, grand), and one for each prefix up to and including that at which a permutation
 stops, at most :math:`n - 1`. Where a game is much faster on many coalitions than on few, and permutations are few,
