@@ -7,8 +7,9 @@ A *probe* (:mod:`~inrun_bench.attribution.probes`) decides the direction q of a 
 
 from inrun_bench.attribution.engine import InRunShapley
 from inrun_bench.attribution.ledger import Entry, Ledger
-from inrun_bench.attribution.probes import First, Integrated, Probe, Second
+from inrun_bench.attribution.probes import First, Integrated, Probe, Second, Trapezoid
 from inrun_bench.attribution.rules import ghost_rule, supported_layers
+from inrun_bench.attribution.stream import ParquetPages
 
 __all__ = [
     "Entry",
@@ -16,8 +17,10 @@ __all__ = [
     "InRunShapley",
     "Integrated",
     "Ledger",
+    "ParquetPages",
     "Probe",
     "Second",
+    "Trapezoid",
     "ghost_rule",
     "supported_layers",
 ]

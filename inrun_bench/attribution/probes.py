@@ -3,16 +3,28 @@ r"""Probes: the direction q such that the score of sample i is :math:`\langle g_
 Notation at one step: weights w, batch gradient :math:`g = \sum_i g_i`, update u, so that the next weights are
 :math:`w - u(g)`; :math:`v(w)` and H are gradient and Hessian of the validation loss. The step game's utility,
 :math:`U(S) = \ell(w - u(0)) - \ell(w - u(g_S))`, is positive where a sample helped; the formulas of the paper
-(arXiv 2406.11011), whose utility is the change of the loss, have the opposite sign.
+(arXiv 2406.11011), whose utility is the change of the loss, have the opposite sign. D is the slope of the update, the
+secant :math:`(u(g) - u(0)) / g` element by element (:mod:`~inrun_bench.attribution.updates`); for SGD, the learning rate.
 
-============  ==========================================================  =========================================
-order         q                                                           error of the scores
-============  ==========================================================  =========================================
-first         :math:`D\,v(w)`, D = u' (learning rate)                     O(lr^2): the curvature of the loss
-second        :math:`D\,v - \tfrac12 D H D\,g`                            O(lr^3); exact for a quadratic loss
-integrated    :math:`D \int_0^1 v(w - u(0) - s\,(u(g) - u(0)))\,ds`       that of the diagonal (Aumann-Shapley)
-                                                                          formula; scores add up to the drop
-============  ==========================================================  =========================================
+============  ==============================================================  =====================================
+order         q                                                               error of the scores
+============  ==============================================================  =====================================
+first         :math:`D\,v(w)`                                                 O(lr^2): the curvature of the loss
+second        :math:`D\,(v(w) - H\,(u(0) + \tfrac12 D g))`                    O(lr^3); exact for a quadratic loss
+integrated    :math:`D \int_0^1 v(w - u(0) - s\,(u(g) - u(0)))\,ds`,          that of the diagonal (Aumann-Shapley)
+              by Gauss-Legendre quadrature with 4 points                      formula; scores add up to the drop
+midpoint      the same with one point                                         O(lr^3)
+trapezoid     the same by v at both ends; the one after the step is that      O(lr^3)
+              before the next
+============  ==============================================================  =====================================
+
+For plain SGD, u(0) = 0 and ``second`` is the paper's :math:`\eta v - \tfrac{\eta^2}{2} H g` (section 4.2); with weight
+decay or momentum the step starts from w - u(0), and the term :math:`H u(0)` says so at no further cost.
+
+The integral is the Aumann-Shapley value of the step game along the diagonal: U depends on the samples' weights x through
+:math:`\sum_i x_i g_i`, and :math:`\int_0^1 \partial_i U(s, \ldots, s)\,ds = \langle g_i, \int u'(s g)\,v(w - u(s g))\,ds
+\rangle`. The slope is taken out of the integral as a secant and the path straightened, exact for updates that are linear
+in g.
 
 A probe that needs g is *late*: it is known only after the backward pass. A probe knows nothing of layers or rules.
 """
@@ -27,10 +39,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inrun_bench.attribution.updates import LinearUpdate
+from inrun_bench.attribution.updates import Update
 from inrun_bench.attribution.validation import ValidationLoss
 
-__all__ = ["PROBES", "First", "Integrated", "Probe", "Second", "Step"]
+__all__ = ["PROBES", "First", "Integrated", "Probe", "Second", "Step", "Trapezoid", "scaled"]
 
 
 @dataclass(frozen=True)
@@ -41,18 +53,18 @@ class Step:
     ----------
     validation : ValidationLoss
         The validation loss as a function of the weights.
-    update : LinearUpdate
+    update : Update
         u, read off the optimiser.
     before : list of tensors
         Weights w.
     gradient : list of tensors, or None
-        Batch gradient g; None before the backward pass.
+        Batch gradient g, as the optimiser receives it; None before the backward pass.
     after : list of tensors, or None
         Weights w - u(g); None before the optimiser stepped.
     """
 
     validation: ValidationLoss
-    update: LinearUpdate
+    update: Update
     before: list[Tensor]
     gradient: list[Tensor] | None = None
     after: list[Tensor] | None = None
@@ -62,11 +74,15 @@ class Step:
         """The weights that an empty coalition leads to, w - u(0)."""
         if self.update.empty is None:
             return self.before
-        return [w - u for w, u in zip(self.before, self.update.empty, strict=True)]
+        return torch._foreach_sub(self.before, self.update.empty)
 
 
 class Probe(Protocol):
-    """One rule for the direction q."""
+    """One rule for the direction q.
+
+    `direction` returns q without the slope D, which the engine applies: that is the same for all probes, and includes
+    what was done to the gradient between the backward pass and the optimiser.
+    """
 
     @property
     def name(self) -> str:
@@ -74,10 +90,10 @@ class Probe(Protocol):
 
     @property
     def late(self) -> bool:
-        """Whether the direction needs the batch gradient."""
+        """Whether the direction needs the batch gradient even where the slope does not."""
 
-    def direction(self, step: Step) -> tuple[list[Tensor], float | None]:
-        """Return q, one tensor a parameter, and the validation loss at w in nats where it came along, else None."""
+    def direction(self, step: Step) -> list[Tensor]:
+        """Return q / D, one tensor a parameter."""
 
 
 @dataclass(frozen=True)
@@ -87,25 +103,26 @@ class First:
     name: str = "first"
     late: bool = False
 
-    def direction(self, step: Step) -> tuple[list[Tensor], float | None]:
-        """Return q; see :class:`Probe`."""
-        loss, v = step.validation.gradient(step.before)
-        return _scale(v, step.update.slope), loss
+    def direction(self, step: Step) -> list[Tensor]:
+        """Return v(w)."""
+        return step.validation.gradient(step.before)[1]
 
 
 @dataclass(frozen=True)
 class Second:
-    """q = D v - D H D g / 2 (paper, section 4.2), with one Hessian-vector product of the validation loss."""
+    """q = D (v(w) - H (u(0) + D g / 2)) (paper, section 4.2), with one Hessian-vector product of the validation loss."""
 
     name: str = "second"
     late: bool = True
 
-    def direction(self, step: Step) -> tuple[list[Tensor], float | None]:
-        """Return q; see :class:`Probe`."""
+    def direction(self, step: Step) -> list[Tensor]:
+        """Return v(w) - H (u(0) + D g / 2)."""
         assert step.gradient is not None
-        moved = _scale(step.gradient, step.update.slope)
-        loss, v, curvature = step.validation.gradient_and_hessian_product(moved, step.before)
-        return _scale(torch._foreach_sub(v, curvature, alpha=0.5), step.update.slope), loss
+        path = scaled(step.gradient, [0.5 * slope for slope in step.update.slope])
+        if step.update.empty is not None:
+            torch._foreach_add_(path, step.update.empty)
+        _, v, curvature = step.validation.gradient_and_hessian_product(path, step.before)
+        return torch._foreach_sub(v, curvature)
 
 
 @dataclass(frozen=True)
@@ -123,8 +140,8 @@ class Integrated:
         if self.points < 1:
             raise ValueError(f"points must be at least 1, got {self.points}")
 
-    def direction(self, step: Step) -> tuple[list[Tensor], float | None]:
-        """Return q; see :class:`Probe`."""
+    def direction(self, step: Step) -> list[Tensor]:
+        """Return the mean of v."""
         assert step.after is not None
         nodes, weights = np.polynomial.legendre.leggauss(self.points)
         base = step.base
@@ -132,11 +149,37 @@ class Integrated:
         for position, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
             _, v = step.validation.gradient(torch._foreach_lerp(base, step.after, float(position)))
             torch._foreach_add_(mean, v, alpha=float(weight))
-        return _scale(mean, step.update.slope), None
+        return mean
 
 
-PROBES: dict[str, Callable[[], Probe]] = {"first": First, "second": Second, "integrated": Integrated}
+@dataclass(frozen=True)
+class Trapezoid:
+    """q = D (v(w - u(0)) + v(w - u(g))) / 2: the integral from its two ends.
+
+    Where u(0) = 0 (SGD without momentum and weight decay) and the validation loss is given to the engine, v at the end of
+    a step is v at the beginning of the next, and a step costs one validation gradient.
+    """
+
+    name: str = "trapezoid"
+    late: bool = True
+
+    def direction(self, step: Step) -> list[Tensor]:
+        """Return the mean of v at the two ends."""
+        assert step.after is not None
+        ends = [step.validation.gradient(weights, keep=True)[1] for weights in (step.base, step.after)]
+        mean: list[Tensor] = torch._foreach_lerp(*ends, 0.5)
+        return mean
 
 
-def _scale(tensors: Sequence[Tensor], factors: Sequence[float]) -> list[Tensor]:
+PROBES: dict[str, Callable[[], Probe]] = {
+    "first": First,
+    "second": Second,
+    "integrated": Integrated,
+    "midpoint": lambda: Integrated(points=1, name="midpoint"),
+    "trapezoid": Trapezoid,
+}
+
+
+def scaled(tensors: Sequence[Tensor], factors: Sequence[float | Tensor]) -> list[Tensor]:
+    """Return each tensor times its factor."""
     return [tensor * factor for tensor, factor in zip(tensors, factors, strict=True)]

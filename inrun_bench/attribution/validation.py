@@ -2,17 +2,23 @@
 
 The closure evaluates the user's model; to ask for another point than the present weights, they are put into the model
 for the time of the call and taken out again. Neither the weights nor the random stream of training notice.
+
+Where the closure is declared a deterministic function of the weights, what it said of the present ones is remembered
+until they change: the loss after a step is that before the next, and so is its gradient.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["ValidationLoss"]
+__all__ = ["ValidationLoss", "moved_to"]
+
+_Place: TypeAlias = tuple[tuple[int, int], ...]
 
 
 class ValidationLoss:
@@ -24,30 +30,45 @@ class ValidationLoss:
         Returns the validation loss at the model's present weights, a scalar tensor in nats.
     parameters : sequence of tensors
         The model's trained parameters.
+    remember : bool
+        Whether the closure is a deterministic function of the weights, so that nothing need be computed twice.
 
-    All methods take `at`, the weights to evaluate at, or None for the present ones.
+    All methods take `at`, the weights to evaluate at, or None for the present ones. Tensors that they return are not to be
+    changed.
     """
 
-    def __init__(self, closure: Callable[[], Tensor], parameters: Sequence[Tensor]) -> None:
+    def __init__(self, closure: Callable[[], Tensor], parameters: Sequence[Tensor], *, remember: bool = False) -> None:
         self._closure = closure
         self._parameters = parameters
+        self._remember = remember
+        self._known: dict[_Place, tuple[float, list[Tensor] | None]] = {}
 
     def value(self, at: Sequence[Tensor] | None = None) -> float:
         """Return l_val, in nats."""
-        with self._moved_to(at), torch.no_grad():
-            return float(self._loss())
+        known = self._known.get(self._place(at))
+        if known:
+            return known[0]
+        with moved_to(self._parameters, at), torch.no_grad():
+            loss = float(self._loss())
+        self._note(at, loss, None)
+        return loss
 
-    def gradient(self, at: Sequence[Tensor] | None = None) -> tuple[float, list[Tensor]]:
-        """Return l_val and its gradient, one tensor a parameter."""
-        with self._moved_to(at), torch.enable_grad():
+    def gradient(self, at: Sequence[Tensor] | None = None, *, keep: bool = False) -> tuple[float, list[Tensor]]:
+        """Return l_val and its gradient, one tensor a parameter; `keep` remembers the gradient, too."""
+        known = self._known.get(self._place(at))
+        if known and known[1] is not None:
+            return known[0], known[1]
+        with moved_to(self._parameters, at), torch.enable_grad():
             loss = self._loss()
-            return float(loss.detach()), self._differentiate(loss)
+            value, gradient = float(loss.detach()), self._differentiate(loss)
+        self._note(at, value, gradient if keep else None)
+        return value, gradient
 
     def gradient_and_hessian_product(
         self, vector: Sequence[Tensor], at: Sequence[Tensor] | None = None
     ) -> tuple[float, list[Tensor], list[Tensor]]:
         """Return l_val, its gradient v and the Hessian-vector product H x, by differentiating <v, x>."""
-        with self._moved_to(at), torch.enable_grad():
+        with moved_to(self._parameters, at), torch.enable_grad():
             loss = self._loss()
             gradient = self._differentiate(loss, create_graph=True)
             along = sum(((v * x).sum() for v, x in zip(gradient, vector, strict=True)), start=loss.new_zeros(()))
@@ -55,6 +76,22 @@ class ValidationLoss:
             if along.requires_grad:
                 product = self._differentiate(along)
             return float(loss.detach()), [v.detach() for v in gradient], product
+
+    def copied(self, weights: Sequence[Tensor]) -> None:
+        """Learn that `weights` are a copy of the present ones: what is known of these holds for them."""
+        known = self._known.get(self._place(None))
+        if known:
+            self._known[self._place(weights)] = known
+
+    @property
+    def knows_present(self) -> bool:
+        """Whether the loss at the present weights is known already."""
+        return self._place(None) in self._known
+
+    def forget_copies(self) -> None:
+        """Forget all but the present weights; the memory of others may be given to tensors to come."""
+        here = self._place(None)
+        self._known = {place: known for place, known in self._known.items() if place == here}
 
     def _loss(self) -> Tensor:
         loss = self._closure()
@@ -71,19 +108,31 @@ class ValidationLoss:
             )
         gradients = torch.autograd.grad(loss, self._parameters, create_graph=create_graph, allow_unused=True)
         return [
-            torch.zeros_like(p) if gradient is None else gradient
+            torch.zeros_like(p) if gradient is None else gradient.to(p.dtype)
             for p, gradient in zip(self._parameters, gradients, strict=True)
         ]
 
-    @contextmanager
-    def _moved_to(self, weights: Sequence[Tensor] | None) -> Iterator[None]:
-        devices = sorted({p.device.index for p in self._parameters if p.device.type == "cuda"})
-        present = [p.data for p in self._parameters]
-        with torch.random.fork_rng(devices=devices):
-            try:
-                for parameter, weight in zip(self._parameters, weights or present, strict=True):
+    def _place(self, at: Sequence[Tensor] | None) -> _Place:
+        """Return what tells these weights from others as long as they live."""
+        return tuple((w.data_ptr(), w._version) for w in (self._parameters if at is None else at))
+
+    def _note(self, at: Sequence[Tensor] | None, loss: float, gradient: list[Tensor] | None) -> None:
+        place = self._place(at)
+        if self._remember and place == self._place(None):
+            self._known = {place: (loss, gradient)}
+
+
+@contextmanager
+def moved_to(parameters: Sequence[Tensor], weights: Sequence[Tensor] | None) -> Iterator[None]:
+    """Put `weights` into the parameters for the time of the block; random numbers drawn in it are drawn again."""
+    devices = sorted({p.device.index for p in parameters if p.device.type == "cuda"})
+    present = [p.data for p in parameters]
+    with torch.random.fork_rng(devices=devices):
+        try:
+            if weights is not None:
+                for parameter, weight in zip(parameters, weights, strict=True):
                     parameter.data = weight
-                yield
-            finally:
-                for parameter, weight in zip(self._parameters, present, strict=True):
-                    parameter.data = weight
+            yield
+        finally:
+            for parameter, weight in zip(parameters, present, strict=True):
+                parameter.data = weight

@@ -53,7 +53,7 @@ class BruteForce:
             return self.lr * v(self.w)
         if order == "second":
             hessian = torch.func.jacrev(v)(self.w)
-            return self.lr * (v(self.w) - hessian @ (self.lr * g) / 2)
+            return self.lr * (v(self.w) - hessian @ (self.u0 + self.lr * g / 2))
         integral, _ = quad_vec(
             lambda s: v(self.w - self.u0 - s * self.lr * g).numpy(), 0, 1, epsrel=1e-13, epsabs=1e-15
         )

@@ -1,45 +1,388 @@
+"""One law for all ghost rules: they give the dot products of the per-sample gradients that autograd finds."""
+
+import inspect
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from inrun_bench.attribution.rules import find_rule, ghost_rule, supported_layers
+from inrun_bench.attribution.rules import find_rules, ghost_rule, supported_layers
 from inrun_bench.attribution.rules.registry import _RULES
-from tests.attribution.brute_force import relative_error
 
-sizes = st.integers(1, 6)
-
-
-@pytest.mark.parametrize("parameter", ["weight", "bias"])
-@given(batch=sizes, inner=st.lists(st.integers(1, 4), max_size=2), d_in=sizes, d_out=sizes, seed=st.integers(0, 2**16))
-def test_linear_rules_equal_dots_of_per_sample_gradients(parameter, batch, inner, d_in, d_out, seed):
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    layer = nn.Linear(d_in, d_out).double()
-    a, b = normal(batch, *inner, d_in), normal(batch, *inner, d_out)
-    q = normal(*getattr(layer, parameter).shape)
-    expected = []
-    for i in range(batch):  # b is the gradient of <layer(a), b>
-        (gradient,) = torch.autograd.grad((layer(a[i]) * b[i]).sum(), [getattr(layer, parameter)])
-        expected.append(float((gradient * q).sum()))
-    scores = find_rule(layer, parameter)(layer, a, b, q)
-    assert scores.shape == (batch,)
-    np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-10, atol=1e-10)
+sizes, flags = st.integers(1, 4), st.booleans()
+spatial_sizes = st.integers(3, 5)
 
 
-@given(seed=st.integers(0, 2**16))
-def test_linear_rules_in_single_precision(seed):
-    generator = torch.Generator().manual_seed(seed)
-    layer = nn.Linear(48, 32)
-    a, b, q = (torch.randn(*shape, generator=generator) for shape in ((20, 48), (20, 32), (32, 48)))
-    got = find_rule(layer, "weight")(layer, a, b, q)
-    expected = find_rule(layer, "weight")(layer, a.double(), b.double(), q.double())
-    assert relative_error(got.double().numpy(), expected.numpy()) < 1e-5
+def normal(draw, *shape):
+    """Float64 numbers that single precision holds exactly."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    return torch.randn(*shape, generator=generator).double()
+
+
+def integers(draw, below, *shape):
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    return torch.randint(below, shape, generator=generator)
+
+
+def positions(draw):
+    """Axes between the samples' and the features', some of length zero."""
+    return draw(st.lists(st.integers(0, 4), max_size=2))
+
+
+# Each draws a layer and the arguments of a call, for one family of layers.
+
+
+def linear(draw, layer_type):
+    d_in, d_out = draw(sizes), draw(sizes)
+    layer = layer_type(d_in, d_out, bias=draw(flags))
+    return layer, {"input": normal(draw, draw(sizes), *positions(draw), d_in)}
+
+
+def hugging_face_conv1d(draw, _name):
+    layer_type = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    d_in, d_out = draw(sizes), draw(sizes)
+    return layer_type(d_out, d_in), {"x": normal(draw, draw(sizes), *draw(st.lists(sizes, max_size=2)), d_in)}
+
+
+def bilinear(draw, layer_type):
+    d1, d2, d_out = draw(sizes), draw(sizes), draw(sizes)
+    shape = draw(sizes), *positions(draw)
+    layer = layer_type(d1, d2, d_out, bias=draw(flags))
+    return layer, {"input1": normal(draw, *shape, d1), "input2": normal(draw, *shape, d2)}
+
+
+def convolution(draw, layer_type):
+    n = int(layer_type.__name__[4])
+    groups = draw(st.integers(1, 2))
+    padding = draw(st.one_of(st.just("valid"), st.just("same"), st.tuples(*[st.integers(0, 2)] * n)))
+    layer = layer_type(
+        groups * draw(st.integers(1, 2)),
+        groups * draw(st.integers(1, 2)),
+        draw(st.tuples(*[st.integers(1, 3)] * n)),
+        stride=1 if padding == "same" else draw(st.integers(1, 3)),
+        padding=padding,
+        padding_mode=draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"])),
+        dilation=draw(st.integers(1, 2)),
+        groups=groups,
+        bias=draw(flags),
+    )
+    return layer, {"input": normal(draw, draw(sizes), layer.in_channels, *draw(st.tuples(*[st.integers(5, 6)] * n)))}
+
+
+def transposed_convolution(draw, layer_type):
+    n = int(layer_type.__name__[-2])
+    groups, stride, dilation = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    layer = layer_type(
+        groups * draw(st.integers(1, 2)),
+        groups * draw(st.integers(1, 2)),
+        draw(st.tuples(*[st.integers(1, 3)] * n)),
+        stride=stride,
+        padding=draw(st.integers(0, 1)),
+        output_padding=draw(st.integers(0, max(stride, dilation) - 1)),
+        dilation=dilation,
+        groups=groups,
+        bias=draw(flags),
+    )
+    inputs = {"input": normal(draw, draw(sizes), layer.in_channels, *draw(st.tuples(*[spatial_sizes] * n)))}
+    if draw(flags):  # ask for a size in the call, rather than the layer's own
+        smallest = [
+            (size - 1) * stride - 2 * layer.padding[d] + dilation * (layer.kernel_size[d] - 1) + 1
+            for d, size in enumerate(inputs["input"].shape[2:])
+        ]
+        inputs["output_size"] = [size + draw(st.integers(0, stride - 1)) for size in smallest]
+        assume(min(inputs["output_size"]) > 0)
+    return layer, inputs
+
+
+def embedding(draw, layer_type):
+    layer = layer_type(
+        5,
+        draw(sizes),
+        padding_idx=draw(st.sampled_from([None, 0, 2, -1])),
+        max_norm=draw(st.sampled_from([None, 0.5])),
+        scale_grad_by_freq=draw(flags),
+    )
+    return layer, {"input": integers(draw, 5, draw(sizes), *positions(draw))}
+
+
+def embedding_bag(draw, layer_type):
+    mode = draw(st.sampled_from(["sum", "mean", "max"]))
+    listed = draw(flags)
+    layer = layer_type(
+        5,
+        draw(sizes),
+        mode=mode,
+        padding_idx=draw(st.sampled_from([None, 0, 2, -1])),
+        max_norm=draw(st.sampled_from([None, 0.5])),
+        scale_grad_by_freq=mode != "max" and draw(flags),
+        include_last_offset=listed and draw(flags),
+    )
+    inputs = {"input": integers(draw, 5, draw(sizes), draw(sizes))}
+    if listed:
+        inputs["input"] = inputs["input"].flatten()
+        inner = draw(st.lists(st.integers(0, len(inputs["input"])), max_size=3))  # bags may be empty
+        last = [len(inputs["input"])] if layer.include_last_offset else []
+        inputs["offsets"] = torch.tensor([0, *sorted(inner), *last])
+    if mode == "sum" and draw(flags):
+        inputs["per_sample_weights"] = normal(draw, *inputs["input"].shape)
+    return layer, inputs
+
+
+def layer_norm(draw, layer_type):
+    shape = draw(st.lists(st.integers(2, 4), min_size=1, max_size=2))
+    layer = layer_type(shape, bias=draw(flags))
+    return layer, {"input": normal(draw, draw(sizes), *positions(draw), *shape)}
+
+
+def rms_norm(draw, layer_type):
+    shape = draw(st.lists(sizes, min_size=1, max_size=2))
+    layer = layer_type(shape, eps=draw(st.sampled_from([None, 1e-3])))
+    return layer, {"input": normal(draw, draw(sizes), *positions(draw), *shape)}
+
+
+def group_norm(draw, layer_type):
+    groups = draw(sizes)
+    layer = layer_type(groups, 2 * groups)
+    return layer, {"input": normal(draw, draw(sizes), 2 * groups, *draw(st.lists(sizes, max_size=3)))}
+
+
+def instance_norm(draw, layer_type):
+    n, channels = int(layer_type.__name__[-2]), draw(sizes)
+    layer = layer_type(channels, affine=True, track_running_stats=draw(flags)).train(draw(flags))
+    return with_statistics(draw, layer), {
+        "input": normal(draw, draw(sizes), channels, *draw(st.tuples(*[spatial_sizes] * n)))
+    }
+
+
+def batch_norm(draw, layer_type):
+    n = int(layer_type.__name__[-2]) if layer_type is not nn.SyncBatchNorm else draw(st.integers(1, 3))
+    channels = draw(sizes)
+    inner = () if layer_type is nn.BatchNorm1d and draw(flags) else draw(st.tuples(*[sizes] * n))
+    layer = with_statistics(draw, layer_type(channels).eval())
+    return layer, {"input": normal(draw, draw(sizes), channels, *inner)}
+
+
+def with_statistics(draw, layer):
+    if layer.track_running_stats:
+        layer.running_mean.copy_(normal(draw, layer.num_features))
+        layer.running_var.copy_(1 + normal(draw, layer.num_features) ** 2)
+    return layer
+
+
+def multihead_attention(draw, layer_type):
+    heads = draw(st.integers(1, 2))
+    own_projections, batch_first = draw(flags), draw(flags)
+    batch, length, source = draw(sizes), draw(sizes), draw(sizes)
+    d = heads * draw(sizes)
+    d_key, d_value = (draw(sizes), draw(sizes)) if own_projections else (d, d)
+    layer = layer_type(
+        *(d, heads),
+        bias=draw(flags),
+        add_bias_kv=draw(flags),
+        add_zero_attn=draw(flags),
+        kdim=d_key if own_projections else None,
+        vdim=d_value if own_projections else None,
+        batch_first=batch_first,
+    )
+    # training with dropout 0, or eval mode, where any dropout rests
+    layer.dropout = 0.0 if layer.train(draw(flags)).training else 0.5
+
+    def sequence(length, d):
+        x = normal(draw, batch, length, d)
+        return x if batch_first else x.transpose(0, 1)
+
+    query = sequence(length, d)
+    inputs = {"query": query, "key": query, "value": query}
+    if own_projections or draw(flags):
+        inputs |= {"key": sequence(source, d_key), "value": sequence(source, d_value)}
+    else:
+        source = length
+    if draw(flags):
+        mask = torch.ones(length, source, dtype=torch.bool).triu(1)
+        inputs["attn_mask"] = draw(
+            st.sampled_from([mask, mask.double() * -2, mask.expand(batch * heads, length, source)])
+        )
+        inputs["is_causal"] = length == source and inputs["attn_mask"] is mask and draw(flags)
+    if draw(flags):
+        inputs["key_padding_mask"] = torch.arange(source) >= 1 + integers(draw, source, batch, 1)  # one left to attend
+        if "attn_mask" in inputs and inputs["attn_mask"].is_floating_point():
+            inputs["key_padding_mask"] = inputs["key_padding_mask"].double() * -2  # torch wants masks of one type
+    inputs["need_weights"] = draw(flags)
+    return layer, inputs
+
+
+def prelu(draw, layer_type):
+    channels = draw(sizes)
+    shape = draw(sizes), channels, *positions(draw)
+    layer = layer_type(draw(st.sampled_from([1, channels])))
+    return layer, {"input": normal(draw, *shape[: draw(st.integers(1, 4)) if layer.num_parameters == 1 else 4])}
+
+
+CASES = {
+    **dict.fromkeys([nn.Linear, NonDynamicallyQuantizableLinear], linear),
+    "Conv1D": hugging_face_conv1d,
+    nn.Bilinear: bilinear,
+    **dict.fromkeys([nn.Conv1d, nn.Conv2d, nn.Conv3d], convolution),
+    **dict.fromkeys([nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d], transposed_convolution),
+    nn.Embedding: embedding,
+    nn.EmbeddingBag: embedding_bag,
+    nn.LayerNorm: layer_norm,
+    nn.RMSNorm: rms_norm,
+    nn.GroupNorm: group_norm,
+    **dict.fromkeys([nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d], instance_norm),
+    **dict.fromkeys([nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm], batch_norm),
+    nn.MultiheadAttention: multihead_attention,
+    nn.PReLU: prelu,
+}
+
+
+def name_of(layer_type):
+    return layer_type if isinstance(layer_type, str) else layer_type.__name__
+
+
+each_layer = pytest.mark.parametrize("layer_type", CASES, ids=name_of)
+
+
+class Call:
+    """A layer with random weights, called; and a gradient of its output, and probes of its parameters."""
+
+    def __init__(self, draw, layer_type):
+        self.layer, self.inputs = CASES[layer_type](draw, layer_type)
+        self.layer.double()
+        for p in self.layer.parameters():
+            p.data = normal(draw, *p.shape)
+        try:
+            output = self.layer(**self.inputs)
+        except RuntimeError as error:  # settings that the layer itself refuses, such as more padding than input
+            assume("adding" not in str(error) and "too small" not in str(error) and "negative" not in str(error))
+            raise
+        output = output[0] if isinstance(output, tuple) else output
+        self.rules = find_rules(self.layer)
+        self.output = output.movedim(self.rules[0].batch_axis(self.layer), 0)
+        self.b = normal(draw, *self.output.shape)
+        self.parameters = dict(self.layer.named_parameters())
+        self.q = {name: normal(draw, *p.shape) for name, p in self.parameters.items()}
+
+    def expected(self, names):
+        """Scores by autograd, a sample at a time, and the products of norms that bound them (Cauchy-Schwarz)."""
+        scores, bounds = [], []
+        for row, b in zip(self.output, self.b, strict=True):
+            gradients = torch.autograd.grad(
+                row, [self.parameters[n] for n in names], b, retain_graph=True, materialize_grads=True
+            )
+            pairs = list(zip(gradients, (self.q[n] for n in names), strict=True))
+            scores.append(sum(float((g * q).sum()) for g, q in pairs))
+            bounds.append(sum(float(g.norm() * q.norm()) for g, q in pairs))
+        return np.array(scores), np.linalg.norm(bounds)
+
+    @torch.no_grad()
+    def scores(self, rule, names, like=lambda x, role: x):
+        """Scores by the rule, as the engine calls it; `like` casts inputs, output gradients and probes."""
+        inputs = {k: like(x, "a") if isinstance(x, torch.Tensor) else x for k, x in self.inputs.items()}
+        every = any(r.inputs == "all" for r in self.rules)
+        q = [like(self.q[n], "q") if n in names else None for n in rule.parameters]
+        return rule.function(self.layer, inputs if every else next(iter(inputs.values())), like(self.b, "b"), *q)
+
+
+@each_layer
+@settings(max_examples=60)
+@given(data=st.data())
+def test_rules_equal_dots_of_per_sample_gradients(layer_type, data):
+    call = Call(data.draw, layer_type)
+    assert {name for rule in call.rules for name in rule.parameters} >= call.parameters.keys()
+    for rule in call.rules:
+        present = [name for name in rule.parameters if name in call.parameters]
+        for names in (present, *([name] for name in present)):  # all are trained, or only one
+            if not names:
+                continue
+            expected, bound = call.expected(names)
+            scores = call.scores(rule, names)
+            assert scores.shape == (len(call.b),)
+            assert scores.dtype == torch.float64
+            assert np.linalg.norm(scores.numpy() - expected) <= 1e-10 * bound
+
+
+def floating(x, dtype):
+    return x.to(dtype) if x.is_floating_point() else x
+
+
+@each_layer
+@settings(max_examples=20)
+@given(data=st.data())
+def test_rules_in_single_precision(layer_type, data):
+    call = Call(data.draw, layer_type)
+    expected = {rule: call.expected([n for n in rule.parameters if n in call.parameters]) for rule in call.rules}
+    call.layer.float()
+    for rule, (scores, bound) in expected.items():
+        if any(n in call.parameters for n in rule.parameters):
+            got = call.scores(rule, call.parameters, lambda x, _: floating(x, torch.float32))
+            assert got.dtype == torch.float32
+            assert np.linalg.norm(got.numpy() - scores) <= 1e-5 * bound
+
+
+@each_layer
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        {"a": torch.float16, "b": torch.float16, "q": torch.float32},
+        {"a": torch.bfloat16, "b": torch.bfloat16, "q": torch.bfloat16},
+        {"a": torch.float32, "b": torch.bfloat16, "q": torch.float32},  # a product under autocast
+        {"a": torch.bfloat16, "b": torch.float32, "q": torch.float32},  # a normalisation under autocast
+    ],
+    ids=["float16", "bfloat16", "product", "normalisation"],
+)
+@settings(max_examples=10)
+@given(data=st.data())
+def test_rules_in_mixed_precision(layer_type, dtypes, data):
+    call = Call(data.draw, layer_type)
+    expected = {rule: call.expected([n for n in rule.parameters if n in call.parameters]) for rule in call.rules}
+    call.layer.to(dtypes["q"])
+    for rule, (scores, bound) in expected.items():
+        if any(n in call.parameters for n in rule.parameters):
+            got = call.scores(rule, call.parameters, lambda x, role: floating(x, dtypes[role]))
+            assert got.dtype == torch.float32  # so that sums of half precision neither overflow nor stall
+            assert np.linalg.norm(got.numpy() - scores) <= 0.1 * bound
+
+
+def test_the_law_covers_all_supported_layers():
+    assert sorted(map(name_of, CASES)) == supported_layers()
+
+
+def test_an_empty_batch_has_no_scores():
+    weight, bias = find_rules(nn.Linear(3, 2))
+    assert weight.function(None, torch.zeros(0, 3), torch.zeros(0, 2), torch.zeros(2, 3)).shape == (0,)
+    assert bias.function(None, torch.zeros(0, 3), torch.zeros(0, 2), torch.zeros(2)).shape == (0,)
+
+
+def test_batch_norm_on_the_statistics_of_the_batch_is_refused():
+    for layer in (nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False).eval()):
+        (rule,) = find_rules(layer)
+        x = torch.zeros(2, 3, 4, 4)
+        with pytest.raises(ValueError, match=r"couple its samples; put it in eval mode"):
+            rule.function(layer, x, x, torch.zeros(3), None)
+
+
+def test_attention_dropout_is_refused():
+    layer = nn.MultiheadAttention(4, 2, dropout=0.1)
+    (rule,) = find_rules(layer)
+    x = torch.zeros(3, 2, 4)
+    q = [torch.zeros(12, 4), *[None] * (len(rule.parameters) - 1)]
+    inputs = inspect.signature(layer.forward).bind(x, x, x).arguments
+    with pytest.raises(ValueError, match=r"dropout=0.1 in training mode"):
+        rule.function(layer, inputs, x.transpose(0, 1), *q)
+    assert rule.function(layer.eval(), inputs, x.transpose(0, 1), *q).shape == (2,)
+
+
+def test_instance_norm_leaves_running_statistics_alone():
+    layer = nn.InstanceNorm1d(2, affine=True, track_running_stats=True)
+    (rule,) = find_rules(layer)
+    x = torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(0))
+    rule.function(layer, x, x, torch.ones(2), torch.ones(2))
+    assert torch.equal(layer.running_mean, torch.zeros(2))
 
 
 def test_a_rule_serves_its_class_and_no_subclass():
@@ -47,21 +390,32 @@ def test_a_rule_serves_its_class_and_no_subclass():
         def forward(self, x):
             return 2 * super().forward(x)
 
-    assert find_rule(nn.Linear(2, 2), "weight") is not None
-    assert find_rule(Doubled(2, 2), "weight") is None
-    assert "Linear" in supported_layers()
+    assert [rule.parameters for rule in find_rules(nn.Linear(2, 2))] == [("weight",), ("bias",)]
+    assert find_rules(Doubled(2, 2)) == ()
 
 
-def test_users_register_rules_of_their_own():
-    class Scale(nn.Module):
-        pass
+class Scale(nn.Module):
+    pass
 
-    @ghost_rule(Scale, "factor")
+
+@pytest.mark.parametrize("layer_type", [Scale, f"{__name__}.Scale"])
+def test_users_register_rules_of_their_own(layer_type):
     def rule(_layer, a, b, q):
         return (a * b * q).sum(1)
 
     try:
-        assert find_rule(Scale(), "factor") is rule
+        assert ghost_rule(layer_type, "factor")(rule) is rule
+        assert [found.function for found in find_rules(Scale())] == [rule]
         assert "Scale" in supported_layers()
+        ghost_rule(layer_type, "shift")(rule)
+        assert [found.parameters for found in find_rules(Scale())] == [("factor",), ("shift",)]
+        ghost_rule(layer_type, "factor", "shift", inputs="all")(rule)  # the later rule takes their place
+        assert [found.parameters for found in find_rules(Scale())] == [("factor", "shift")]
     finally:
-        del _RULES[Scale, "factor"]
+        del _RULES[layer_type]
+
+
+@pytest.mark.parametrize("layer_type", [Scale, "package.module.Scale"])
+def test_a_rule_names_a_parameter(layer_type):
+    with pytest.raises(ValueError, match=r"ghost_rule\(Scale\) must name at least one parameter, such as 'weight'"):
+        ghost_rule(layer_type)

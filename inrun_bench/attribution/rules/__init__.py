@@ -1,21 +1,25 @@
 """Ghost rules: dot products of every sample's gradient with a probe, without the per-sample gradients.
 
-A rule belongs to a layer type and one of its parameters. From what the layer saw in the forward pass and what came back
-in the backward pass it returns the batch's dot products::
+A rule belongs to a layer type and some of its parameters. From what the layer saw in the forward pass and what came
+back in the backward pass it returns the batch's dot products::
 
-    rule(layer, a, b, q) -> scores [B]
+    rule(layer, a, b, *q) -> scores [B]
 
 =====  ======================  ====================================================================
 name   shape                   meaning
 =====  ======================  ====================================================================
-layer  the module              for its settings; its parameters are not read
+layer  the module              for its settings and, where the output is not linear in them, its weights
 a      [B, ..., d_in]          the layer's input
 b      [B, ..., d_out]         gradient of the batch's loss with respect to the layer's output
-q      the parameter's shape   probe of that parameter
+q      the parameter's shape   probe of each parameter that the rule names; None for one not trained
 =====  ======================  ====================================================================
 
 Since a sample's gradient is a sum over the calls of a layer, and the dot product is linear, a layer that is called
 several times, or a weight that several layers share, needs nothing special: the scores of the calls add up.
+
+Most layers are linear in their parameters, and then the derivative of the output in the direction q is the layer itself
+with q in place of its parameters. The score is the dot product of that *tangent* with b: all that padding, stride,
+groups and the like do to the output, they do to the tangent.
 
 One file a layer family. A user's own rule::
 
@@ -24,7 +28,12 @@ One file a layer family. A user's own rule::
         return (a * b * q).flatten(1).sum(1)
 """
 
-from inrun_bench.attribution.rules import linear as linear  # each import registers the rules of a layer family
-from inrun_bench.attribution.rules.registry import GhostRule, find_rule, ghost_rule, supported_layers
+from inrun_bench.attribution.rules import activation as activation  # each import registers the rules of a layer family
+from inrun_bench.attribution.rules import attention as attention
+from inrun_bench.attribution.rules import convolution as convolution
+from inrun_bench.attribution.rules import embedding as embedding
+from inrun_bench.attribution.rules import linear as linear
+from inrun_bench.attribution.rules import normalisation as normalisation
+from inrun_bench.attribution.rules.registry import GhostRule, Rule, find_rules, ghost_rule, supported_layers
 
-__all__ = ["GhostRule", "find_rule", "ghost_rule", "supported_layers"]
+__all__ = ["GhostRule", "Rule", "find_rules", "ghost_rule", "supported_layers"]

@@ -1,42 +1,81 @@
-"""Which rule serves which parameter of which layer type."""
+"""Which rule serves which parameters of which layer type."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
-__all__ = ["GhostRule", "find_rule", "ghost_rule", "supported_layers"]
+__all__ = ["GhostRule", "Rule", "find_rules", "ghost_rule", "supported_layers"]
 
-GhostRule: TypeAlias = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
+GhostRule: TypeAlias = Callable[..., Tensor]
+"""``rule(layer, a, b, *q) -> scores [B]``; see :mod:`inrun_bench.attribution.rules`."""
 
-_RULES: dict[tuple[type[nn.Module], str], GhostRule] = {}
+
+@dataclass(frozen=True)
+class Rule:
+    """A ghost rule, the parameters that it serves, and how much of the layer's input it wants to see."""
+
+    function: GhostRule
+    parameters: tuple[str, ...]
+    inputs: Literal["first", "all"] = "first"
+    batch_axis: Callable[[Any], int] = lambda _layer: 0
 
 
-def ghost_rule(layer_type: type[nn.Module], parameter: str) -> Callable[[GhostRule], GhostRule]:
-    """Register the decorated function as the rule for one parameter of a layer type.
+_RULES: dict[type[nn.Module] | str, tuple[Rule, ...]] = {}
+
+
+def ghost_rule(
+    layer_type: type[nn.Module] | str,
+    *parameters: str,
+    inputs: Literal["first", "all"] = "first",
+    batch_axis: Callable[[Any], int] = lambda _layer: 0,
+) -> Callable[[GhostRule], GhostRule]:
+    """Register the decorated function as the rule for some parameters of a layer type.
 
     Parameters
     ----------
-    layer_type : type
-        The rule serves this class; a subclass, which may compute something else, needs a rule of its own.
-    parameter : str
-        The attribute's name on the layer, such as ``"weight"``.
-    """
+    layer_type : type or str
+        The rule serves this class; a subclass, which may compute something else, needs a rule of its own. A class of a
+        package that need not be installed is given by its full name, such as ``"transformers.pytorch_utils.Conv1D"``.
+    *parameters : str
+        Names on the layer, such as ``"weight", "bias"``; the rule gets one probe for each, in this order, None for one
+        that the layer does not have or does not train. A parameter of a child is named with a dot, and the child's own
+        rules are then not used.
+    inputs : {"first", "all"}
+        What the rule gets as `a`: the layer's first input, batch first, or a dict of all arguments of its ``forward``
+        by name, as they were. One rule that wants all of them makes all rules of the layer get them.
+    batch_axis : callable
+        Given the layer, the axis of its output that numbers the samples.
 
-    def register(rule: GhostRule) -> GhostRule:
-        _RULES[layer_type, parameter] = rule
-        return rule
+    Raises
+    ------
+    ValueError
+        If no parameter is named.
+    """
+    if not parameters:
+        raise ValueError(f"ghost_rule({_name(layer_type)}) must name at least one parameter, such as 'weight'")
+
+    def register(function: GhostRule) -> GhostRule:
+        others = tuple(rule for rule in _RULES.get(layer_type, ()) if not set(rule.parameters) & set(parameters))
+        _RULES[layer_type] = (*others, Rule(function, parameters, inputs, batch_axis))
+        return function
 
     return register
 
 
-def find_rule(layer: nn.Module, parameter: str) -> GhostRule | None:
-    """Return the rule for `parameter` of `layer`, or None where there is none."""
-    return _RULES.get((type(layer), parameter))
+def find_rules(layer: nn.Module) -> tuple[Rule, ...]:
+    """Return the rules of the layer's type; empty where there are none."""
+    layer_type = type(layer)
+    return _RULES.get(layer_type) or _RULES.get(f"{layer_type.__module__}.{layer_type.__qualname__}", ())
 
 
 def supported_layers() -> list[str]:
     """Return the names of the layer types that have rules, sorted."""
-    return sorted({layer.__name__ for layer, _ in _RULES})
+    return sorted(map(_name, _RULES))
+
+
+def _name(layer_type: type[nn.Module] | str) -> str:
+    return layer_type.rpartition(".")[2] if isinstance(layer_type, str) else layer_type.__name__

@@ -1,0 +1,82 @@
+"""Which rule is fastest for a call of a layer: a small model of their costs.
+
+For a linear map with B samples, T positions a sample and a weight of d_out x d_in (a convolution's positions are those of
+its output, d_in the size of its window), beyond what training computes anyway:
+
+===============  ======================================================================================================
+rule             seconds
+===============  ======================================================================================================
+project          2 B T d_in d_out / F a probe, and a pass over the B T d_in products
+weight-gradient  B d_in d_out S a probe, for a pass over each sample's weight gradient, and B times the price of a call
+gram             2 B T N (d_in + d_out) / F, N positions of the validation samples, less 2 N d_in d_out / F for the
+                 validation weight gradient, which then nobody forms
+===============  ======================================================================================================
+
+F is the rate of matrix products and S the time to read, dot and add one number of a weight gradient. Both are those of a
+processor core of 2020s make with some threads; only their ratio F S, which varies little from machine to machine, and the
+sizes matter. Where T exceeds about F S / 2 positions, the weight-gradient rule wins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+__all__ = ["Call", "RuleName", "fastest", "predicted_seconds"]
+
+RuleName: TypeAlias = Literal["project", "weight-gradient", "gram"]
+
+RATES = {  # F in operations a second, S in seconds a number
+    "cpu": (100e9, 0.26e-9),
+    "cuda": (100e12, 8e-12),
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a layer.
+
+    Attributes
+    ----------
+    samples, positions, d_in, d_out : int
+        B, T, and the sides of the weight.
+    call_seconds : float
+        Price of forming one sample's weight gradient apart from its arithmetic.
+    probes : int
+        Validation sets.
+    validation_positions : int, optional
+        N, all validation samples together; None where the validation gradient has no such form.
+    device : str
+        ``"cpu"`` or ``"cuda"``; another is taken for the former.
+    """
+
+    samples: int
+    positions: int
+    d_in: int
+    d_out: int
+    call_seconds: float = 5e-6
+    probes: int = 1
+    validation_positions: int | None = None
+    device: str = "cpu"
+
+
+def predicted_seconds(call: Call) -> dict[RuleName, float]:
+    """Return the predicted price of each rule that can serve the call, in seconds."""
+    rate, number = RATES.get(call.device, RATES["cpu"])
+    weight = call.d_in * call.d_out
+    positions = call.samples * call.positions
+    seconds: dict[RuleName, float] = {
+        "project": call.probes * (2 * positions * weight / rate + positions * call.d_in * number),
+        "weight-gradient": call.samples * (call.probes * weight * number + call.call_seconds),
+    }
+    if call.validation_positions is not None:
+        n = call.validation_positions
+        products = positions * n * (call.d_in + call.d_out) - n * weight
+        seconds["gram"] = call.probes * (2 * products / rate + positions * n * number)
+    return seconds
+
+
+def fastest(call: Call) -> RuleName:
+    """Return the rule with the lowest predicted price."""
+    seconds = predicted_seconds(call)
+    return min(seconds, key=lambda rule: seconds[rule])

@@ -1,0 +1,78 @@
+"""Ghost rules of the layers that normalise, then scale and shift: y = weight * normalised(x) + bias.
+
+They are linear in weight and bias, which act only after the normalisation: the derivative of the output in the
+direction of both probes is the layer with the probes in their place, one fused pass.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from inrun_bench.attribution.rules.registry import ghost_rule
+from inrun_bench.attribution.rules.samples import dot
+
+
+@ghost_rule(nn.LayerNorm, "weight", "bias")
+def layer_norm(layer: nn.LayerNorm, a: Tensor, b: Tensor, *q: Tensor | None) -> Tensor:
+    """Normalise over the last dimensions, and scale by the probes, shaped like those."""
+    return dot(functional.layer_norm(a.to(b.dtype), layer.normalized_shape, *_scale_and_shift(b, *q), layer.eps), b)
+
+
+@ghost_rule(nn.RMSNorm, "weight")
+def rms_norm(layer: nn.RMSNorm, a: Tensor, b: Tensor, q: Tensor) -> Tensor:
+    """Divide by the root mean square over the last dimensions, and scale by the probe, shaped like those."""
+    return dot(functional.rms_norm(a.to(b.dtype), layer.normalized_shape, q.to(b.dtype), layer.eps), b)
+
+
+@ghost_rule(nn.GroupNorm, "weight", "bias")
+def group_norm(layer: nn.GroupNorm, a: Tensor, b: Tensor, *q: Tensor | None) -> Tensor:
+    """Normalise over groups of channels, and scale by the probes [C]."""
+    return dot(functional.group_norm(a.to(b.dtype), layer.num_groups, *_scale_and_shift(b, *q), layer.eps), b)
+
+
+@ghost_rule(nn.InstanceNorm1d, "weight", "bias")
+@ghost_rule(nn.InstanceNorm2d, "weight", "bias")
+@ghost_rule(nn.InstanceNorm3d, "weight", "bias")
+def instance_norm(
+    layer: nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d, a: Tensor, b: Tensor, *q: Tensor | None
+) -> Tensor:
+    """Normalise every channel by its own statistics, or by the running ones in eval mode; scale by the probes [C]."""
+    own = layer.training or not layer.track_running_stats
+    running = (None, None) if own else (layer.running_mean, layer.running_var)  # None, not to update them once more
+    return dot(functional.instance_norm(a.to(b.dtype), *running, *_scale_and_shift(b, *q), own, eps=layer.eps), b)
+
+
+@ghost_rule(nn.BatchNorm1d, "weight", "bias")
+@ghost_rule(nn.BatchNorm2d, "weight", "bias")
+@ghost_rule(nn.BatchNorm3d, "weight", "bias")
+@ghost_rule(nn.SyncBatchNorm, "weight", "bias")
+def batch_norm(
+    layer: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm,
+    a: Tensor,
+    b: Tensor,
+    *q: Tensor | None,
+) -> Tensor:
+    """Normalise by the running statistics, as in eval mode, and scale by the probes [C].
+
+    Raises
+    ------
+    ValueError
+        If the layer normalises by the batch's statistics, which couple its samples.
+    """
+    if layer.training or layer.running_mean is None:
+        raise ValueError(
+            f"{layer} normalises by the statistics of the batch, which couple its samples; put it in eval mode with "
+            "track_running_stats=True, or replace it by nn.GroupNorm"
+        )
+    running = layer.running_mean, layer.running_var
+    return dot(functional.batch_norm(a.to(b.dtype), *running, *_scale_and_shift(b, *q), eps=layer.eps), b)
+
+
+def _scale_and_shift(b: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return both probes in b's dtype; zeros for a None, which torch would read as a weight of ones."""
+    trained = bias if weight is None else weight
+    assert trained is not None
+    weight, bias = (torch.zeros_like(trained) if q is None else q for q in (weight, bias))
+    return weight.to(b.dtype), bias.to(b.dtype)

@@ -1,0 +1,82 @@
+"""One step while it is open: what has been seen of it so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from inrun_bench.attribution.capture import Part, Term
+from inrun_bench.attribution.late import Way
+from inrun_bench.attribution.received import Received
+from inrun_bench.attribution.scores import Scores
+from inrun_bench.attribution.updates import Update
+from inrun_bench.attribution.validation import ValidationLoss
+
+__all__ = ["Index", "OpenStep"]
+
+Index: TypeAlias = Sequence[int] | NDArray[np.int64] | Tensor
+
+
+class OpenStep:
+    """What :meth:`InRunShapley.step` yields; a training loop needs it only for batches that come in parts."""
+
+    def __init__(
+        self,
+        n_samples: int,
+        show: Callable[[Part], None],
+        losses: Mapping[str, ValidationLoss],
+        per_sample: Callable[[], Tensor] | None,
+    ) -> None:
+        self._n_samples = n_samples
+        self._show = show
+        self.index: list[int] = []
+        self.losses = losses
+        self.per_sample = per_sample
+        self.early = False  # whether the probe is known before the backward pass
+        self.way: Way | None = None  # what is done if it is not
+        self.known: list[dict[str, Tensor]] | None = None  # directions scored in the backward pass, by validation set
+        self.factor = 1.0  # what their scores are to be multiplied with
+        self.scores = Scores(len(losses))
+        self.kept: list[Term] = []
+        self.before: list[Tensor] = []  # weights; the present ones until the optimiser steps
+        self.losses_before: list[float] | None = None
+        self.gradient: list[Tensor] | None = None
+        self.received: Received | None = None
+        self.update: Update | None = None
+        self.after: list[Tensor] | None = None
+        self.unscaled = 1.0  # what the optimiser itself multiplies gradients with
+        self.total: Tensor | None = None  # scores, float64 [validation sets, batch]
+
+    def batch(self, index: Index) -> None:
+        """Say which training samples the coming forward passes hold, until the next call.
+
+        Parameters
+        ----------
+        index : int [part]
+            In the order of the batch axis; each at most once. The step's batch is the sum of its parts, for instance the
+            micro-batches of gradient accumulation.
+        """
+        part = _checked_index(index, self._n_samples)
+        rows = torch.arange(len(self.index), len(self.index) + len(part))
+        self.index.extend(part.tolist())
+        self._show(Part(rows, len(part)))
+
+
+def _checked_index(index: Index, n_samples: int) -> NDArray[np.int64]:
+    array = index.detach().cpu().numpy() if isinstance(index, Tensor) else np.asarray(index)
+    if array.ndim != 1 or len(array) == 0 or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(
+            f"index must be a non-empty one-dimensional array of integers, got {array.dtype} of shape {array.shape}"
+        )
+    outside = array[(array < 0) | (array >= n_samples)]
+    if len(outside):
+        raise ValueError(f"index {outside[0]} is out of range: samples are numbered 0 .. {n_samples - 1}")
+    numbers, counts = np.unique(array, return_counts=True)
+    if len(numbers) < len(array):
+        raise ValueError(f"index {numbers[counts > 1][0]} is repeated: a batch holds each sample at most once")
+    return array.astype(np.int64)

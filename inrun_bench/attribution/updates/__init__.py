@@ -1,0 +1,128 @@
+r"""What an optimiser makes of a gradient: the update u(g), element by element.
+
+The next weights are :math:`w - u(g)`. Probes ask two things of the optimiser. What would it do with no gradient at all?
+That is :math:`u(0)`: weight decay, momentum carried over. And how much does it move for what it was given? That is the
+*secant*, element by element,
+
+.. math:: D = \frac{u(g) - u(0)}{g}, \qquad D = u'(0) \text{ where } g = 0,
+
+so that :math:`u(g) = u(0) + D g` holds exactly, whatever the optimiser. The diagonal (Aumann-Shapley) share of sample i
+in the move of one weight is :math:`\int_0^1 u'(s g)\, g_i\, ds = D\, g_i`: the integral of the slope along the ray from
+0 to g *is* the secant, which is why no derivative of the optimiser is ever needed.
+
+All this supposes that an element of u depends on the same element of g alone. Optimisers that mix elements are refused
+by :func:`check_optimizer`; the others are read, as they are just before ``optimizer.step()``, in one of three ways:
+
+==============  =========================================================  ===========================================
+module          optimisers                                                 how
+==============  =========================================================  ===========================================
+:mod:`.sgd`     SGD in all its settings                                    affine in g: the slope is a number
+:mod:`.adam`    Adam, AdamW (unless ``amsgrad`` or ``maximize``)           closed form without cancellation
+:mod:`.probed`  every other element-wise one, known or unknown             two steps of a copy, in float64
+==============  =========================================================  ===========================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from inrun_bench.attribution.updates.adam import adam_update
+from inrun_bench.attribution.updates.elementwise import check_optimizer
+from inrun_bench.attribution.updates.probed import probed_updates
+from inrun_bench.attribution.updates.sgd import sgd_update
+
+__all__ = ["Update", "check_optimizer", "is_linear", "read_update"]
+
+ClosedForm = Callable[[Tensor, Tensor, Mapping[str, Any], Mapping[str, Any]], tuple[float | Tensor, Tensor | None]]
+
+
+@dataclass(frozen=True)
+class Update:
+    """u(g) = u(0) + D g for every trained parameter; lists run over the parameters.
+
+    Attributes
+    ----------
+    slope : list of float or tensor
+        The secant D, a number or shaped like the parameter (float32 at least, since it may be as large as lr / eps).
+    empty : list of tensors, or None
+        u(0), shaped and typed like the parameters; None where it is zero for all, so that nobody pays for it.
+    """
+
+    slope: list[float | Tensor]
+    empty: list[Tensor] | None
+
+
+def is_linear(optimizer: Optimizer) -> bool:
+    """Whether u is affine in g, its slope being known before the backward pass: true of SGD in all its settings."""
+    return type(optimizer) is SGD
+
+
+@torch.no_grad()
+def read_update(
+    optimizer: Optimizer, parameters: Mapping[str, Tensor], gradients: Sequence[Tensor | None] | None = None
+) -> Update:
+    """Read the update of the coming step off an element-wise optimiser, and change nothing.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+        One that :func:`check_optimizer` lets pass, as it is just before its ``step()``.
+    parameters : mapping of str to tensor
+        The trained parameters by name, at the weights w. One that the optimiser does not hold is not moved.
+    gradients : sequence of tensor or None, optional
+        What the optimiser is about to receive, one entry a parameter. None for a parameter whose ``grad`` is None:
+        optimisers pass over it, without decay or momentum, which is not the same as a gradient of zeros. Only a linear
+        optimiser (:func:`is_linear`) can be read without `gradients`; every parameter is then taken to have one.
+
+    Returns
+    -------
+    Update
+        Slope 0 and u(0) = 0 for a parameter that is not moved.
+
+    Raises
+    ------
+    ValueError
+        If `gradients` is missing and the optimiser is not linear.
+    """
+    weights = list(parameters.values())
+    if gradients is None and not is_linear(optimizer):
+        raise ValueError(
+            f"gradients must be given: the slope of {type(optimizer).__name__} depends on them "
+            "(only SGD can be read before the backward pass)"
+        )
+    given = weights if gradients is None else gradients
+    group_of = {p: group for group in optimizer.param_groups for p in group["params"]}
+    slope: list[float | Tensor] = [0.0] * len(weights)
+    empty: list[Tensor | None] = [None] * len(weights)
+    probed: dict[int, Tensor] = {}
+    for i, (w, g) in enumerate(zip(weights, given, strict=True)):
+        if w not in group_of or g is None:
+            continue
+        closed_form = _closed_form(optimizer, group_of[w])
+        if closed_form is None:
+            probed[i] = g
+        else:
+            slope[i], empty[i] = closed_form(w, g, optimizer.state.get(w, {}), group_of[w])
+    if probed:
+        updates = probed_updates(optimizer, [weights[i] for i in probed], list(probed.values()))
+        for i, (secant, rest) in zip(probed, updates, strict=True):
+            slope[i], empty[i] = secant, rest
+    if all(rest is None for rest in empty):
+        return Update(slope, None)
+    return Update(slope, [torch.zeros_like(w) if u is None else u for w, u in zip(weights, empty, strict=True)])
+
+
+def _closed_form(optimizer: Optimizer, group: Mapping[str, Any]) -> ClosedForm | None:
+    if getattr(optimizer, "grad_scale", None) is not None:  # a fused step under torch.amp.GradScaler unscales by itself
+        return None
+    if type(optimizer) is SGD:
+        return sgd_update
+    if type(optimizer) in (Adam, AdamW) and not group["amsgrad"] and not group["maximize"]:
+        return adam_update
+    return None

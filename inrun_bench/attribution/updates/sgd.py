@@ -1,0 +1,53 @@
+r"""SGD: an affine update, with one slope a parameter.
+
+With :math:`h = \pm g + \lambda w` (minus where it maximises; :math:`\lambda` the weight decay), momentum :math:`\mu`,
+dampening :math:`\tau` and buffer b, ``torch.optim.SGD`` computes
+
+.. math::
+    b' = \mu b + \kappa h, \qquad
+    u = \begin{cases} \eta\, h & \text{no momentum} \\ \eta\, b' & \text{heavy ball} \\
+    \eta\, (h + \mu b') & \text{Nesterov} \end{cases}
+
+with :math:`\kappa = 1 - \tau`, except at a parameter's first step, when there is no buffer yet and torch sets
+:math:`b' = h`, undampened: :math:`\kappa = 1`. Hence :math:`u(g) = \pm\gamma g + u(0)`, where the gain
+:math:`\gamma` is :math:`\eta`, :math:`\eta \kappa` or :math:`\eta (1 + \mu \kappa)`, and u(0) is decay,
+:math:`\gamma \lambda w`, and the momentum carried over, :math:`\eta \mu b` or :math:`\eta \mu^2 b`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["sgd_update"]
+
+
+def sgd_update(
+    weights: Tensor,
+    gradient: Tensor,  # noqa: ARG001 - one signature for all closed forms
+    state: Mapping[str, Any],
+    group: Mapping[str, Any],
+) -> tuple[float, Tensor | None]:
+    """Return the slope, a number, and u(0), None where it is zero.
+
+    Parameters
+    ----------
+    weights, gradient : tensor
+        One parameter w and its gradient, which an affine update does not ask for.
+    state, group : mapping
+        The optimiser's state of this parameter (empty before its first step) and the settings of its group.
+    """
+    lr, decay = float(group["lr"]), float(group["weight_decay"])
+    momentum = float(group["momentum"])
+    buffer = state.get("momentum_buffer") if momentum else None
+    gain, carried = lr, lr * momentum
+    if momentum:
+        share = 1.0 if buffer is None else 1.0 - float(group["dampening"])
+        gain = lr * (1.0 + momentum * share) if group["nesterov"] else lr * share
+        carried = lr * momentum * momentum if group["nesterov"] else lr * momentum
+    empty = weights.detach() * (gain * decay) if gain * decay else None
+    if buffer is not None and carried:
+        empty = buffer * carried if empty is None else empty.add_(buffer, alpha=carried)
+    return (-gain if group["maximize"] else gain), empty

@@ -1,0 +1,45 @@
+"""What the weight-gradient rule must know of a layer family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["CHUNK_BYTES", "Map"]
+
+CHUNK_BYTES = 2**20  # of samples' weight gradients formed together: they stay in a processor's cache
+
+
+@dataclass(frozen=True)
+class Map:
+    """A layer that is linear in its input and in its weight.
+
+    Attributes
+    ----------
+    serves : callable
+        ``(layer)``: whether the layer's settings are served.
+    forward : callable
+        ``(layer, a, weight, bias) -> output``.
+    input_gradient : callable
+        ``(layer, a, b, weight)``: gradient with respect to a.
+    sample_gradients : callable
+        ``(layer, a, b)`` yields slices of the batch and the weight gradients of their samples, ``[samples, *weight]``, in
+        order; what it has yielded is not used once the next is asked for.
+    sample_biases : callable
+        ``(layer, b)``: each sample's bias gradient, [B, d_out].
+    size : callable
+        ``(layer, a) -> (positions, d_in, d_out)``: T and the sides of the weight as a matrix.
+    call_seconds : float
+        Price of forming one sample's gradient apart from its arithmetic, see :mod:`inrun_bench.attribution.costs`.
+    """
+
+    serves: Callable[[Any], bool]
+    forward: Callable[[Any, Tensor, Tensor, Tensor | None], Tensor]
+    input_gradient: Callable[[Any, Tensor, Tensor, Tensor], Tensor]
+    sample_gradients: Callable[[Any, Tensor, Tensor], Iterator[tuple[slice, Tensor]]]
+    sample_biases: Callable[[Any, Tensor], Tensor]
+    size: Callable[[Any, Tensor], tuple[int, int, int]]
+    call_seconds: float
