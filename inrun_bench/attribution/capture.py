@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from inrun_bench.attribution.compiled import announce, pass_through
 from inrun_bench.attribution.costs import Call, fastest
 from inrun_bench.attribution.outside import Followed, OutsideTerm
 from inrun_bench.attribution.rules import Rule, find_rules
@@ -111,6 +112,8 @@ class LayerTerm:
 
     def score(self, probe: Mapping[str, Tensor]) -> Tensor:
         """Return the dot products with `probe`, [part.size]."""
+        if self.b.dtype == torch.float16:  # a probe's numbers may be too small for it
+            return self.rounded(torch.float32).score(probe)
         return self.site.score(self.a, self.b, probe)
 
     def rounded(self, dtype: torch.dtype) -> LayerTerm:
@@ -123,7 +126,7 @@ class LayerTerm:
 Term: TypeAlias = LayerTerm | OutsideTerm
 
 
-@dataclass
+@dataclass(eq=False)
 class Capture:
     """Hooks on a model's layers.
 
@@ -160,6 +163,7 @@ class Capture:
         if not self.parameters:
             raise ValueError("model has no trained parameters (none has requires_grad=True)")
         self.part: Part | None = None
+        self._latest: Part | None = None  # of the last forward pass, for backward passes that cannot remember theirs
         self.sites = _sites(self.model, {p: name for name, p in self.parameters.items()}, self.axes)
         covered = set().union(*(site.keys for site in self.sites))
         self.outside = Followed(
@@ -179,11 +183,12 @@ class Capture:
         self._scores: Scores | None = None
         self._scored = False  # whether the layer being left has been scored by its weight gradient
         self._replaced = [] if self.rules == "project" else self._replace_backwards()
+        self._number = announce(self)
         self._handles: list[Any] = []
-        for site in self.sites:
+        for slot, site in enumerate(self.sites):
             self._handles.append(site.layer.register_forward_pre_hook(self._enter))
             self._handles.append(
-                site.layer.register_forward_hook(partial(self._forward, site), with_kwargs=True)
+                site.layer.register_forward_hook(partial(self._forward, slot, site), with_kwargs=True)
             )
         for name, layer in self.model.named_modules():
             if isinstance(layer, BATCH_NORM):
@@ -196,11 +201,12 @@ class Capture:
             try:
                 yield
             finally:
-                self.part = self.outside.part = None
+                self.part = self._latest = self.outside.part = None
 
     def show(self, part: Part | None) -> None:
         """Say which samples the coming forward passes hold; None: look away."""
         self.part = self.outside.part = part
+        self._latest = part or self._latest
 
     def aim(self, probes: Sequence[Mapping[str, Tensor]] | None, scores: Scores) -> None:
         """Say which probes weight gradients may be dotted with on their way, and where the scores go; None: not yet known."""
@@ -279,16 +285,26 @@ class Capture:
         axis = self.axes.get("", 0)
         return axis if isinstance(axis, int) else 0
 
+    def receive_compiled(self, slot: int, a: Tensor, b: Tensor) -> None:
+        """Take a term from a compiled graph, which may write over what it has handed out."""
+        if self._latest is not None:
+            site, part = self.sites[slot], self._latest
+            axis: BatchAxis = 0 if site.axis is None else site.axis
+            self.receive(LayerTerm(site, part, _first(a, axis, part).clone(), _first(b, axis, part).clone()))
+
     def _enter(self, *_: Any) -> None:
-        self.outside.inside += 1
+        if not torch.compiler.is_compiling():
+            self.outside.inside += 1
 
     def _refuse_coupling(self, name: str, layer: nn.Module, *_: Any) -> None:
         if self.part is not None and layer.training:
             raise TypeError(_coupled(name, layer))
 
     def _forward(
-        self, site: Site, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        self, slot: int, site: Site, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
+        if torch.compiler.is_compiling():
+            return self._forward_compiled(slot, site, args, kwargs, output)
         self.outside.inside -= 1
         part = self.part
         if self._scored or part is None or not torch.is_grad_enabled():
@@ -319,6 +335,23 @@ class Capture:
         out.register_hook(backward)
         return output
 
+    def _forward_compiled(
+        self, slot: int, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        if self.part is None or not torch.is_grad_enabled():
+            return None
+        if site.wants_all:
+            raise TypeError(
+                f"{site.where} cannot be watched inside of a compiled graph; "
+                "compile the parts of the model around it, or none"
+            )
+        a = next(iter((*args, *kwargs.values())))
+        axis = site.axis if isinstance(site.axis, int) else 0
+        size = self.part.size
+        if site.axis is None or (output.shape[axis] != size and site.axis != "folded" and not a.is_floating_point()):
+            output, a = (x.reshape(_tail(x)).expand(size, *_tail(x)) for x in (output, a))  # positions
+        return pass_through(output, a.detach(), self._number, slot)
+
     def _axis(self, site: Site, a: Any, out: Tensor, part: Part) -> BatchAxis:
         axis = site.axis
         if axis is None:
@@ -348,7 +381,7 @@ _WATCHED: weakref.WeakKeyDictionary[nn.Module, Callable[[Tensor], Tensor]] = wea
 
 def _watched_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Stand in for the forward of a watched layer; a copy of one is not watched."""
-    run = _WATCHED.get(self)
+    run = None if torch.compiler.is_compiling() else _WATCHED.get(self)
     if run is None or kwargs or len(args) != 1:
         return type(self).forward(self, *args, **kwargs)
     return run(*args)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from inrun_bench.attribution.capture import BatchAxis, Capture, Term
 from inrun_bench.attribution.late import ROUNDED, Late, LateChoice
@@ -414,7 +415,8 @@ class InRunShapley:
             Step(loss, opened.update, opened.before, opened.gradient, opened.after) for loss in opened.losses.values()
         ]
         directions = [scaled(self.probe.direction(step), opened.update.slope) for step in steps]
-        ratios = [0.0 if r is None else r * opened.unscaled for r in opened.received.ratio]
+        common = opened.received.common or 1.0  # kept out of the probe: a loss scale would drown it in half precision
+        ratios = [0.0 if r is None else r / common for r in opened.received.ratio]
         probes = [
             {n: q.to(p.dtype) for (n, p), q in zip(self._capture.parameters.items(), scaled(d, ratios), strict=True)}
             for d in directions
@@ -423,6 +425,7 @@ class InRunShapley:
             total = self._differentiate_losses(opened, probes)
         else:
             total = self._score_kept(opened, probes)
+        total *= common * opened.unscaled
         opened.scores.check_finite(total, opened.index, self._steps)
         if not opened.received.known:
             received = [_dot(direction, opened.gradient) for direction in directions]
@@ -437,15 +440,12 @@ class InRunShapley:
         return total
 
     def _score_kept(self, opened: OpenStep, probes: list[dict[str, Tensor]]) -> Tensor:
-        assert opened.received is not None
         size = len(opened.index)
         known = torch.zeros(len(probes), size, dtype=torch.float64)
         if opened.known is not None:  # what the backward pass has scored already need not be scored again
-            ratio = opened.received.common
-            factor = opened.factor * opened.unscaled * (1.0 if ratio is None else ratio)
-            known = factor * opened.scores.total(size)
+            known = opened.factor * opened.scores.total(size)
             probes = [
-                {name: q - factor * done[name] for name, q in probe.items()}
+                {name: q - opened.factor * done[name] for name, q in probe.items()}
                 for probe, done in zip(probes, opened.known, strict=True)
             ]
         rest = Scores(len(probes))
@@ -465,9 +465,10 @@ class InRunShapley:
         rows = []
         for probe in probes:
             along = dict(zip(names, probe.values(), strict=True))
-            losses, derivatives = torch.func.jvp(
-                lambda w: torch.func.functional_call(closure, w, ()), (weights,), (along,)
-            )
+            with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward mode
+                losses, derivatives = torch.func.jvp(
+                    lambda w: torch.func.functional_call(closure, w, ()), (weights,), (along,)
+                )
             if losses.shape != (len(opened.index),):
                 raise ValueError(
                     f"losses must return one loss a sample of the step, {len(opened.index)} in all, "

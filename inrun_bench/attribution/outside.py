@@ -265,6 +265,8 @@ class _Mode(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if torch.compiler.is_compiling():
+            return func(*args, **kwargs)
         part = self._followed.part
         if part is None or self._followed.inside or not torch.is_grad_enabled():
             return func(*args, **kwargs)

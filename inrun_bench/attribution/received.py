@@ -5,8 +5,8 @@ changes with it: g_i times the ratio of what the optimiser receives and what was
 the contributions add up to what is received. Where the whole gradient is scaled (clipping by norm, ``GradScaler``) the
 ratio is one number; where it is clipped by value it is the secant of that function, as for the optimiser's own.
 
-To know the ratio takes a copy of the gradient. It is taken in the first step, and from then on only if something had
-changed the gradient before, which the tensors' version counters tell.
+To know the ratio takes a copy of the gradient. It is taken in the first step, and from then on as long as something was
+seen to change it; what begins later is told by the tensors' version counters.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ class Watcher:
                 ratios.append(None)
                 continue
             gradient, version, copy = self._seen[p]
-            if p.grad is gradient and gradient._version == version:
+            same = p.grad is gradient and gradient._version == version
+            if same and (copy is None or torch.equal(gradient, copy)):  # GradScaler escapes the version counters
                 ratios.append(1.0)
                 continue
             touched = True

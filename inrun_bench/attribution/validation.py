@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 __all__ = ["ValidationLoss", "moved_to"]
 
@@ -67,8 +68,11 @@ class ValidationLoss:
     def gradient_and_hessian_product(
         self, vector: Sequence[Tensor], at: Sequence[Tensor] | None = None
     ) -> tuple[float, list[Tensor], list[Tensor]]:
-        """Return l_val, its gradient v and the Hessian-vector product H x, by differentiating <v, x>."""
-        with moved_to(self._parameters, at), torch.enable_grad():
+        """Return l_val, its gradient v and the Hessian-vector product H x, by differentiating <v, x>.
+
+        Attention runs in its plain form: the fused ones have no second derivative.
+        """
+        with moved_to(self._parameters, at), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             loss = self._loss()
             gradient = self._differentiate(loss, create_graph=True)
             along = sum(((v * x).sum() for v, x in zip(gradient, vector, strict=True)), start=loss.new_zeros(()))

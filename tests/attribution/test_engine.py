@@ -14,7 +14,7 @@ from inrun_bench.attribution import First, Integrated, ghost_rule
 from inrun_bench.attribution.rules.registry import _RULES
 from tests.attribution.brute_force import BruteForce, relative_error
 
-ORDERS = ("first", "second", "integrated")
+ORDERS = ("first", "second", "integrated", "midpoint", "trapezoid")
 N, N_VAL, D, CLASSES = 7, 11, 5, 3
 
 
@@ -87,7 +87,7 @@ class Problem:
         return F.cross_entropy(model(self.x[i : i + 1]), self.y[i : i + 1]) * share
 
     def brute_force(self):
-        return BruteForce(self.model, self.optimizer, self.loss, self.sample_loss, self.validation)
+        return BruteForce(self.model, self.optimizer, N, self.sample_loss, self.validation)
 
     def take_step(self):
         self.loss().backward()
@@ -117,7 +117,7 @@ def problem(model="tanh", optimizer="plain", reduction="mean", dtype=torch.float
 def test_scores_and_accounts_equal_brute_force(order, model, optimizer, reduction):
     p = problem(model, optimizer, reduction)
     brute = p.brute_force()
-    expected, drop, account = brute.scores(order, N), brute.drop(), brute.optimizer_account()
+    expected, drop, account = brute.scores(order), brute.drop(), brute.optimizer_account()
     entry = p.score(p.engine(Integrated(points=30) if order == "integrated" else order))
     assert relative_error(entry.scores, expected) < 1e-10
     assert entry.drop == pytest.approx(drop, abs=1e-12)
@@ -250,7 +250,7 @@ def test_validation_passes_are_not_mistaken_for_training():
     """A validation set as large as the batch, and evaluation inside the block, add nothing to the scores."""
     p = problem()
     p.x_val, p.y_val = p.x_val[:N], p.y_val[:N]
-    expected = p.brute_force().scores("first", N)
+    expected = p.brute_force().scores("first")
     engine = p.engine("first")
     with engine.step(range(N)):
         with torch.no_grad():
@@ -303,7 +303,7 @@ def test_a_rule_of_ones_own():
         p.engine("first")
     ghost_rule(Scale, "factor")(lambda _layer, a, b, q: (a * b * q).sum(1))
     try:
-        expected = p.brute_force().scores("first", N)
+        expected = p.brute_force().scores("first")
         assert relative_error(p.score(p.engine("first")).scores, expected) < 1e-10
     finally:
         del _RULES[Scale, "factor"]
@@ -370,7 +370,7 @@ def test_an_exception_in_the_block_passes_and_writes_nothing():
         raise KeyError("mine")
     assert engine.ledger.steps == []
     p.optimizer.zero_grad()
-    expected = p.brute_force().scores("second", N)
+    expected = p.brute_force().scores("second")
     assert relative_error(p.score(engine).scores, expected) < 1e-10
 
 

@@ -13,19 +13,19 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from inrun_bench.attribution.rules import find_rules, ghost_rule, supported_layers
 from inrun_bench.attribution.rules.registry import _RULES
 
+pytestmark = [
+    # torch 2.13 calls its own deprecated torch.jit.script when it first differentiates in forward mode
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning"),
+]
+
 sizes, flags = st.integers(1, 4), st.booleans()
 spatial_sizes = st.integers(3, 5)
 
 
-def normal(draw, *shape):
+def normal(*shape):
     """Float64 numbers that single precision holds exactly."""
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
-    return torch.randn(*shape, generator=generator).double()
-
-
-def integers(draw, below, *shape):
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
-    return torch.randint(below, shape, generator=generator)
+    return torch.randn(shape).double()
 
 
 def positions(draw):
@@ -39,20 +39,20 @@ def positions(draw):
 def linear(draw, layer_type):
     d_in, d_out = draw(sizes), draw(sizes)
     layer = layer_type(d_in, d_out, bias=draw(flags))
-    return layer, {"input": normal(draw, draw(sizes), *positions(draw), d_in)}
+    return layer, {"input": normal(draw(sizes), *positions(draw), d_in)}
 
 
 def hugging_face_conv1d(draw, _name):
     layer_type = pytest.importorskip("transformers.pytorch_utils").Conv1D
     d_in, d_out = draw(sizes), draw(sizes)
-    return layer_type(d_out, d_in), {"x": normal(draw, draw(sizes), *draw(st.lists(sizes, max_size=2)), d_in)}
+    return layer_type(d_out, d_in), {"x": normal(draw(sizes), *draw(st.lists(sizes, max_size=2)), d_in)}
 
 
 def bilinear(draw, layer_type):
     d1, d2, d_out = draw(sizes), draw(sizes), draw(sizes)
     shape = draw(sizes), *positions(draw)
     layer = layer_type(d1, d2, d_out, bias=draw(flags))
-    return layer, {"input1": normal(draw, *shape, d1), "input2": normal(draw, *shape, d2)}
+    return layer, {"input1": normal(*shape, d1), "input2": normal(*shape, d2)}
 
 
 def convolution(draw, layer_type):
@@ -70,7 +70,7 @@ def convolution(draw, layer_type):
         groups=groups,
         bias=draw(flags),
     )
-    return layer, {"input": normal(draw, draw(sizes), layer.in_channels, *draw(st.tuples(*[st.integers(5, 6)] * n)))}
+    return layer, {"input": normal(draw(sizes), layer.in_channels, *draw(st.tuples(*[st.integers(5, 6)] * n)))}
 
 
 def transposed_convolution(draw, layer_type):
@@ -87,7 +87,7 @@ def transposed_convolution(draw, layer_type):
         groups=groups,
         bias=draw(flags),
     )
-    inputs = {"input": normal(draw, draw(sizes), layer.in_channels, *draw(st.tuples(*[spatial_sizes] * n)))}
+    inputs = {"input": normal(draw(sizes), layer.in_channels, *draw(st.tuples(*[spatial_sizes] * n)))}
     if draw(flags):  # ask for a size in the call, rather than the layer's own
         smallest = [
             (size - 1) * stride - 2 * layer.padding[d] + dilation * (layer.kernel_size[d] - 1) + 1
@@ -106,7 +106,7 @@ def embedding(draw, layer_type):
         max_norm=draw(st.sampled_from([None, 0.5])),
         scale_grad_by_freq=draw(flags),
     )
-    return layer, {"input": integers(draw, 5, draw(sizes), *positions(draw))}
+    return layer, {"input": torch.randint(5, (draw(sizes), *positions(draw)))}
 
 
 def embedding_bag(draw, layer_type):
@@ -114,47 +114,46 @@ def embedding_bag(draw, layer_type):
     listed = draw(flags)
     layer = layer_type(
         5,
-        draw(sizes),
+        draw(st.integers(2, 4)),  # in one dimension max_norm makes ties, which single precision breaks otherwise
         mode=mode,
         padding_idx=draw(st.sampled_from([None, 0, 2, -1])),
         max_norm=draw(st.sampled_from([None, 0.5])),
-        scale_grad_by_freq=mode != "max" and draw(flags),
         include_last_offset=listed and draw(flags),
     )
-    inputs = {"input": integers(draw, 5, draw(sizes), draw(sizes))}
+    inputs = {"input": torch.randint(5, (draw(sizes), draw(sizes)))}
     if listed:
         inputs["input"] = inputs["input"].flatten()
         inner = draw(st.lists(st.integers(0, len(inputs["input"])), max_size=3))  # bags may be empty
         last = [len(inputs["input"])] if layer.include_last_offset else []
         inputs["offsets"] = torch.tensor([0, *sorted(inner), *last])
     if mode == "sum" and draw(flags):
-        inputs["per_sample_weights"] = normal(draw, *inputs["input"].shape)
+        inputs["per_sample_weights"] = normal(*inputs["input"].shape)
     return layer, inputs
 
 
 def layer_norm(draw, layer_type):
     shape = draw(st.lists(st.integers(2, 4), min_size=1, max_size=2))
     layer = layer_type(shape, bias=draw(flags))
-    return layer, {"input": normal(draw, draw(sizes), *positions(draw), *shape)}
+    return layer, {"input": normal(draw(sizes), *positions(draw), *shape)}
 
 
 def rms_norm(draw, layer_type):
     shape = draw(st.lists(sizes, min_size=1, max_size=2))
     layer = layer_type(shape, eps=draw(st.sampled_from([None, 1e-3])))
-    return layer, {"input": normal(draw, draw(sizes), *positions(draw), *shape)}
+    return layer, {"x": normal(draw(sizes), *positions(draw), *shape)}
 
 
 def group_norm(draw, layer_type):
     groups = draw(sizes)
     layer = layer_type(groups, 2 * groups)
-    return layer, {"input": normal(draw, draw(sizes), 2 * groups, *draw(st.lists(sizes, max_size=3)))}
+    return layer, {"input": normal(draw(sizes), 2 * groups, *draw(st.lists(sizes, max_size=3)))}
 
 
 def instance_norm(draw, layer_type):
     n, channels = int(layer_type.__name__[-2]), draw(sizes)
     layer = layer_type(channels, affine=True, track_running_stats=draw(flags)).train(draw(flags))
     return with_statistics(draw, layer), {
-        "input": normal(draw, draw(sizes), channels, *draw(st.tuples(*[spatial_sizes] * n)))
+        "input": normal(draw(sizes), channels, *draw(st.tuples(*[spatial_sizes] * n)))
     }
 
 
@@ -163,13 +162,13 @@ def batch_norm(draw, layer_type):
     channels = draw(sizes)
     inner = () if layer_type is nn.BatchNorm1d and draw(flags) else draw(st.tuples(*[sizes] * n))
     layer = with_statistics(draw, layer_type(channels).eval())
-    return layer, {"input": normal(draw, draw(sizes), channels, *inner)}
+    return layer, {"input": normal(draw(sizes), channels, *inner)}
 
 
 def with_statistics(draw, layer):
     if layer.track_running_stats:
-        layer.running_mean.copy_(normal(draw, layer.num_features))
-        layer.running_var.copy_(1 + normal(draw, layer.num_features) ** 2)
+        layer.running_mean.copy_(normal(layer.num_features))
+        layer.running_var.copy_(1 + normal(layer.num_features) ** 2)
     return layer
 
 
@@ -192,7 +191,7 @@ def multihead_attention(draw, layer_type):
     layer.dropout = 0.0 if layer.train(draw(flags)).training else 0.5
 
     def sequence(length, d):
-        x = normal(draw, batch, length, d)
+        x = normal(batch, length, d)
         return x if batch_first else x.transpose(0, 1)
 
     query = sequence(length, d)
@@ -208,7 +207,7 @@ def multihead_attention(draw, layer_type):
         )
         inputs["is_causal"] = length == source and inputs["attn_mask"] is mask and draw(flags)
     if draw(flags):
-        inputs["key_padding_mask"] = torch.arange(source) >= 1 + integers(draw, source, batch, 1)  # one left to attend
+        inputs["key_padding_mask"] = torch.arange(source) >= 1 + torch.randint(source, (batch, 1))  # one left to attend
         if "attn_mask" in inputs and inputs["attn_mask"].is_floating_point():
             inputs["key_padding_mask"] = inputs["key_padding_mask"].double() * -2  # torch wants masks of one type
     inputs["need_weights"] = draw(flags)
@@ -219,7 +218,7 @@ def prelu(draw, layer_type):
     channels = draw(sizes)
     shape = draw(sizes), channels, *positions(draw)
     layer = layer_type(draw(st.sampled_from([1, channels])))
-    return layer, {"input": normal(draw, *shape[: draw(st.integers(1, 4)) if layer.num_parameters == 1 else 4])}
+    return layer, {"input": normal(*shape[: draw(st.integers(1, 4)) if layer.num_parameters == 1 else 4])}
 
 
 CASES = {
@@ -251,41 +250,49 @@ class Call:
     """A layer with random weights, called; and a gradient of its output, and probes of its parameters."""
 
     def __init__(self, draw, layer_type):
+        torch.manual_seed(draw(st.integers(0, 2**16)))
         self.layer, self.inputs = CASES[layer_type](draw, layer_type)
         self.layer.double()
         for p in self.layer.parameters():
-            p.data = normal(draw, *p.shape)
+            p.data = normal(*p.shape)
         try:
             output = self.layer(**self.inputs)
         except RuntimeError as error:  # settings that the layer itself refuses, such as more padding than input
             assume("adding" not in str(error) and "too small" not in str(error) and "negative" not in str(error))
             raise
         output = output[0] if isinstance(output, tuple) else output
-        self.rules = find_rules(self.layer)
-        self.output = output.movedim(self.rules[0].batch_axis(self.layer), 0)
-        self.b = normal(draw, *self.output.shape)
         self.parameters = dict(self.layer.named_parameters())
-        self.q = {name: normal(draw, *p.shape) for name, p in self.parameters.items()}
+        rules = find_rules(self.layer)
+        assert {name for rule in rules for name in rule.parameters} >= self.parameters.keys()
+        self.output = output.movedim(rules[0].batch_axis(self.layer), 0)
+        self.b = normal(*self.output.shape)
+        self.q = {name: normal(*p.shape) for name, p in self.parameters.items()}
+        self.every_input = any(rule.inputs == "all" for rule in rules)
+        present = {rule: [name for name in rule.parameters if name in self.parameters] for rule in rules}
+        self.names = {rule: names for rule, names in present.items() if names}
 
     def expected(self, names):
-        """Scores by autograd, a sample at a time, and the products of norms that bound them (Cauchy-Schwarz)."""
-        scores, bounds = [], []
+        """Scores by autograd, a sample at a time, and the size of the numbers that they are sums of."""
+        scores, sizes = [], []
         for row, b in zip(self.output, self.b, strict=True):
-            gradients = torch.autograd.grad(
-                row, [self.parameters[n] for n in names], b, retain_graph=True, materialize_grads=True
-            )
-            pairs = list(zip(gradients, (self.q[n] for n in names), strict=True))
+            parameters = [self.parameters[name] for name in names]
+            gradients = torch.autograd.grad(row, parameters, b, retain_graph=True, materialize_grads=True)
+            pairs = list(zip(gradients, (self.q[name] for name in names), strict=True))
             scores.append(sum(float((g * q).sum()) for g, q in pairs))
-            bounds.append(sum(float(g.norm() * q.norm()) for g, q in pairs))
-        return np.array(scores), np.linalg.norm(bounds)
+            sizes.append(sum(float((g.norm() + b.norm()) * q.norm()) for g, q in pairs))
+        return np.array(scores), np.linalg.norm(sizes)
 
     @torch.no_grad()
-    def scores(self, rule, names, like=lambda x, role: x):
-        """Scores by the rule, as the engine calls it; `like` casts inputs, output gradients and probes."""
-        inputs = {k: like(x, "a") if isinstance(x, torch.Tensor) else x for k, x in self.inputs.items()}
-        every = any(r.inputs == "all" for r in self.rules)
-        q = [like(self.q[n], "q") if n in names else None for n in rule.parameters]
-        return rule.function(self.layer, inputs if every else next(iter(inputs.values())), like(self.b, "b"), *q)
+    def scores(self, rule, names, a=torch.float64, b=torch.float64, q=torch.float64):
+        """Scores by the rule, called as the engine does, with inputs, output gradients and probes of these dtypes."""
+        inputs = {key: x.to(a) if _is_real(x) else x for key, x in self.inputs.items()}
+        probes = [self.q[name].to(q) if name in names else None for name in rule.parameters]
+        layer = self.layer.to(q)
+        return rule.function(layer, inputs if self.every_input else next(iter(inputs.values())), self.b.to(b), *probes)
+
+
+def _is_real(x):
+    return isinstance(x, torch.Tensor) and x.is_floating_point()
 
 
 @each_layer
@@ -293,59 +300,36 @@ class Call:
 @given(data=st.data())
 def test_rules_equal_dots_of_per_sample_gradients(layer_type, data):
     call = Call(data.draw, layer_type)
-    assert {name for rule in call.rules for name in rule.parameters} >= call.parameters.keys()
-    for rule in call.rules:
-        present = [name for name in rule.parameters if name in call.parameters]
+    for rule, present in call.names.items():
         for names in (present, *([name] for name in present)):  # all are trained, or only one
-            if not names:
-                continue
-            expected, bound = call.expected(names)
+            expected, size = call.expected(names)
             scores = call.scores(rule, names)
             assert scores.shape == (len(call.b),)
             assert scores.dtype == torch.float64
-            assert np.linalg.norm(scores.numpy() - expected) <= 1e-10 * bound
-
-
-def floating(x, dtype):
-    return x.to(dtype) if x.is_floating_point() else x
-
-
-@each_layer
-@settings(max_examples=20)
-@given(data=st.data())
-def test_rules_in_single_precision(layer_type, data):
-    call = Call(data.draw, layer_type)
-    expected = {rule: call.expected([n for n in rule.parameters if n in call.parameters]) for rule in call.rules}
-    call.layer.float()
-    for rule, (scores, bound) in expected.items():
-        if any(n in call.parameters for n in rule.parameters):
-            got = call.scores(rule, call.parameters, lambda x, _: floating(x, torch.float32))
-            assert got.dtype == torch.float32
-            assert np.linalg.norm(got.numpy() - scores) <= 1e-5 * bound
+            assert np.linalg.norm(scores.numpy() - expected) <= 1e-10 * size
 
 
 @each_layer
 @pytest.mark.parametrize(
-    "dtypes",
+    ("tolerance", "dtypes"),
     [
-        {"a": torch.float16, "b": torch.float16, "q": torch.float32},
-        {"a": torch.bfloat16, "b": torch.bfloat16, "q": torch.bfloat16},
-        {"a": torch.float32, "b": torch.bfloat16, "q": torch.float32},  # a product under autocast
-        {"a": torch.bfloat16, "b": torch.float32, "q": torch.float32},  # a normalisation under autocast
+        (1e-5, {"a": torch.float32, "b": torch.float32, "q": torch.float32}),
+        (2e-2, {"a": torch.float16, "b": torch.float16, "q": torch.float32}),
+        (1e-1, {"a": torch.bfloat16, "b": torch.bfloat16, "q": torch.bfloat16}),
+        (1e-1, {"a": torch.float32, "b": torch.bfloat16, "q": torch.float32}),  # a product under autocast
+        (1e-1, {"a": torch.bfloat16, "b": torch.float32, "q": torch.float32}),  # a normalisation under autocast
     ],
-    ids=["float16", "bfloat16", "product", "normalisation"],
+    ids=["float32", "float16", "bfloat16", "product", "normalisation"],
 )
 @settings(max_examples=10)
 @given(data=st.data())
-def test_rules_in_mixed_precision(layer_type, dtypes, data):
+def test_rules_in_lower_precision(layer_type, tolerance, dtypes, data):
     call = Call(data.draw, layer_type)
-    expected = {rule: call.expected([n for n in rule.parameters if n in call.parameters]) for rule in call.rules}
-    call.layer.to(dtypes["q"])
-    for rule, (scores, bound) in expected.items():
-        if any(n in call.parameters for n in rule.parameters):
-            got = call.scores(rule, call.parameters, lambda x, role: floating(x, dtypes[role]))
-            assert got.dtype == torch.float32  # so that sums of half precision neither overflow nor stall
-            assert np.linalg.norm(got.numpy() - scores) <= 0.1 * bound
+    expected = {rule: call.expected(names) for rule, names in call.names.items()}
+    for rule, (scores, size) in expected.items():
+        got = call.scores(rule, call.names[rule], **dtypes)
+        assert got.dtype == torch.float32  # of half precision too, whose sums would overflow or stall
+        assert np.linalg.norm(got.numpy() - scores) <= tolerance * size
 
 
 def test_the_law_covers_all_supported_layers():
@@ -364,6 +348,13 @@ def test_batch_norm_on_the_statistics_of_the_batch_is_refused():
         x = torch.zeros(2, 3, 4, 4)
         with pytest.raises(ValueError, match=r"couple its samples; put it in eval mode"):
             rule.function(layer, x, x, torch.zeros(3), None)
+
+
+def test_frequencies_within_bags_are_refused():
+    layer = nn.EmbeddingBag(3, 2, scale_grad_by_freq=True)
+    (rule,) = find_rules(layer)
+    with pytest.raises(ValueError, match=r"scale_grad_by_freq=True.*use nn.Embedding and a sum"):
+        rule.function(layer, {"input": torch.zeros(4, 3, dtype=torch.int64)}, torch.zeros(4, 2), torch.zeros(3, 2))
 
 
 def test_attention_dropout_is_refused():

@@ -343,6 +343,41 @@ def test_hooks_see_nothing_of_the_reading():
     assert not seen
 
 
+def test_what_is_attached_to_an_optimiser_is_not_copied():
+    """Hooks and replaced steps may be bound to a model, or to the very engine that reads."""
+
+    class Attached:
+        def __deepcopy__(self, memo):
+            raise AssertionError("must not be copied")
+
+        def __call__(self, *_):
+            raise AssertionError("must not be called")
+
+    class Inherited(torch.optim.SGD):
+        def step(self):
+            return super().step()
+
+    optimizer, parameters = world(lambda p: Inherited(p, 0.1, momentum=0.9), 3)
+    optimizer.register_step_pre_hook(Attached().__call__)
+    optimizer.register_step_post_hook(Attached())
+    optimizer.step = Attached()
+    slope, _ = read(optimizer, parameters)
+    torch.testing.assert_close(slope["matrix"], torch.full((4, 3), 0.081, dtype=F64))
+
+
+def test_small_gradients_keep_their_side_of_a_kink():
+    class Rectified(Optimizer):
+        @torch.no_grad()
+        def step(self):
+            for p in self.param_groups[0]["params"]:
+                p.sub_(p.grad.relu(), alpha=0.1)
+
+    p = nn.Parameter(torch.ones(4, dtype=F64))
+    gradient = torch.tensor([1.0, 1e-20, -1e-20, -1.0], dtype=F64)
+    (slope,) = read_update(Rectified([p], {}), {"p": p}, [gradient]).slope
+    torch.testing.assert_close(slope, torch.tensor([0.1, 0.1, 0.0, 0.0], dtype=F64), rtol=1e-9, atol=0)
+
+
 def test_gradient_scaler_of_a_fused_optimiser():
     """It hands over scaled gradients; the step divides by the scale, and is void where one is infinite."""
     for name, found in (("sgd fused", 0.0), ("adamw fused", 0.0), ("adamw fused", 1.0)):

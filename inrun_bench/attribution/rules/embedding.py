@@ -1,6 +1,6 @@
 """Ghost rules of ``nn.Embedding`` and ``nn.EmbeddingBag``: look the ids up in the probe, as the layer in its table.
 
-Three settings act on the gradient alone. The padding row gets none. ``scale_grad_by_freq`` divides a row's gradient by
+Some settings act on the gradient alone. The padding row gets none. ``scale_grad_by_freq`` divides a row's gradient by
 the number of times that the *whole batch* names its id, so that a sample's contribution depends on its company, exactly
 as in training. ``max_norm`` shrinks rows of the table before the lookup, which the rule does not read; nor does
 ``sparse`` matter to it.
@@ -9,6 +9,7 @@ as in training. ``max_norm`` shrinks rows of the table before the lookup, which 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,49 +26,44 @@ def embedding(layer: nn.Embedding, a: Tensor, b: Tensor, q: Tensor) -> Tensor:
     if layer.padding_idx is not None:
         tangent.masked_fill_((a == layer.padding_idx).unsqueeze(-1), 0.0)
     if layer.scale_grad_by_freq:
-        tangent /= _frequency(a).unsqueeze(-1)
+        tangent /= torch.bincount(a.flatten())[a].unsqueeze(-1)
     return dot(tangent, b)
 
 
 @ghost_rule(nn.EmbeddingBag, "weight", inputs="all")
-def embedding_bag(layer: nn.EmbeddingBag, a: Mapping[str, Tensor | None], b: Tensor, q: Tensor) -> Tensor:
-    """Look up the bags, rows of ids [B, n] or ids [n] with offsets [B], in the table's probe [rows, d]."""
+def embedding_bag(layer: nn.EmbeddingBag, a: Mapping[str, Any], b: Tensor, q: Tensor) -> Tensor:
+    """Look up the bags, rows of ids [B, n] or ids [n] with offsets [B], in the table's probe [rows, d].
+
+    Raises
+    ------
+    ValueError
+        If the layer has ``scale_grad_by_freq``, where torch divides by the counts of other ids (pytorch issue 190063).
+    """
+    if layer.scale_grad_by_freq:
+        raise ValueError(
+            f"{layer} has scale_grad_by_freq=True, for which torch computes wrong gradients (pytorch issue 190063); "
+            "set it to False, or use nn.Embedding and a sum"
+        )
     ids, offsets, weights = a["input"], a.get("offsets"), a.get("per_sample_weights")
-    assert ids is not None
     if layer.mode == "max":
         return dot(_rows_of_maxima(layer, ids, offsets, q), b)
-
-    def bags(table: Tensor, mode: str, weights: Tensor | None = None) -> Tensor:
-        return functional.embedding_bag(
-            ids,
-            table,
-            offsets,
-            mode=mode,
-            per_sample_weights=None if weights is None else weights.to(table.dtype),
-            include_last_offset=layer.include_last_offset,
-            padding_idx=layer.padding_idx,
-        )
-
-    if not layer.scale_grad_by_freq:
-        return dot(bags(q, layer.mode, weights), b)
-    share = 1 / _frequency(ids)
-    tangent = bags(q, "sum", share if weights is None else share * weights)
-    if layer.mode == "mean":
-        tangent /= bags(q.new_ones(len(q), 1), "sum").clamp(min=1)  # the bags' sizes, padding left out
+    tangent = functional.embedding_bag(
+        ids,
+        q,
+        offsets,
+        mode=layer.mode,
+        per_sample_weights=None if weights is None else weights.to(q.dtype),
+        include_last_offset=layer.include_last_offset,
+        padding_idx=layer.padding_idx,
+    )
     return dot(tangent, b)
-
-
-def _frequency(ids: Tensor) -> Tensor:
-    """Return how many times the batch names each id, shaped like `ids`."""
-    return torch.bincount(ids.flatten())[ids]
 
 
 def _rows_of_maxima(layer: nn.EmbeddingBag, ids: Tensor, offsets: Tensor | None, q: Tensor) -> Tensor:
     """Return q at the row where each bag, in each dimension, has its maximum: [B, d], zeros for an empty bag."""
     if offsets is None:
         offsets, ids = torch.arange(len(ids), device=ids.device) * ids.shape[1], ids.flatten()
-    padding = -1 if layer.padding_idx is None else layer.padding_idx
     maximum, _, sizes, rows = torch.embedding_bag(
-        layer.weight.detach(), ids, offsets, False, 2, False, None, layer.include_last_offset, padding
+        layer.weight.detach(), ids, offsets, False, 2, False, None, layer.include_last_offset, layer.padding_idx
     )
     return q.gather(0, rows.clamp(min=0)).masked_fill_((sizes[: len(maximum)] == 0).unsqueeze(1), 0.0)

@@ -6,6 +6,8 @@ direction of both probes is the layer with the probes in their place, one fused 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -39,21 +41,17 @@ def instance_norm(
     layer: nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d, a: Tensor, b: Tensor, *q: Tensor | None
 ) -> Tensor:
     """Normalise every channel by its own statistics, or by the running ones in eval mode; scale by the probes [C]."""
-    own = layer.training or not layer.track_running_stats
-    running = (None, None) if own else (layer.running_mean, layer.running_var)  # None, not to update them once more
-    return dot(functional.instance_norm(a.to(b.dtype), *running, *_scale_and_shift(b, *q), own, eps=layer.eps), b)
+    if layer.training or layer.running_mean is None:
+        # without the running statistics, which it would update once more
+        return dot(functional.instance_norm(a.to(b.dtype), None, None, *_scale_and_shift(b, *q), eps=layer.eps), b)
+    return batch_norm(layer, a, b, *q)
 
 
 @ghost_rule(nn.BatchNorm1d, "weight", "bias")
 @ghost_rule(nn.BatchNorm2d, "weight", "bias")
 @ghost_rule(nn.BatchNorm3d, "weight", "bias")
 @ghost_rule(nn.SyncBatchNorm, "weight", "bias")
-def batch_norm(
-    layer: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm,
-    a: Tensor,
-    b: Tensor,
-    *q: Tensor | None,
-) -> Tensor:
+def batch_norm(layer: Any, a: Tensor, b: Tensor, *q: Tensor | None) -> Tensor:
     """Normalise by the running statistics, as in eval mode, and scale by the probes [C].
 
     Raises
@@ -66,13 +64,14 @@ def batch_norm(
             f"{layer} normalises by the statistics of the batch, which couple its samples; put it in eval mode with "
             "track_running_stats=True, or replace it by nn.GroupNorm"
         )
-    running = layer.running_mean, layer.running_var
-    return dot(functional.batch_norm(a.to(b.dtype), *running, *_scale_and_shift(b, *q), eps=layer.eps), b)
+    mean, variance = layer.running_mean, layer.running_var
+    affine = _scale_and_shift(mean, *q)  # as precise as the statistics
+    return dot(functional.batch_norm(a.to(b.dtype), mean, variance, *affine, eps=layer.eps), b)
 
 
-def _scale_and_shift(b: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return both probes in b's dtype; zeros for a None, which torch would read as a weight of ones."""
+def _scale_and_shift(like: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return both probes in the dtype of `like`; zeros for a None, which torch would read as a weight of ones."""
     trained = bias if weight is None else weight
     assert trained is not None
     weight, bias = (torch.zeros_like(trained) if q is None else q for q in (weight, bias))
-    return weight.to(b.dtype), bias.to(b.dtype)
+    return weight.to(like.dtype), bias.to(like.dtype)
