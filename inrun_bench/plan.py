@@ -23,29 +23,34 @@ class Profile:
         Independent parts of a reference, an even number: the even against the odd ones give its split-half reliability.
     step_permutations : int
         Permutations for the Shapley values of a step game with more than 12 players; even.
-    moments : tuple of float
-        When step games are looked at, as shares of the training run.
-    rate_factors : tuple of float
-        Learning rates of the step games, in units of the recipe's own.
+    moments : mapping of str to tuple of float
+        When step games are looked at, as shares of the training run, by recipe.
+    rate_factors : mapping of str to tuple of float
+        Learning rates of the step games, in units of the recipe's own, by recipe.
     removal_draws : int
         Random removals behind the band of the removal curves.
     timing_repeats : int
         Rounds of the overhead experiment.
+    workloads : mapping of str to int
+        Large models whose steps the overhead experiment times, and its rounds of each.
     """
 
     seeds: tuple[int, ...]
     reference_permutations: Mapping[str, int]
     reference_blocks: int
     step_permutations: int
-    moments: tuple[float, ...]
-    rate_factors: tuple[float, ...]
+    moments: Mapping[str, tuple[float, ...]]
+    rate_factors: Mapping[str, tuple[float, ...]]
     removal_draws: int
     timing_repeats: int
+    workloads: Mapping[str, int]
 
     def permutations_for(self, task: str) -> int:
         """Return the number of permutations behind the reference values of `task`."""
         return self.reference_permutations.get(task, self.reference_permutations["default"])
 
+
+ADAMW_MOMENTS = (0.0, 0.02, 0.04, 0.06, 0.1, 0.2, 0.4, 0.7, 1.0)  # of 50 steps: 0, 1, 2, 3, 5, 10, 20, 34, 49
 
 PROFILES = {
     "quick": Profile(
@@ -53,20 +58,22 @@ PROFILES = {
         reference_permutations={"breast-cancer-logreg": 240, "digits-mlp": 80, "default": 40},
         reference_blocks=4,
         step_permutations=40,
-        moments=(0.0, 0.1, 0.4, 1.0),
-        rate_factors=(0.2, 1.0, 5.0),
+        moments={"sgd": (0.0, 0.25, 0.5, 0.75, 1.0), "adamw": ADAMW_MOMENTS},
+        rate_factors={"sgd": (0.2, 1.0, 5.0, 10.0), "adamw": (1.0,)},
         removal_draws=20,
         timing_repeats=9,
+        workloads={"gpt-64": 5, "gpt-256": 5, "mlp": 9, "cnn": 5},
     ),
     "standard": Profile(
         seeds=(0, 1, 2, 3, 4),
         reference_permutations={"breast-cancer-logreg": 4000, "digits-mlp": 800, "default": 400},
         reference_blocks=20,
         step_permutations=400,
-        moments=(0.0, 0.02, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0),
-        rate_factors=(0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
+        moments={"sgd": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), "adamw": ADAMW_MOMENTS},
+        rate_factors={"sgd": (0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0), "adamw": (0.2, 0.5, 1.0, 2.0, 5.0)},
         removal_draws=100,
         timing_repeats=51,
+        workloads={"gpt-64": 21, "gpt-256": 21, "gpt-1024": 9, "mlp": 51, "cnn": 21},
     ),
 }
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 from tabulate import tabulate
 
+from inrun_bench.figures.fidelity import converging_rates
+from inrun_bench.figures.overhead import WORKLOADS, of_tasks, of_workloads
 from inrun_bench.figures.style import in_order, look
 from inrun_bench.intervals import over_seeds
 from inrun_bench.store import Store
@@ -16,11 +19,13 @@ from inrun_bench.unit import REFERENCE
 __all__ = ["headline", "update_section", "write_summary"]
 
 BEGIN, END = "<!-- summary: begin (inrun-bench report --into) -->", "<!-- summary: end -->"
+SMALLEST = 1e-6  # smaller shares are nothing but rounding
 
 
 def write_summary(store: Store) -> str:
     """Write ``summary.md`` into the store's folder and return its text."""
-    parts = [table(store) for table in (headline, _methods_table, _fidelity_table, _steps_table, _rivals_table)]
+    tables = (headline, _methods_table, _fidelity_table, _scores_table, _steps_table, _rivals_table)
+    parts = [table(store) for table in tables]
     text = "\n\n".join(part for part in parts if part)
     (store.root / "summary.md").write_text(text + "\n")
     return text
@@ -106,29 +111,50 @@ def _fidelity_table(store: Store) -> str:
     errors = rows[rows["metric"] == "relative_error"] if len(rows) else rows
     if errors.empty:
         return ""
-    medians = errors.groupby(["task", "learning_rate", "rate_factor", "method"], sort=True)[
-        ["value", "stderr"]
-    ].median()
-    methods = in_order(errors["method"])
-    cells = [
-        [
-            task,
-            f"{rate:g}" + (" (recipe)" if factor == 1 else ""),
-            *(_percent(medians["value"].get((task, rate, factor, m))) for m in methods),
-            _percent(medians.loc[(task, rate, factor)]["stderr"].median()),
-        ]
-        for task, rate, factor in medians.index.droplevel("method").unique()
-    ]
-    heads = ["task", "learning rate", *(look(m).label for m in methods), "noise of the judge"]
+    residuals = rows[(rows["metric"] == "residual_share") & (rows["method"] == "inrun-integrated")]
+    methods, edges = in_order(errors["method"]), converging_rates(rows)
+    places = ["task", "recipe", "learning_rate"]
+    cells = []
+    errors = errors.sort_values(places, ascending=[True, False, True], kind="stable")  # SGD before AdamW
+    for place, group in errors.groupby(places, sort=False):
+        task, recipe, rate = place
+        own = residuals[(residuals[places] == list(place)).all(axis=1)]
+        marks = ["recipe"] if (group["rate_factor"] == 1).all() else []
+        marks += ["largest that converges"] if recipe == "sgd" and edges.get((task, recipe)) == rate else []
+        for steps, first, last in _spans(str(recipe)):
+            part, of_part = (r[r["step"].between(first, last)] for r in (group, own))
+            medians = part.groupby("method")["value"].median()
+            cells.append(
+                [
+                    str(task),
+                    str(recipe),
+                    f"{rate:g}" + (f" ({', '.join(marks)})" if marks else ""),
+                    steps,
+                    *(_percent(medians.get(m)) for m in methods),
+                    _percent(part["stderr"].median()),
+                    _percent(of_part["value"].median()),
+                ]
+            )
+    heads = ["task", "recipe", "learning rate", "steps", *(look(m).label for m in methods)]
+    heads += ["noise of the judge", "residual of integrated"]
     return (
         "**Fidelity**: relative error of the scores of single steps against the step game's Shapley values, median "
-        f"over seeds and moments of training.\n\n{_markdown(cells, heads)}"
+        "over seeds and steps; and the residual of the integrated order as a share of the drop of the validation loss. "
+        "A learning rate converges if the training loss falls from epoch to epoch in every seed.\n\n"
+        f"{_markdown(cells, heads)}"
     )
+
+
+def _spans(recipe: str) -> list[tuple[str, float, float]]:
+    """Return names and first and last steps of the parts of a run: AdamW's first steps are a story of their own."""
+    if recipe == "adamw":
+        return [("0-9", 0, 9), ("from 10", 10, math.inf)]
+    return [("all", 0, math.inf)]
 
 
 def _steps_table(store: Store) -> str:
     rows = store.read_all("overhead")
-    steps = rows[rows["metric"] == "step_ratio"] if len(rows) else rows
+    steps = of_tasks(rows) if len(rows) else rows
     if steps.empty:
         return ""
     methods = in_order(m for m in steps["method"] if m != "regular")
@@ -148,6 +174,37 @@ def _steps_table(store: Store) -> str:
     return (
         "**Overhead**: time / peak memory of one step, in units of a regular training step; the in-run orders include "
         f"their validation passes.\n\n{_markdown(cells, heads)}"
+    )
+
+
+def _scores_table(store: Store) -> str:
+    rows = store.read_all("overhead")
+    steps = of_workloads(rows) if len(rows) else rows
+    if steps.empty:
+        return ""
+    net = steps[steps["metric"] == "net_ratio"]
+    methods = in_order(net["method"])
+    cells = []
+    for name, group in steps.groupby("task", sort=False):
+        found = {metric: own.set_index("method") for metric, own in group.groupby("metric")}
+        ratio, peak = (found[metric]["value"] for metric in ("net_ratio", "peak_ratio"))
+        cells.append(
+            [
+                WORKLOADS.get(str(name), str(name)),
+                f"{found['step_ratio']['seconds']['regular'] * 1e3:,.0f}",
+                f"{found['step_ratio']['value']['validation']:.2f}",
+                *(f"{ratio[m]:.2f} / {peak[m]:.2f}" if m in ratio.index else "" for m in methods),
+                found["net_ratio"]["rule"].get("inrun-first", ""),
+                found["net_ratio"]["fastest_rule"].iloc[0],
+            ]
+        )
+    heads = ["model", "regular step (ms)", "validation pass", *(look(m).label for m in methods)]
+    heads += ["rules chosen (layers)", "fastest rule"]
+    return (
+        "**Cost of scores** in large models: time less that of one validation pass / peak memory of one step, in units "
+        "of a regular training step; the validation pass, as large as the training batch, stands apart. In-Run of "
+        "first order chooses a rule for each layer; beside it the same with one rule for all layers, and which of "
+        f"these two was faster.\n\n{_markdown(cells, heads)}"
     )
 
 
@@ -179,4 +236,8 @@ def _interval(table: pd.DataFrame, key: tuple[str, str, str]) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.2g} %"
+    if share is None or math.isnan(share):
+        return ""
+    if 0 < share < SMALLEST:
+        return f"< {100 * SMALLEST:g} %"
+    return f"{100 * share:.2g} %" if share < 1 else f"{100 * share:,.0f} %"

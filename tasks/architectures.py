@@ -1,10 +1,12 @@
-"""Models in which arithmetic, and not Python, takes the time: what a training step with values costs is measured on them.
+"""Models in which arithmetic, and not Python, takes the time: the cost of a training step with values is told by them.
 
 No layer couples samples (no batch norm) and none draws random numbers (no dropout), so that every sample has a gradient
 of its own and every order of In-Run Data Shapley can be computed.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -79,7 +81,7 @@ class _Block(nn.Module):
 def mlp(n_inputs: int = 784, width: int = 1024, n_classes: int = 10) -> nn.Sequential:
     """Return a perceptron of three hidden layers, for images [B, ...] of `n_inputs` numbers."""
     sizes = (n_inputs, width, width, width)
-    hidden = [layer for pair in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(*pair), nn.ReLU())]
+    hidden = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())]
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(width, n_classes))
 
 

@@ -1,8 +1,8 @@
 """Watching a layer inside of a compiled graph.
 
-``torch.compile`` cannot trace Python hooks on tensors. There, the layer's output passes through an operation that changes
-nothing and whose backward is opaque to the compiler: it hands the layer's input and output gradient to the receiver
-named by a number, and gives the gradient on. The graph stays whole (``fullgraph=True``).
+``torch.compile`` cannot trace Python hooks on tensors. There, the layer's output passes through an operation that
+changes nothing and whose backward is opaque to the compiler: it hands the layer's input and output gradient to the
+receiver named by a number, and gives the gradient on. The graph stays whole (``fullgraph=True``).
 """
 
 from __future__ import annotations
@@ -56,5 +56,5 @@ def _hand_over(a: Tensor, b: Tensor, owner: int, slot: int) -> Tensor:
 
 
 @_hand_over.register_fake
-def _(a: Tensor, b: Tensor, owner: int, slot: int) -> Tensor:
+def _(_a: Tensor, b: Tensor, _owner: int, _slot: int) -> Tensor:
     return torch.empty_like(b)

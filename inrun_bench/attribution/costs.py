@@ -1,7 +1,7 @@
 """Which rule is fastest for a call of a layer: a small model of their costs.
 
-For a linear map with B samples, T positions a sample and a weight of d_out x d_in (a convolution's positions are those of
-its output, d_in the size of its window), beyond what training computes anyway:
+For a linear map with B samples, T positions a sample and a weight of d_out x d_in (a convolution's positions are those
+of its output, d_in the size of its window), beyond what training computes anyway:
 
 ===============  ======================================================================================================
 rule             seconds
@@ -12,9 +12,9 @@ gram             2 B T N (d_in + d_out) / F, N positions of the validation sampl
                  validation weight gradient, which then nobody forms
 ===============  ======================================================================================================
 
-F is the rate of matrix products and S the time to read, dot and add one number of a weight gradient. Both are those of a
-processor core of 2020s make with some threads; only their ratio F S, which varies little from machine to machine, and the
-sizes matter. Where T exceeds about F S / 2 positions, the weight-gradient rule wins.
+F is the rate of matrix products and S the time to read, dot and add one number of a weight gradient. Both are those of
+a processor core of 2020s make with some threads; only their ratio F S, which varies little from machine to machine,
+and the sizes matter. Where T exceeds about F S / 2 positions, the weight-gradient rule wins.
 """
 
 from __future__ import annotations

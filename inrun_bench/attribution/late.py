@@ -6,15 +6,15 @@ way         memory beyond training                       time beyond training, v
 ``keep``    layers' inputs and output gradients of the   the ghost rules: one product of the size of the forward pass
             batch, until the probe is known
 ``split``   the same in half the precision               the known term D v(w) is scored in the backward pass, and only
-                                                         the rest, smaller by the step's curvature, with rounded tensors;
-                                                         one more validation gradient and the ghost rules twice
-``jvp``     one forward pass with tangents               two forward passes; needs the `losses` of a step, which must not
-                                                         draw random numbers
+                                                         the rest, smaller by the step's curvature, with rounded
+                                                         tensors; one more validation gradient, ghost rules twice
+``jvp``     one forward pass with tangents               two forward passes; needs the `losses` of a step, which must
+                                                         not draw random numbers
 ==========  ===========================================  ==============================================================
 
-``keep`` and ``jvp`` are exact. ``split`` rounds the rest of a score by 2^-8 of itself (float32 kept as bfloat16; 2^-24 for
-float64 kept as float32); it needs an update whose slope is known (SGD). ``auto`` keeps while the bytes of the last step fit
-the budget, then takes ``jvp`` where `losses` are given, else ``split``, else keeps and warns.
+``keep`` and ``jvp`` are exact. ``split`` rounds the rest of a score by 2^-8 of itself (float32 kept as bfloat16; 2^-24
+for float64 kept as float32); it needs an update whose slope is known (SGD). ``auto`` keeps while the bytes of the last
+step fit the budget, then takes ``jvp`` where `losses` are given, else ``split``, else keeps and warns.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from inrun_bench.attribution.capture import Term
+from inrun_bench.attribution.scores import Term
 
 __all__ = ["Late", "LateChoice", "Way"]
 
@@ -82,7 +82,8 @@ class Late:
             raise ValueError("late='jvp' needs the samples' losses: pass losses= to step()")
         if self.wanted == "split" and not linear:
             raise ValueError(
-                "late='split' needs an optimiser whose slope is known before the backward pass (SGD); choose 'keep' or 'jvp'"
+                "late='split' needs an optimiser whose slope is known before the backward pass (SGD); "
+                "choose 'keep' or 'jvp'"
             )
         if self.wanted != "auto":
             return self.wanted

@@ -6,9 +6,9 @@ used as a function's argument: wherever such a parameter takes part in an operat
 - All that it meets is the same for every sample (a slice, a transpose, a norm of the weight): the result is *derived*
   from the parameter and followed in its place.
 - It meets the samples. Then the result y has a batch axis, and the scores of the operation are
-  ``sum over the elements of y_i of b_i * dy_i``, with b the gradient of the loss with respect to y and dy the derivative
-  of the operation in the direction of the probe (forward mode, ``torch.func.jvp``; the chain rule through what is
-  derived). An operation without a forward mode is differentiated backwards instead, once a sample.
+  ``sum over the elements of y_i of b_i * dy_i``, with b the gradient of the loss with respect to y and dy the
+  derivative of the operation in the direction of the probe (forward mode, ``torch.func.jvp``; the chain rule through
+  what is derived). An operation without a forward mode is differentiated backwards instead, once a sample.
 
 Both are exact. Operations inside of a layer that has rules are that layer's own affair.
 """
@@ -18,17 +18,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from inrun_bench.attribution.rules import Factors
 from inrun_bench.attribution.saving import save
-
-if TYPE_CHECKING:
-    from inrun_bench.attribution.capture import Part
+from inrun_bench.attribution.terms import Direction, Part
 
 __all__ = ["Followed", "OutsideTerm"]
 
@@ -46,11 +45,11 @@ class _Leaf:
     def keys(self) -> set[str]:
         return {self.key}
 
-    def dual(self, probe: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def dual(self, probe: Direction) -> tuple[Tensor, Tensor]:
         """Return the parameter and its derivative in the probe's direction."""
         weight = self.parameter.detach()
         direction = probe.get(self.key)
-        return weight, torch.zeros_like(weight) if direction is None else direction.to(weight.dtype)
+        return weight, torch.zeros_like(weight) if direction is None else _dense(direction).to(weight.dtype)
 
     def value(self, weights: Mapping[str, Tensor]) -> Tensor:
         """Return the parameter, as given in `weights`."""
@@ -71,10 +70,12 @@ class _Operation:
     def keys(self) -> set[str]:
         return {key for source in self.sources.values() for key in source.keys}
 
-    def dual(self, probe: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def dual(self, probe: Direction) -> tuple[Tensor, Tensor]:
         """Return the operation's output and its derivative in the probe's direction."""
-        primals, tangents = zip(*(source.dual(probe) for source in self.sources.values()), strict=True)
-        value, tangent = torch.func.jvp(self._call, primals, tangents)
+        duals = [source.dual(probe) for source in self.sources.values()]
+        value, tangent, *_ = torch.func.jvp(
+            self._call, tuple(primal for primal, _ in duals), tuple(tangent for _, tangent in duals)
+        )
         return value, tangent
 
     def value(self, weights: Mapping[str, Tensor]) -> Tensor:
@@ -125,7 +126,7 @@ class OutsideTerm:
         """What is kept in memory."""
         return [leaf for leaf in (*self.operation.leaves, self.b) if isinstance(leaf, Tensor)]
 
-    def score(self, probe: Mapping[str, Tensor]) -> Tensor:
+    def score(self, probe: Direction) -> Tensor:
         """Return the dot products with `probe`, [part.size]."""
         with torch.no_grad():
             try:
@@ -140,7 +141,7 @@ class OutsideTerm:
         """Return the term with the gradient in another precision; the operation needs its own."""
         return replace(self, b=self.b.to(dtype))
 
-    def _backwards(self, probe: Mapping[str, Tensor]) -> Tensor:
+    def _backwards(self, probe: Direction) -> Tensor:
         """Differentiate the operation once for each sample, all others' gradients held at zero."""
         weights = {key: p.detach().requires_grad_() for key, p in self.operation.parameters().items()}
         with torch.enable_grad():
@@ -151,8 +152,8 @@ class OutsideTerm:
             alone.select(self.axis, sample).copy_(self.b.select(self.axis, sample))
             gradients = torch.autograd.grad(output, list(weights.values()), alone, retain_graph=True, allow_unused=True)
             for key, gradient in zip(weights, gradients, strict=True):
-                if gradient is not None and probe.get(key) is not None:
-                    scores[sample] += (gradient * probe[key]).sum()
+                if gradient is not None and key in probe:
+                    scores[sample] += (gradient * _dense(probe[key])).sum()
         return scores
 
 
@@ -177,6 +178,8 @@ class Followed:
     ----------
     part : Part or None
         The samples of the operations to come; None: look away.
+    found : set of str
+        Parameters that no rule covers, or that are used outside of their layers.
     inside : int
         How many layers with rules are being run; their operations are not looked at.
     """
@@ -194,7 +197,7 @@ class Followed:
         self._receive, self._axis, self._model = receive, axis, model
         self._parameters = dict(parameters)
         self._names = set(parameters)
-        self._found = set(uncovered)
+        self.found = set(uncovered)
         self._announced: set[str] = set()
         self._mode: _Mode | None = None
 
@@ -203,14 +206,14 @@ class Followed:
         if self._names:
             constants = {buffer.untyped_storage().data_ptr() for buffer in self._model.buffers()}
             self._mode = _Mode(self, {name: self._parameters[name] for name in self._names}, constants)
-            self._mode.__enter__()
+            self._mode.__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *error: Any) -> None:
         if self._mode is not None:
-            self._mode.__exit__(*error)
+            self._mode.__exit__(*error)  # type: ignore[no-untyped-call]
             self._mode = None
         if error[0] is None:
-            self._names = self._found  # what the first step did not find outside of its layer is not looked for again
+            self._names = self.found  # what the first step did not find outside of its layer is not looked for again
 
     def meet(self, operation: _Operation, output: Tensor, size: int) -> None:
         """Note an operation on the samples: its term is received when the gradient of its output comes."""
@@ -224,7 +227,7 @@ class Followed:
                 getattr(operation.function, "__name__", "an operation"),
             )
         self._announced |= operation.keys
-        self._found |= operation.keys
+        self.found |= operation.keys
         leaves = list(operation.leaves)
         slots = [number for number, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         saved = save([leaves[slot].detach() for slot in slots])
@@ -246,16 +249,16 @@ class Followed:
             return candidates[0]
         name = getattr(operation.function, "__name__", "an operation")
         raise ValueError(
-            f"{name!r} joins parameter {', '.join(map(repr, sorted(operation.keys)))} with the batch's {size} samples, but "
-            f"no axis of its result, of shape {list(output.shape)}, numbers them, so it has no per-sample gradient. "
-            "A penalty on weights belongs into the optimiser (weight_decay); other layers need a rule of their own "
+            f"{name!r} joins parameter {', '.join(map(repr, sorted(operation.keys)))} with the batch's {size} samples, "
+            f"but no axis of its result, of shape {list(output.shape)}, numbers them, so it has no per-sample "
+            "gradient. A penalty on weights belongs into the optimiser (weight_decay); other layers need a rule of their own "
             "(inrun_bench.attribution.ghost_rule)"
         )
 
 
 class _Mode(TorchFunctionMode):
     def __init__(self, followed: Followed, parameters: Mapping[str, nn.Parameter], constants: set[int]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._followed = followed
         self._constants = constants
         self._sources: dict[int, _Source] = {id(p): _Leaf(key, p) for key, p in parameters.items()}
@@ -278,7 +281,9 @@ class _Mode(TorchFunctionMode):
         result = func(*args, **kwargs)
         others = [leaf for slot, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and slot not in sources]
         meets_samples = any(self._numbers_samples(other, part.size) for other in others)
-        operation = _Operation(function, tuple(None if s in sources else x for s, x in enumerate(leaves)), spec, sources)
+        operation = _Operation(
+            function, tuple(None if s in sources else x for s, x in enumerate(leaves)), spec, sources
+        )
         for number, output in enumerate(_tensors(result)):
             if not output.requires_grad or id(output) in self._sources:
                 continue
@@ -291,9 +296,13 @@ class _Mode(TorchFunctionMode):
         return result
 
     def _numbers_samples(self, tensor: Tensor, size: int) -> bool:
-        return size in tensor.shape and tensor.untyped_storage().data_ptr() not in self._constants or (
+        return (size in tensor.shape and tensor.untyped_storage().data_ptr() not in self._constants) or (
             tensor.requires_grad and tensor.dim() == 0  # the loss itself
         )
+
+
+def _dense(direction: Tensor | Factors) -> Tensor:
+    return direction.dense() if isinstance(direction, Factors) else direction
 
 
 def _tensors(result: Any) -> list[Tensor]:
@@ -311,4 +320,7 @@ def _out_of_place(function: Callable[..., Any], leaves: list[Any]) -> tuple[Call
         return function, leaves
     if twin is None:
         return function, leaves
-    return twin, [leaf.detach().clone() if number == 0 and isinstance(leaf, Tensor) else leaf for number, leaf in enumerate(leaves)]
+    return twin, [
+        leaf.detach().clone() if number == 0 and isinstance(leaf, Tensor) else leaf
+        for number, leaf in enumerate(leaves)
+    ]

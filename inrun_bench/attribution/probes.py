@@ -4,7 +4,8 @@ Notation at one step: weights w, batch gradient :math:`g = \sum_i g_i`, update u
 :math:`w - u(g)`; :math:`v(w)` and H are gradient and Hessian of the validation loss. The step game's utility,
 :math:`U(S) = \ell(w - u(0)) - \ell(w - u(g_S))`, is positive where a sample helped; the formulas of the paper
 (arXiv 2406.11011), whose utility is the change of the loss, have the opposite sign. D is the slope of the update, the
-secant :math:`(u(g) - u(0)) / g` element by element (:mod:`~inrun_bench.attribution.updates`); for SGD, the learning rate.
+secant :math:`(u(g) - u(0)) / g` element by element (:mod:`~inrun_bench.attribution.updates`); for SGD, the learning
+rate.
 
 ============  ==============================================================  =====================================
 order         q                                                               error of the scores
@@ -21,10 +22,11 @@ trapezoid     the same by v at both ends; the one after the step is that      O(
 For plain SGD, u(0) = 0 and ``second`` is the paper's :math:`\eta v - \tfrac{\eta^2}{2} H g` (section 4.2); with weight
 decay or momentum the step starts from w - u(0), and the term :math:`H u(0)` says so at no further cost.
 
-The integral is the Aumann-Shapley value of the step game along the diagonal: U depends on the samples' weights x through
-:math:`\sum_i x_i g_i`, and :math:`\int_0^1 \partial_i U(s, \ldots, s)\,ds = \langle g_i, \int u'(s g)\,v(w - u(s g))\,ds
-\rangle`. The slope is taken out of the integral as a secant and the path straightened, exact for updates that are linear
-in g.
+The integral is the Aumann-Shapley value of the step game along the diagonal: U depends on the samples' weights x
+through
+:math:`\sum_i x_i g_i`, and :math:`\int_0^1 \partial_i U(s, \ldots, s)\,ds = \langle g_i, \int u'(s g)\,v(w - u(s
+g))\,ds \rangle`. The slope is taken out of the integral as a secant and the path straightened, exact for updates that
+are linear in g.
 
 A probe that needs g is *late*: it is known only after the backward pass. A probe knows nothing of layers or rules.
 """
@@ -33,7 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -43,6 +45,8 @@ from inrun_bench.attribution.updates import Update
 from inrun_bench.attribution.validation import ValidationLoss
 
 __all__ = ["PROBES", "First", "Integrated", "Probe", "Second", "Step", "Trapezoid", "scaled"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Step:
         """The weights that an empty coalition leads to, w - u(0)."""
         if self.update.empty is None:
             return self.before
-        return torch._foreach_sub(self.before, self.update.empty)
+        return list(torch._foreach_sub(self.before, self.update.empty))
 
 
 class Probe(Protocol):
@@ -110,7 +114,7 @@ class First:
 
 @dataclass(frozen=True)
 class Second:
-    """q = D (v(w) - H (u(0) + D g / 2)) (paper, section 4.2), with one Hessian-vector product of the validation loss."""
+    """q = D (v(w) - H (u(0) + D g / 2)) (paper, section 4.2), with one Hessian-vector product."""
 
     name: str = "second"
     late: bool = True
@@ -122,7 +126,7 @@ class Second:
         if step.update.empty is not None:
             torch._foreach_add_(path, step.update.empty)
         _, v, curvature = step.validation.gradient_and_hessian_product(path, step.before)
-        return torch._foreach_sub(v, curvature)
+        return list(torch._foreach_sub(v, curvature))
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,7 @@ class Integrated:
         base = step.base
         mean = [torch.zeros_like(w) for w in base]
         for position, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
-            _, v = step.validation.gradient(torch._foreach_lerp(base, step.after, float(position)))
+            _, v = step.validation.gradient(list(torch._foreach_lerp(base, step.after, float(position))))
             torch._foreach_add_(mean, v, alpha=float(weight))
         return mean
 
@@ -156,8 +160,8 @@ class Integrated:
 class Trapezoid:
     """q = D (v(w - u(0)) + v(w - u(g))) / 2: the integral from its two ends.
 
-    Where u(0) = 0 (SGD without momentum and weight decay) and the validation loss is given to the engine, v at the end of
-    a step is v at the beginning of the next, and a step costs one validation gradient.
+    Where u(0) = 0 (SGD without momentum and weight decay) and the validation loss is given to the engine, v at the end
+    of a step is v at the beginning of the next, and a step costs one validation gradient.
     """
 
     name: str = "trapezoid"
@@ -166,9 +170,8 @@ class Trapezoid:
     def direction(self, step: Step) -> list[Tensor]:
         """Return the mean of v at the two ends."""
         assert step.after is not None
-        ends = [step.validation.gradient(weights, keep=True)[1] for weights in (step.base, step.after)]
-        mean: list[Tensor] = torch._foreach_lerp(*ends, 0.5)
-        return mean
+        start, end = (step.validation.gradient(weights, keep=True)[1] for weights in (step.base, step.after))
+        return list(torch._foreach_lerp(start, end, 0.5))
 
 
 PROBES: dict[str, Callable[[], Probe]] = {
@@ -180,6 +183,7 @@ PROBES: dict[str, Callable[[], Probe]] = {
 }
 
 
-def scaled(tensors: Sequence[Tensor], factors: Sequence[float | Tensor]) -> list[Tensor]:
+def scaled(tensors: Sequence[T], factors: Sequence[float | Tensor]) -> list[T]:
     """Return each tensor times its factor."""
-    return [tensor * factor for tensor, factor in zip(tensors, factors, strict=True)]
+    pairs: Any = zip(tensors, factors, strict=True)
+    return [tensor * factor for tensor, factor in pairs]

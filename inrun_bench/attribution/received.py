@@ -1,9 +1,10 @@
 """What happens to a gradient between the backward pass and the optimiser.
 
-Clipping and loss scaling change the gradient g of the backward pass before the optimiser sees it. A sample's contribution
-changes with it: g_i times the ratio of what the optimiser receives and what was accumulated, element by element, so that
-the contributions add up to what is received. Where the whole gradient is scaled (clipping by norm, ``GradScaler``) the
-ratio is one number; where it is clipped by value it is the secant of that function, as for the optimiser's own.
+Clipping and loss scaling change the gradient g of the backward pass before the optimiser sees it. A sample's
+contribution changes with it: g_i times the ratio of what the optimiser receives and what was accumulated, element by
+element, so that the contributions add up to what is received. Where the whole gradient is scaled (clipping by norm,
+``GradScaler``) the ratio is one number; where it is clipped by value it is the secant of that function, as for the
+optimiser's own.
 
 To know the ratio takes a copy of the gradient. It is taken in the first step, and from then on as long as something was
 seen to change it; what begins later is told by the tensors' version counters.

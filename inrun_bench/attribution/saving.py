@@ -33,5 +33,5 @@ class _Keep(torch.autograd.Function):
         return flag.new_empty(())
 
     @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:
+    def backward(_ctx: Any, *_: Any) -> Any:
         raise AssertionError("nothing is ever differentiated here")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from inrun_bench.attribution.capture import Term
+from inrun_bench.attribution.outside import OutsideTerm
+from inrun_bench.attribution.terms import Direction, LayerTerm
 
-__all__ = ["Scores", "check_sum"]
+__all__ = ["Scores", "Term", "check_sum"]
+
+Term: TypeAlias = LayerTerm | OutsideTerm
 
 
 class Scores:
@@ -28,9 +33,11 @@ class Scores:
         self._n_probes = n_probes
         self._terms: list[tuple[str, Tensor, Tensor]] = []  # where, rows, scores [probes, len(rows)]
 
-    def add(self, term: Term, probes: Sequence[Mapping[str, Tensor]]) -> None:
+    def add(self, term: Term, probes: Sequence[Direction]) -> None:
         """Score a term with each probe."""
-        scores = [term.score(probe) for probe in probes]
+        device = term.b.device.type
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+            scores = [term.score(probe) for probe in probes]
         self.add_rows(term.where, term.part.rows, scores[0][None] if len(scores) == 1 else torch.stack(scores))
         self.precision = max(self.precision, torch.finfo(term.b.dtype).eps)
         self.keys |= term.keys
@@ -56,11 +63,10 @@ class Scores:
         if not bad.any():
             return
         row = int(bad.nonzero()[0])
-        sources = (
-            where for where, rows, scores in self._terms if row in rows and not torch.isfinite(scores).all()
-        )
+        sources = (where for where, rows, scores in self._terms if row in rows and not torch.isfinite(scores).all())
         raise FloatingPointError(
-            f"step {step}: the score of sample {samples[row]} is not finite, first in {next(sources, 'the sum of terms')}"
+            f"step {step}: the score of sample {samples[row]} is not finite, "
+            f"first in {next(sources, 'the sum of terms')}"
         )
 
     def finite(self) -> bool:
@@ -81,7 +87,7 @@ def check_sum(
     if math.isfinite(scale) and abs(total - expected) > math.sqrt(precision) / 4 * scale:
         raise ValueError(
             f"step {step}: the samples' scores add up to {total:.6g}, but the gradient's dot product with the probe is "
-            f"{expected:.6g}, so that part of the gradient is not the sum of its samples' contributions. Look for gradients "
-            "that were there before the step (zero_grad), changed in it by other hands, or parts of the model that drew "
-            "random numbers anew"
+            f"{expected:.6g}, so that part of the gradient is not the sum of its samples' contributions. Look for "
+            "gradients that were there before the step (zero_grad), that other hands changed in it, or for parts of "
+            "the model that drew random numbers anew"
         )

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from inrun_bench.attribution.capture import Part, Term
 from inrun_bench.attribution.late import Way
 from inrun_bench.attribution.received import Received
-from inrun_bench.attribution.scores import Scores
+from inrun_bench.attribution.scores import Scores, Term
+from inrun_bench.attribution.terms import Direction, Part
 from inrun_bench.attribution.updates import Update
 from inrun_bench.attribution.validation import ValidationLoss
 
@@ -28,24 +28,27 @@ class OpenStep:
     def __init__(
         self,
         n_samples: int,
+        number: int,
         show: Callable[[Part], None],
         losses: Mapping[str, ValidationLoss],
         per_sample: Callable[[], Tensor] | None,
     ) -> None:
         self._n_samples = n_samples
         self._show = show
+        self.number = number
+        self.checked = False  # whether the sum of scores is checked
         self.index: list[int] = []
         self.losses = losses
         self.per_sample = per_sample
         self.early = False  # whether the probe is known before the backward pass
         self.way: Way | None = None  # what is done if it is not
-        self.known: list[dict[str, Tensor]] | None = None  # directions scored in the backward pass, by validation set
+        self.known: list[Direction] | None = None  # directions scored in the backward pass, by validation set
         self.factor = 1.0  # what their scores are to be multiplied with
         self.scores = Scores(len(losses))
         self.kept: list[Term] = []
         self.before: list[Tensor] = []  # weights; the present ones until the optimiser steps
         self.losses_before: list[float] | None = None
-        self.gradient: list[Tensor] | None = None
+        self.gradients: list[Tensor | None] = []  # as the optimiser receives them
         self.received: Received | None = None
         self.update: Update | None = None
         self.after: list[Tensor] | None = None
@@ -58,13 +61,26 @@ class OpenStep:
         Parameters
         ----------
         index : int [part]
-            In the order of the batch axis; each at most once. The step's batch is the sum of its parts, for instance the
-            micro-batches of gradient accumulation.
+            In the order of the batch axis; each at most once. The step's batch is the sum of its parts, for instance
+            the micro-batches of gradient accumulation.
         """
         part = _checked_index(index, self._n_samples)
         rows = torch.arange(len(self.index), len(self.index) + len(part))
         self.index.extend(part.tolist())
         self._show(Part(rows, len(part)))
+
+    def read_gradients(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
+        """Note the gradients as `optimizer` is about to take them; a fused one undoes a ``GradScaler`` itself."""
+        scale = getattr(optimizer, "grad_scale", None)
+        self.gradients = [None if p.grad is None else p.grad.detach() for p in parameters]
+        if scale is not None:
+            self.unscaled = 1.0 / float(scale)
+            self.gradients = [None if g is None else g * self.unscaled for g in self.gradients]
+
+    def overflowed(self, parameters: Sequence[Tensor]) -> bool:
+        """Whether gradients are not finite, so that a ``GradScaler`` may have skipped the optimiser's step."""
+        seen = [p.grad for p in parameters if p.grad is not None] + [term.b for term in self.kept]
+        return not (self.scores.finite() and all(bool(torch.isfinite(tensor).all()) for tensor in seen))
 
 
 def _checked_index(index: Index, n_samples: int) -> NDArray[np.int64]:

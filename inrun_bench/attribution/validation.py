@@ -3,23 +3,36 @@
 The closure evaluates the user's model; to ask for another point than the present weights, they are put into the model
 for the time of the call and taken out again. Neither the weights nor the random stream of training notice.
 
-Where the closure is declared a deterministic function of the weights, what it said of the present ones is remembered
-until they change: the loss after a step is that before the next, and so is its gradient.
+The closure is taken to be a deterministic function of the weights: what it said of the present ones is remembered until
+they change. The loss after a step is that before the next, and so is its gradient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["ValidationLoss", "moved_to"]
+from inrun_bench.attribution.rules import Factors
+
+__all__ = ["Collected", "ValidationLoss", "moved_to"]
 
 _Place: TypeAlias = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A call of a linear map in a validation pass: its weight's name and orientation, its input and its output."""
+
+    key: str
+    a: Tensor
+    output: Tensor
+    transposed: bool
 
 
 class ValidationLoss:
@@ -29,19 +42,32 @@ class ValidationLoss:
     ----------
     closure : callable
         Returns the validation loss at the model's present weights, a scalar tensor in nats.
-    parameters : sequence of tensors
-        The model's trained parameters.
-    remember : bool
-        Whether the closure is a deterministic function of the weights, so that nothing need be computed twice.
+    parameters : mapping of str to tensor
+        The model's trained parameters by name.
+    collecting : callable
+        Given names of weights, a context manager that yields a list, to which calls of their linear maps are added.
 
-    All methods take `at`, the weights to evaluate at, or None for the present ones. Tensors that they return are not to be
-    changed.
+    Attributes
+    ----------
+    factored : set of str
+        Parameters whose gradients at the present weights :meth:`gradient` leaves in factors.
+
+    All methods take `at`, the weights to evaluate at, or None for the present ones. Tensors that they return are not
+    to be changed.
     """
 
-    def __init__(self, closure: Callable[[], Tensor], parameters: Sequence[Tensor], *, remember: bool = False) -> None:
+    def __init__(
+        self,
+        closure: Callable[[], Tensor],
+        parameters: Mapping[str, Tensor],
+        collecting: Callable[[Collection[str]], AbstractContextManager[list[Collected]]],
+    ) -> None:
+        self.factored: set[str] = set()
         self._closure = closure
-        self._parameters = parameters
-        self._remember = remember
+        self._names = list(parameters)
+        self._parameters = list(parameters.values())
+        self._collecting = collecting
+        self._trusted: set[str] = set()  # factors that were seen to multiply out to the gradient
         self._known: dict[_Place, tuple[float, list[Tensor] | None]] = {}
 
     def value(self, at: Sequence[Tensor] | None = None) -> float:
@@ -53,6 +79,35 @@ class ValidationLoss:
             loss = float(self._loss())
         self._note(at, loss, None)
         return loss
+
+    def factored_gradient(self) -> tuple[float, list[Tensor | Factors]]:
+        """Return l_val and its gradient at the present weights, that of the weights in `factored` as factors.
+
+        What a weight's factors leave out (its use outside of its layer, a penalty) shows in the first pass, which
+        forms the gradient, too: such a weight is taken out of `factored`.
+        """
+        with torch.enable_grad(), moved_to(self._parameters, None), self._collecting(self.factored) as calls:
+            loss = self._loss()
+            calls = [call for call in calls if call.output.requires_grad]
+            trusted = self._trusted & {call.key for call in calls}
+            wanted = {n: p for n, p in zip(self._names, self._parameters, strict=True) if n not in trusted}
+            outputs = [call.output for call in calls]
+            found = self._differentiate(loss, [*wanted.values(), *outputs])
+        gradient: dict[str, Tensor | Factors] = dict(zip(wanted, found, strict=False))
+        factors: dict[str, Factors] = {}
+        for call, b in zip(calls, found[len(wanted) :], strict=True):
+            own = Factors(call.a.flatten(0, -2), b.flatten(0, -2), call.transposed)
+            factors[call.key] = factors[call.key].joined(own) if call.key in factors else own
+        for key in self.factored & (factors.keys() | wanted.keys()):
+            if key not in trusted:
+                dense = gradient[key]
+                assert isinstance(dense, Tensor)
+                close = key in factors and _close(factors[key].dense(), dense)
+                self._trusted |= {key} if close else set()
+        self.factored &= self._trusted
+        gradient |= {key: factors[key] for key in self.factored}
+        self._note(None, float(loss.detach()), None)
+        return float(loss.detach()), [gradient[name] for name in self._names]
 
     def gradient(self, at: Sequence[Tensor] | None = None, *, keep: bool = False) -> tuple[float, list[Tensor]]:
         """Return l_val and its gradient, one tensor a parameter; `keep` remembers the gradient, too."""
@@ -104,16 +159,19 @@ class ValidationLoss:
             raise ValueError(f"validation must return a scalar tensor, the validation loss; got {got}")
         return loss
 
-    def _differentiate(self, loss: Tensor, *, create_graph: bool = False) -> list[Tensor]:
+    def _differentiate(
+        self, loss: Tensor, inputs: Sequence[Tensor] | None = None, *, create_graph: bool = False
+    ) -> list[Tensor]:
         if not loss.requires_grad:
             raise ValueError(
                 "validation returned a loss without a graph, so it has no gradient; "
                 "compute it from the model being trained, without torch.no_grad() or detach()"
             )
-        gradients = torch.autograd.grad(loss, self._parameters, create_graph=create_graph, allow_unused=True)
+        inputs = self._parameters if inputs is None else inputs
+        gradients = torch.autograd.grad(loss, inputs, create_graph=create_graph, allow_unused=True)
         return [
-            torch.zeros_like(p) if gradient is None else gradient.to(p.dtype)
-            for p, gradient in zip(self._parameters, gradients, strict=True)
+            torch.zeros_like(x) if gradient is None else gradient.to(x.dtype)
+            for x, gradient in zip(inputs, gradients, strict=True)
         ]
 
     def _place(self, at: Sequence[Tensor] | None) -> _Place:
@@ -122,8 +180,13 @@ class ValidationLoss:
 
     def _note(self, at: Sequence[Tensor] | None, loss: float, gradient: list[Tensor] | None) -> None:
         place = self._place(at)
-        if self._remember and place == self._place(None):
+        if place == self._place(None):
             self._known = {place: (loss, gradient)}
+
+
+def _close(got: Tensor, expected: Tensor) -> bool:
+    tolerance = torch.finfo(got.dtype).eps ** 0.5 / 4
+    return bool((got - expected).norm() <= tolerance * expected.norm())
 
 
 @contextmanager

@@ -1,20 +1,33 @@
 """Overhead: what values cost, on top of training.
 
-Two kinds of units. *Steps*: a regular training step against the same step with the engine at each order, and against
-a loop that computes one sample's gradient at a time; time, and peak memory. All variants take turns within a round,
-ratios are formed within a round, and the median over rounds is reported with its quartiles, so that a machine that
-slows down does not favour anyone. *Runs*: the wall time of each method for the values of a whole task, in units of
-one plain training run.
+Three kinds of units. *Steps* of a task's models: a regular training step against the same step with the engine at each
+order, and against a loop that computes one sample's gradient at a time. *Workloads*: the same for models in which
+arithmetic, and not Python, takes the time (:mod:`tasks.architectures`), with validation batches as large as training
+batches; here the rules for linear maps and convolutions compete. *Runs*: the wall time of each method for the values of
+a whole task, in units of one plain training run.
 
-One thread, as everywhere. The gradient of the validation loss, which In-Run Data Shapley cannot do without, is also
-timed apart ("validation"): what an order costs beyond it is the price of the scores.
+All variants of a step take turns within a round, ratios are formed within a round, and the median over rounds is
+reported with its quartiles, so that a machine that slows down does not favour anyone. One thread, as everywhere.
+
+The gradient of the validation loss, which In-Run Data Shapley cannot do without, is also timed apart ("validation").
+A workload's ``net_ratio``, (variant - validation) / regular, is what a step with scores costs when one such pass is
+taken off; 1 would mean that scores are free. Late orders need more than one pass (integrated takes four gradients,
+second a Hessian product, and all measure the loss before the step), which their net ratios include. ``peak_ratio`` is
+the peak memory of a variant's step, beyond what is there between steps, over that of the regular step.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
+import tarfile
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -27,22 +40,33 @@ from inrun_bench.experiments.values import reference_blocks, values_unit
 from inrun_bench.memory import peak_bytes
 from inrun_bench.plan import Plan
 from inrun_bench.unit import REFERENCE, Row, Setting, Unit
+from tasks.architectures import GPT, cnn, mlp
 
 SUMMARY = "time and memory of in-run orders against regular training, and of every method for a whole task"
 EXCLUSIVE = True
 DEFAULT = True
 
-STEPS = "steps"
+STEPS, WORKLOAD = "steps", "workload"
+PREFIX = "inrun-"
 ORDERS = ("first", "second", "integrated")
+FORCED = {f"{PREFIX}first-{rule}": rule for rule in ("project", "weight-gradient")}
+LATE = {  # what else is timed of a workload: orders that keep the batch's activations until their probe is known
+    "gpt-256": ("midpoint", "integrated"),
+    "mlp": ("second", "midpoint", "integrated"),
+    "cnn": ("second", "midpoint", "integrated"),
+}
 SIZES: tuple[dict[str, Setting], ...] = (
     {"width": 0, "batch": 0},  # the task's own model and batch
     {"width": 1024, "batch": 64},  # two hidden layers wide enough that arithmetic, and not Python, takes the time
 )
 ROUND_SECONDS = 0.02  # a variant is called until a regular step's calls take this long
+SMALL_RATE = 1e-3  # of workloads: the loss must stay finite while one batch is trained on again and again
+
+Step = Callable[[], object]
 
 
 def units(plan: Plan) -> list[Unit]:
-    """For each task the steps of its own model and of a wide one, and a run a method; of the first seed."""
+    """For each task the steps of its own model and of a wide one, and a run a method; workloads; of the first seed."""
     seed = plan.seeds[0]
     repeats: dict[str, Setting] = {"repeats": plan.profile.timing_repeats}
     found = []
@@ -52,35 +76,26 @@ def units(plan: Plan) -> list[Unit]:
         needs = {method: (values_unit(task, method, seed),) for method in plan.methods if method != "random"}
         needs[REFERENCE] = reference_blocks(plan, task, seed)
         found += [Unit("overhead", task, method, seed, repeats, needs=of) for method, of in needs.items()]
-    return found
+    return found + [
+        Unit("overhead", name, WORKLOAD, seed, {"repeats": rounds}) for name, rounds in plan.profile.workloads.items()
+    ]
 
 
 def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
     """Time the steps of one model, or put a method's time in units of one plain run."""
-    return _time_steps(unit) if unit.method == STEPS else _time_run(unit, needs)
+    if unit.method == STEPS:
+        return _time_steps(unit)
+    return _time_workload(unit) if unit.method == WORKLOAD else _time_run(unit, needs)
 
 
 def _time_steps(unit: Unit) -> list[Row]:
     task = tasks.load(unit.task, unit.seed)
     variants = {
         name: _variant(name, task, int(unit.settings["width"]), int(unit.settings["batch"]))
-        for name in ("regular", "validation", *(f"inrun-{order}" for order in ORDERS), "per-sample-loop")
+        for name in ("regular", "validation", *(PREFIX + order for order in ORDERS), "per-sample-loop")
     }
-    for step in variants.values():
-        _seconds(step, 2)  # warm up
-    calls = max(1, round(ROUND_SECONDS / _seconds(variants["regular"], 3)))
-    rounds = [
-        {name: _seconds(step, 1 if name == "per-sample-loop" else calls) for name, step in variants.items()}
-        for _ in range(int(unit.settings["repeats"]))
-    ]
-    rows: list[Row] = []
-    for name, step in variants.items():
-        seconds = statistics.median(taken[name] for taken in rounds)
-        ratios = np.array([taken[name] / taken["regular"] for taken in rounds])
-        low, middle, high = (float(q) for q in np.quantile(ratios, (0.25, 0.5, 0.75)))
-        cost = {"method": name, "seconds": seconds, "peak_bytes": peak_bytes(step)}
-        rows.append({**cost, "metric": "step_ratio", "value": middle, "low": low, "high": high})
-    return rows
+    rounds, peaks = _take_turns(variants, int(unit.settings["repeats"]), once={"per-sample-loop"})
+    return [{**_cost(name, rounds, peaks), "metric": "step_ratio", **_ratios(name, rounds)} for name in variants]
 
 
 def _variant(name: str, task: tasks.Task, width: int, batch: int) -> Callable[[], object]:
@@ -136,6 +151,149 @@ def _wide(task: tasks.Task, width: int) -> nn.Module:
         torch.manual_seed(task.seed)
         layers = (nn.Linear(n_features, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
         return nn.Sequential(*layers, nn.Linear(width, task.n_classes))
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model, a batch to train on, and a validation batch as large; classes are told from the output's last axis."""
+
+    model: nn.Module
+    train: tasks.Split
+    validation: tasks.Split
+
+    def loss(self, split: tasks.Split) -> torch.Tensor:
+        """Return the mean cross-entropy over samples and positions."""
+        return nn.functional.cross_entropy(self.model(split.x).flatten(0, -2), split.y.flatten())
+
+
+def _gpt(positions: int, *, batch: int = 8) -> Workload:
+    """Bytes of Python's standard library, in sequences of the given length."""
+    model = GPT(vocabulary=256, context=positions, width=256, heads=8, blocks=4)
+    return Workload(model, _sequences(argparse, batch, positions), _sequences(tarfile, batch, positions))
+
+
+def _sequences(module: ModuleType, batch: int, positions: int) -> tasks.Split:
+    """Return the beginning of a module's source, cut into sequences; of each byte the next is to be told."""
+    text = torch.frombuffer(bytearray(Path(str(module.__file__)).read_bytes()), dtype=torch.uint8).long()
+    x, y = (text[shift : shift + batch * positions].view(batch, positions) for shift in (0, 1))
+    return tasks.Split(x, y)
+
+
+def _digits(architecture: Callable[[], nn.Module], batch: int) -> Workload:
+    """Return MNIST digits, 28 x 28."""
+    task = tasks.load("mnist-mlp", 0, n_train=batch)
+    train, validation = (
+        tasks.Split(split.x[:batch].view(batch, 1, 28, 28), split.y[:batch]) for split in (task.train, task.validation)
+    )
+    return Workload(architecture(), train, validation)
+
+
+WORKLOADS: dict[str, Callable[[], Workload]] = {
+    "gpt-64": partial(_gpt, 64),
+    "gpt-256": partial(_gpt, 256),
+    "gpt-1024": partial(_gpt, 1024),
+    "mlp": partial(_digits, mlp, 64),
+    "cnn": partial(_digits, cnn, 32),
+}
+
+
+def _time_workload(unit: Unit) -> list[Row]:
+    """Time each variant on a model of its own, all of the same weights and data."""
+    late = [PREFIX + order for order in LATE.get(unit.task, ())]
+    names = ("regular", "validation", f"{PREFIX}first", *FORCED, *late)
+    made = {name: _workload_variant(name, unit) for name in names}
+    variants = {name: step for name, (step, _) in made.items()}
+    rounds, peaks = _take_turns(variants, int(unit.settings["repeats"]), seldom=late)
+    fastest = min(FORCED, key=lambda name: float(_ratios(name, rounds, net=True)["value"]))
+    rows: list[Row] = []
+    for name in variants:
+        cost = _cost(name, rounds, peaks)
+        rows.append({**cost, "metric": "step_ratio", **_ratios(name, rounds)})
+        rows.append({**cost, "metric": "peak_ratio", "value": peaks[name] / peaks["regular"]})
+        engine = made[name][1]
+        if engine is not None:
+            rules = {"rule": _rule(name, engine), "fastest_rule": FORCED[fastest]}
+            rows.append({**cost, **rules, "metric": "net_ratio", **_ratios(name, rounds, net=True)})
+    return rows
+
+
+def _workload_variant(name: str, unit: Unit) -> tuple[Step, InRunShapley | None]:
+    """Return a training step, ready to be called again and again, and the engine that watches it, if one does."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(unit.seed)
+        workload = WORKLOADS[unit.task]()
+    parameters = list(workload.model.parameters())
+    optimizer = torch.optim.SGD(parameters, lr=SMALL_RATE)
+
+    def regular() -> None:
+        workload.loss(workload.train).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    if name == "regular":
+        return regular, None
+    if name == "validation":
+        return lambda: torch.autograd.grad(workload.loss(workload.validation), parameters), None
+    order, rules = ("first", FORCED[name]) if name in FORCED else (name.removeprefix(PREFIX), "auto")
+    index = torch.arange(len(workload.train))
+    engine = InRunShapley(
+        workload.model,
+        optimizer,
+        len(index),
+        order,
+        validation=lambda: workload.loss(workload.validation),
+        rules=rules,
+    )
+
+    def valued() -> None:
+        with engine.step(index):
+            regular()
+
+    return valued, engine
+
+
+def _rule(name: str, engine: InRunShapley) -> str:
+    """Return the rules by which linear maps and convolutions were scored, with the number of layers of each."""
+    chosen = Counter(engine.choices["rules"].values())
+    if chosen:
+        return ", ".join(f"{rule} {layers}" for rule, layers in chosen.most_common())
+    return FORCED.get(name) or f"late: {engine.choices['late']}"
+
+
+def _take_turns(
+    variants: Mapping[str, Step], repeats: int, *, once: Collection[str] = (), seldom: Collection[str] = ()
+) -> tuple[list[dict[str, float]], dict[str, int]]:
+    """Return the seconds of a step of each variant in each round, and each variant's peak memory.
+
+    A variant in `once` is called once a round, others as often as a short round asks; one in `seldom` takes part in
+    every fourth round.
+    """
+    for step in variants.values():
+        step()  # warm up
+    peaks = {name: peak_bytes(step) for name, step in variants.items()}
+    calls = max(1, round(ROUND_SECONDS / _seconds(variants["regular"], 3)))
+    rounds = [
+        {
+            name: _seconds(step, 1 if name in once else calls)
+            for name, step in variants.items()
+            if name not in seldom or number % 4 == 0
+        }
+        for number in range(repeats)
+    ]
+    return rounds, peaks
+
+
+def _cost(name: str, rounds: list[dict[str, float]], peaks: Mapping[str, int]) -> Row:
+    seconds = statistics.median(taken[name] for taken in rounds if name in taken)
+    return {"method": name, "seconds": seconds, "peak_bytes": peaks[name]}
+
+
+def _ratios(name: str, rounds: list[dict[str, float]], *, net: bool = False) -> Row:
+    """Return median and quartiles over rounds of a variant's time, in units of the regular step of the same round."""
+    taken = [r for r in rounds if name in r]
+    ratios = [(r[name] - (r["validation"] if net else 0.0)) / r["regular"] for r in taken]
+    low, middle, high = (float(q) for q in np.quantile(ratios, (0.25, 0.5, 0.75)))
+    return {"value": middle, "low": low, "high": high}
 
 
 def _seconds(step: Callable[[], object], calls: int) -> float:

@@ -28,7 +28,11 @@ class Look:
 _KNOWN = {
     "reference": Look("retraining reference", "black", "*"),
     "inrun-first": Look("In-Run, first order", "#9ecae1", "v"),
+    "inrun-first-project": Look("In-Run, first order, all by project", "#a1d99b", "v"),
+    "inrun-first-weight-gradient": Look("In-Run, first order, all by weight-gradient", "#31a354", "v"),
     "inrun-second": Look("In-Run, second order", "#4292c6", "^"),
+    "inrun-midpoint": Look("In-Run, midpoint", "#b2abd2", "<"),
+    "inrun-trapezoid": Look("In-Run, trapezoid", "#8073ac", ">"),
     "inrun-integrated": Look("In-Run, integrated", "#08306b", "o"),
     "mc-2": Look("Monte Carlo, 2 permutations", "#fdae6b", "s"),
     "mc-10": Look("Monte Carlo, 10 permutations", "#d55e00", "s"),

@@ -138,7 +138,7 @@ def layer_norm(draw, layer_type):
 
 
 def rms_norm(draw, layer_type):
-    shape = draw(st.lists(sizes, min_size=1, max_size=2))
+    shape = draw(st.lists(st.integers(2, 4), min_size=1, max_size=2))
     layer = layer_type(shape, eps=draw(st.sampled_from([None, 1e-3])))
     return layer, {"x": normal(draw(sizes), *positions(draw), *shape)}
 

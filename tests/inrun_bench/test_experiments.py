@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import numpy as np
@@ -10,7 +11,7 @@ from scipy import stats
 
 import tasks
 from baselines import Valuation
-from inrun_bench.experiments import EXPERIMENTS, agreement, detection, fidelity, removal, values
+from inrun_bench.experiments import EXPERIMENTS, agreement, detection, fidelity, overhead, removal, values
 from inrun_bench.methods import METHODS
 from inrun_bench.plan import PROFILES
 from inrun_bench.unit import Unit
@@ -210,41 +211,93 @@ def test_equal_values_detect_nothing(task):
 
 # --- fidelity ---
 
+RUN = ["recipe", "seed", "rate_factor"]
+
 
 def test_small_batches_are_judged_by_enumeration(results):
-    judge = results.read_all("fidelity").query("method == 'step-shapley'")
-    steps = judge.groupby(["seed", "rate_factor", "moment"])
-    assert len(steps) == 2 * 2 * 2
+    judge = results.read_all("fidelity").query("method == 'step-shapley' and metric == 'value'")
+    steps = judge.groupby([*RUN, "moment"])
+    assert len(steps) == 2 * 2 * (3 + 1)  # seeds, moments, learning rates of both recipes
     assert set(judge["evaluations"]) == {2**10}
     assert set(judge["stderr"]) == {0.0}
     assert set(steps["sample"].nunique()) == {10}
+    assert set(judge[["moment", "step"]].itertuples(index=False, name=None)) == {(0.0, 0), (0.5, round(0.5 * 49))}
 
 
-def test_the_judge_hands_out_the_drop_of_the_validation_loss(results):
-    judge = results.read_all("fidelity").query("method == 'step-shapley' and seed == 0 and rate_factor == 1")
-    task = tasks.load(TASK, 0, dtype=torch.float64)
+@pytest.mark.parametrize("recipe", ["sgd", "adamw"])
+def test_the_judge_hands_out_the_drop_of_the_validation_loss_but_for_what_nobody_did(results, recipe):
+    judge = results.read_all("fidelity").query(
+        "method == 'step-shapley' and metric == 'value' and recipe == @recipe and seed == 0 and rate_factor == 1"
+    )
+    task = tasks.load(TASK, 0, recipe=recipe, dtype=torch.float64)
     model = task.model()
     optimizer = task.optimizer(model)
-    batches = task.batches()
-    for number, index in enumerate(batches):
+    for number, index in enumerate(task.batches()):
+        own = judge[judge["step"] == number]
+        if len(own):
+            game = tasks.StepGame(task, model, optimizer, index)
+            assert sorted(own["sample"]) == sorted(index.tolist())
+            assert own["value"].sum() == pytest.approx(game(np.ones((1, 10), dtype=bool))[0], rel=1e-9)
         before = task.loss(model, task.validation).item()
         task.train_on(model, optimizer, index)
-        moment = {0: 0.0, round(0.5 * (len(batches) - 1)): 0.5}.get(number)
-        if moment is not None:
-            own = judge[judge["moment"] == moment]
-            assert sorted(own["sample"]) == sorted(index.tolist())
+        if len(own) and recipe == "sgd":  # AdamW would step without any sample, too
             assert own["value"].sum() == pytest.approx(before - task.loss(model, task.validation).item(), rel=1e-9)
+
+
+def test_the_training_loss_is_that_of_the_run_after_every_epoch(results):
+    losses = results.read_all("fidelity").query("metric == 'training_loss'")
+    assert set(losses["method"]) == {"step-shapley"}
+    assert set(losses.groupby(RUN)["epoch"].agg(tuple)) == {tuple(range(6))}
+    for recipe in ("sgd", "adamw"):
+        task = tasks.load(TASK, 1, recipe=recipe, dtype=torch.float64)
+        model = task.model()
+        optimizer = task.optimizer(model)
+        own = losses.query("recipe == @recipe and seed == 1 and rate_factor == 1").set_index("epoch")["value"]
+        assert own[0] == pytest.approx(task.loss(model, task.train).item())
+        for index in task.batches():
+            task.train_on(model, optimizer, index)
+        assert own[5] == pytest.approx(task.loss(model, task.train).item())
 
 
 def test_integrated_scores_are_nearer_to_the_step_game_than_first_order_ones(results):
     errors = results.read_all("fidelity").query("metric == 'relative_error'")
-    places = ["seed", "rate_factor", "moment"]
-    by_method = errors.pivot_table(index=places, columns="method", values="value")
-    assert len(by_method) == 8
-    assert (by_method["inrun-integrated"] < by_method["inrun-first"]).all()
-    assert (by_method["inrun-integrated"] < 0.05).all()
-    first = by_method["inrun-first"].unstack("rate_factor")
+    by_method = errors.pivot_table(index=[*RUN, "step"], columns="method", values="value")
+    assert set(by_method) == {f"inrun-{order}" for order in ("first", "midpoint", "trapezoid", "integrated")}
+    sgd = by_method.loc["sgd"].query("rate_factor <= 5")  # AdamW's first steps are another story
+    assert len(sgd) == 8
+    for order in ("midpoint", "trapezoid", "integrated"):
+        assert (sgd[f"inrun-{order}"] < sgd["inrun-first"]).all()
+    assert (sgd["inrun-integrated"] < 0.05).all()
+    first = sgd["inrun-first"].unstack("rate_factor")
     assert (first[5.0] > first[1.0]).all()
+
+
+def test_later_adamw_steps_are_scored_from_the_state_that_they_start_from(results):
+    errors = results.read_all("fidelity").query("metric == 'relative_error' and recipe == 'adamw' and step > 10")
+    by_method = errors.groupby("method")["value"].max()
+    assert by_method["inrun-integrated"] < 0.05  # as if fresh, the optimiser would step in other directions
+    assert by_method["inrun-first"] > by_method["inrun-integrated"]
+
+
+def test_the_residual_share_needs_no_judge(results):
+    shares = results.read_all("fidelity").query("metric == 'residual_share' and rate_factor == 1")
+    by_method = shares.groupby("method")["value"].max()
+    assert by_method["inrun-integrated"] < 0.01
+    assert by_method["inrun-integrated"] < by_method["inrun-first"]
+
+
+def test_scoring_a_step_leaves_the_run_as_it_was():
+    unit = fidelity.units(PLAN)[-1]
+    assert unit.settings["recipe"] == "adamw"
+    task = tasks.load(TASK, unit.seed, recipe="adamw", dtype=torch.float64)
+    model = task.model()
+    optimizer = task.optimizer(model)
+    for index in task.batches()[:3]:
+        task.train_on(model, optimizer, index)
+    before = [t.clone() for t in (*model.parameters(), *(s["exp_avg_sq"] for s in optimizer.state.values()))]
+    fidelity._score("integrated", fidelity._Moment({}, task, model, optimizer, task.batches()[3]))
+    after = [*model.parameters(), *(s["exp_avg_sq"] for s in optimizer.state.values())]
+    assert all(map(torch.equal, before, after))
 
 
 def test_the_error_is_relative_to_the_judge():
@@ -256,6 +309,26 @@ def test_the_error_is_relative_to_the_judge():
     assert (plain["value"] < 0.5).all()
     np.testing.assert_allclose(rows["value"], 1, rtol=1e-5)
     np.testing.assert_allclose(rows["stderr"], 0.25)
+
+
+@pytest.mark.parametrize(
+    ("methods", "orders"),
+    [
+        (("inrun-second", "knn"), {"second"}),
+        (("inrun-integrated",), {"midpoint", "trapezoid", "integrated"}),
+        (("inrun-acme", "random"), set()),
+    ],
+)
+def test_orders_run_with_the_methods_that_are_named(methods, orders):
+    found = fidelity.units(type(PLAN)(PLAN.profile, PLAN.tasks, methods, PLAN.seeds))
+    assert {unit.method for unit in found} == {f"inrun-{order}" for order in orders}
+
+
+def test_a_task_is_trained_by_the_recipes_that_it_has(monkeypatch):
+    spec = tasks.CATALOG[TASK]
+    only = {"sgd": spec.recipes["sgd"]}
+    monkeypatch.setitem(tasks.CATALOG._all(), TASK, dataclasses.replace(spec, recipes=only))
+    assert {unit.settings["recipe"] for unit in fidelity.units(PLAN)} == {"sgd"}
 
 
 # --- values and overhead ---
@@ -315,7 +388,7 @@ def test_the_reference_is_made_of_independent_blocks_that_each_share_out_what_tr
 def test_overhead_is_in_units_of_regular_training(results):
     rows = results.read_all("overhead")
     regular = rows.query("metric == 'step_ratio' and method == 'regular'")
-    assert regular["value"].tolist() == [1.0, 1.0]
+    assert regular["value"].tolist() == [1.0, 1.0, 1.0]
     steps = rows[rows["metric"] == "step_ratio"]
     assert (steps["low"] <= steps["value"]).all()
     assert (steps["value"] <= steps["high"]).all()
@@ -324,6 +397,47 @@ def test_overhead_is_in_units_of_regular_training(results):
     np.testing.assert_allclose(runs["value"], runs["seconds"] / runs["plain_seconds"])
     spent = results.read_all("values").query("metric == 'cost' and seed == 0").groupby("method")["seconds"].sum()
     assert runs["seconds"].to_dict() == pytest.approx(spent.drop("random").to_dict())
+
+
+def test_the_net_cost_of_scores_leaves_one_validation_pass_out(results):
+    rows = results.read_all("overhead").query("task == 'mlp'")
+    ratios = rows.pivot_table(index="method", columns="metric", values="value")
+    net = rows[rows["metric"] == "net_ratio"].set_index("method")
+    late = {"inrun-second", "inrun-midpoint", "inrun-integrated"}
+    assert set(net.index) == {"inrun-first", "inrun-first-project", "inrun-first-weight-gradient"} | late
+    assert (net["low"] <= net["value"]).all()
+    assert (net["value"] <= net["high"]).all()
+    # with two rounds the median is the mean; late orders take part in the first round alone
+    prompt = ratios.loc[sorted(set(net.index) - late)]
+    np.testing.assert_allclose(prompt["net_ratio"], prompt["step_ratio"] - ratios["step_ratio"]["validation"])
+    peaks = rows[rows["metric"] == "peak_ratio"].set_index("method")
+    np.testing.assert_allclose(peaks["value"], peaks["peak_bytes"] / peaks["peak_bytes"]["regular"])
+    assert peaks["value"]["regular"] == 1
+
+
+def test_the_rule_that_was_chosen_stands_beside_the_one_that_was_fastest(results):
+    net = results.read_all("overhead").query("task == 'mlp' and metric == 'net_ratio'").set_index("method")
+    forced = ["project", "weight-gradient"]
+    for rule in forced:
+        assert net["rule"][f"inrun-first-{rule}"].split()[0] == rule
+    layers = [part.split() for part in net["rule"]["inrun-first"].split(", ")]
+    assert {rule for rule, _ in layers} <= set(forced)
+    assert sum(int(number) for _, number in layers) == 4
+    (fastest,) = set(net["fastest_rule"])
+    assert net["value"][f"inrun-first-{fastest}"] == net["value"][[f"inrun-first-{rule}" for rule in forced]].min()
+
+
+@pytest.mark.parametrize("name", overhead.WORKLOADS)
+def test_workloads_are_the_same_each_time_and_judged_by_as_many_samples_as_they_train_on(name):
+    one, other = overhead.WORKLOADS[name](), overhead.WORKLOADS[name]()
+    for part in ("train", "validation"):
+        a, b = getattr(one, part), getattr(other, part)
+        assert torch.equal(a.x, b.x)
+        assert torch.equal(a.y, b.y)
+    assert one.train.x.shape == one.validation.x.shape
+    assert not torch.equal(one.train.x, one.validation.x)
+    if name.startswith("gpt"):
+        assert torch.equal(one.train.x.flatten()[1:], one.train.y.flatten()[:-1])  # told is the next byte
 
 
 # --- plans ---
@@ -352,7 +466,10 @@ def test_profiles_can_be_cut_into_their_blocks(name):
     profile = PROFILES[name]
     assert profile.reference_blocks % 2 == 0
     assert profile.step_permutations % 2 == 0
-    assert 1.0 in profile.rate_factors  # the recipe's own learning rate
+    assert profile.rate_factors.keys() == profile.moments.keys()
+    for factors in profile.rate_factors.values():
+        assert 1.0 in factors  # the recipe's own learning rate
+    assert profile.workloads.keys() <= overhead.WORKLOADS.keys()
     for task in (*tasks.names(), "somebody-elses"):
         assert profile.permutations_for(task) % (2 * profile.reference_blocks) == 0
         assert profile.permutations_for(task) >= 2 * profile.reference_blocks

@@ -9,8 +9,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from inrun_bench.experiments import EXPERIMENTS
+from inrun_bench.experiments import EXPERIMENTS, overhead
 from inrun_bench.figures import FIGURES, SETTINGS, draw_figures
+from inrun_bench.figures.fidelity import converging_rates
+from inrun_bench.figures.overhead import WORKLOADS, of_workloads
 from inrun_bench.figures.style import in_order, look
 from inrun_bench.intervals import mean_interval
 from inrun_bench.store import Store
@@ -45,6 +47,10 @@ def texts(figure):
 def words_of_ticks(labels):
     """Tick labels that are words rather than numbers."""
     return [t.get_text() for t in labels if t.get_text()[:1].isalpha()]
+
+
+def test_every_workload_has_a_name_in_the_figure():
+    assert list(WORKLOADS) == list(overhead.WORKLOADS)
 
 
 def test_every_default_experiment_but_the_values_that_all_share_has_a_figure():
@@ -116,7 +122,14 @@ def test_fidelity_can_be_drawn_at_other_learning_rates_than_the_recipes(results)
     paint("fidelity", results.read_all("fidelity").query("rate_factor == 5"))
 
 
-@pytest.mark.parametrize("half", ["steps", "knn"])  # steps, or a method's run
+@pytest.mark.parametrize("recipe", ["sgd", "adamw"])
+def test_fidelity_can_be_drawn_of_one_recipe(results, recipe):
+    figure = paint("fidelity", results.read_all("fidelity").query("recipe == @recipe"))
+    assert len(figure.axes) == (2 if recipe == "sgd" else 1)
+    assert all(ax.has_data() for ax in figure.axes)
+
+
+@pytest.mark.parametrize("half", ["steps", "workload", "knn"])  # steps, of either kind, or a method's run
 def test_overhead_can_be_drawn_when_half_of_it_is_done(tmp_path, results, half):
     store = only_files(tmp_path, results, f"overhead.*.{half}.*")
     figure = paint("overhead", store.read_all("overhead"))
@@ -174,26 +187,73 @@ def test_detection_shows_means(results):
 
 
 def test_fidelity_shows_medians(results):
-    rows = results.read_all("fidelity").query("metric == 'relative_error' and method == 'inrun-first'")
-    above, below = paint("fidelity", results.read_all("fidelity")).axes
-    for ax, own, by in ((above, rows, "learning_rate"), (below, rows[rows["rate_factor"] == 1], "moment")):
+    rows = results.read_all("fidelity")
+    own = rows.query("metric == 'relative_error' and method == 'inrun-first'")
+    sgd, adamw = own[own["recipe"] == "sgd"], own[own["recipe"] == "adamw"]
+    parts = ((sgd, "learning_rate"), (sgd[sgd["rate_factor"] == 1], "step"), (adamw, "step"))
+    for ax, (part, by) in zip(paint("fidelity", rows).axes, parts, strict=True):
         (line,) = (line for line in ax.lines if line.get_color() == look("inrun-first").color)
-        expected = own.groupby(by)["value"].median()
+        expected = part.groupby(by)["value"].median()
         np.testing.assert_allclose(line.get_xdata(), expected.index)
         np.testing.assert_allclose(line.get_ydata(), expected)
 
 
+def losses(*by_seed, rate=0.1):
+    """Rows of training losses, one list of them a seed."""
+    return pd.DataFrame(
+        {
+            "metric": "training_loss",
+            "task": "t",
+            "recipe": "sgd",
+            "learning_rate": rate,
+            "seed": s,
+            "epoch": e,
+            "value": v,
+        }
+        for s, run in enumerate(by_seed)
+        for e, v in enumerate(run)
+    )
+
+
+def test_a_rate_converges_if_the_loss_falls_in_every_epoch_of_every_seed():
+    falls, stalls, fails = [3.0, 2.0, 1.0], [3.0, 1.0, 1.0], [3.0, np.nan, np.nan]
+    good, larger = losses(falls, falls, rate=0.1), losses(falls[::-1], falls, rate=0.5)
+    assert converging_rates(pd.concat([larger, good])) == {("t", "sgd"): 0.1}
+    assert converging_rates(pd.concat([losses(falls, falls, rate=0.5), good.sample(frac=1)])) == {("t", "sgd"): 0.5}
+    for bad in (stalls, fails):
+        assert converging_rates(losses(falls, bad)) == {}
+
+
+def test_fidelity_shades_the_rates_at_which_training_does_not_converge(results):
+    rows = results.read_all("fidelity")
+    above = paint("fidelity", rows).axes[0]
+    (span,) = above.patches
+    edge = converging_rates(rows)["breast-cancer-logreg", "sgd"]
+    rates = rows[rows["recipe"] == "sgd"]["learning_rate"].unique()
+    assert edge == 5 * 0.02
+    assert all((span.get_x() < rate < span.get_x() + span.get_width()) == (rate > edge) for rate in rates)
+
+
 def test_overhead_shows_ratios(results):
     rows = results.read_all("overhead")
-    above, middle, below = paint("overhead", rows).axes
-    steps = rows[rows["metric"] == "step_ratio"]
+    axes = paint("overhead", rows).axes
+    steps = rows[(rows["metric"] == "step_ratio") & rows["width"].notna()]
     memory = steps["peak_bytes"] / steps["width"].map(
         steps[steps["method"] == "regular"].set_index("width")["peak_bytes"]
     )
     runs = rows[(rows["metric"] == "run_ratio") & ~rows["method"].isin(["plain-run", "random"])]
     own = steps["method"] != "regular"
-    for ax, expected in ((above, steps["value"][own]), (middle, memory[own]), (below, runs["value"])):
+    net = rows[rows["metric"] == "net_ratio"]
+    peak = rows[(rows["metric"] == "peak_ratio") & rows["method"].isin(net["method"])]
+    drawn = (net["value"], peak["value"], steps["value"][own], memory[own], runs["value"])
+    for ax, expected in zip(axes, drawn, strict=True):
         assert sorted(bar.get_height() for bar in ax.patches) == pytest.approx(sorted(expected))
+
+
+def test_workloads_are_shown_in_the_houses_order_and_unknown_ones_last():
+    names = ["acme", "cnn", "gpt-256", "gpt-64"]
+    rows = pd.DataFrame({"task": names, "metric": "net_ratio"})
+    assert of_workloads(rows)["task"].tolist() == ["gpt-64", "gpt-256", "cnn", "acme"]
 
 
 # --- files and style ---

@@ -87,33 +87,71 @@ def test_the_headline_says_what_the_rows_say(results):
     assert f"{values_of(results, 'agreement', 'reference', 'spearman_ceiling').mean():.3f}" in ceiling_row[TASK]
 
 
+def lines_of(summary, title):
+    """The rows of the table below a title, each {head: cell}."""
+    text = summary[summary.index(f"**{title}**") :]
+    lines = text[text.index("\n|") + 1 :].split("\n\n")[0].splitlines()
+    heads, _, *body = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    return [dict(zip(heads, cells, strict=True)) for cells in body]
+
+
+def as_percent(share):
+    if share < 1e-6:
+        return "< 0.0001 %"
+    return f"{100 * share:.2g} %" if share < 1 else f"{100 * share:,.0f} %"
+
+
 def test_the_fidelity_table_says_what_the_rows_say(results, summary):
-    table = next(t for t in tables_in(summary) if "noise of the judge" in next(iter(t.values())))
-    errors = results.read_all("fidelity").query("metric == 'relative_error'")
-    text = summary[summary.index("**Fidelity**") :]
-    lines = [line for line in text.splitlines() if line.startswith(f"| {TASK}")][: errors["rate_factor"].nunique()]
-    assert table
-    assert len(lines) == 2
-    for (rate, factor), own in errors.groupby(["learning_rate", "rate_factor"]):
-        (line,) = (s for s in lines if s.split("|")[2].split()[0] == f"{rate:g}")
-        assert ("(recipe)" in line) == (factor == 1)
-        medians = [own[own["method"] == m]["value"].median() for m in ("inrun-first", "inrun-integrated")]
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        assert cells[2:4] == [f"{100 * m:.2g} %" for m in medians]
-        assert cells[-1] == "0 %"  # enumerated: no noise
+    rows = results.read_all("fidelity")
+    lines = lines_of(summary, "Fidelity")
+    assert len(lines) == 3 + 2  # learning rates of SGD, parts of an AdamW run
+    for line in lines:
+        assert line["task"] == TASK
+        rate = float(line["learning rate"].split()[0])
+        own = rows[(rows["recipe"] == line["recipe"]) & np.isclose(rows["learning_rate"], rate)]
+        first, last = {"all": (0, 99), "0-9": (0, 9), "from 10": (10, 99)}[line["steps"]]
+        own = own[own["step"].between(first, last)]
+        medians = own.groupby(["method", "metric"])["value"].median()
+        for order in ("first", "midpoint", "trapezoid", "integrated"):
+            expected = medians[f"inrun-{order}", "relative_error"]
+            assert line[look(f"inrun-{order}").label] == as_percent(expected)
+        assert line["residual of integrated"] == as_percent(medians["inrun-integrated", "residual_share"])
+        assert line["noise of the judge"] == "0 %"  # enumerated
+
+
+def test_the_fidelity_table_marks_the_recipes_rate_and_the_largest_that_converges(results, summary):
+    rates = [(line["recipe"], line["learning rate"]) for line in lines_of(summary, "Fidelity")]
+    assert [rate for recipe, rate in rates if recipe == "sgd"] == [
+        "0.02 (recipe)",
+        "0.1 (largest that converges)",
+        "0.4",
+    ]
+    assert {rate for recipe, rate in rates if recipe == "adamw"} == {"0.01 (recipe)"}
 
 
 def test_the_overhead_table_says_what_the_rows_say(results, summary):
-    steps = results.read_all("overhead").query("metric == 'step_ratio'")
-    text = summary[summary.index("**Overhead**") :]
-    heads, _, *body = [[c.strip() for c in s.strip("|").split("|")] for s in text.splitlines() if s.startswith("|")]
-    for cells, (_, own) in zip(body, steps.groupby("width"), strict=True):
-        row = dict(zip(heads, cells, strict=True))
+    steps = results.read_all("overhead").query("metric == 'step_ratio' and width >= 0")
+    for row, (_, own) in zip(lines_of(summary, "Overhead"), steps.groupby("width"), strict=True):
         found = own.set_index("method")
         assert row["regular step (ms)"] == f"{1000 * found['seconds']['regular']:.2f}"
         for method in set(found.index) - {"regular"}:
             memory = found["peak_bytes"][method] / found["peak_bytes"]["regular"]
             assert row[look(method).label] == f"{found['value'][method]:.2f} / {memory:.2f}"
+
+
+def test_the_table_of_the_cost_of_scores_says_what_the_rows_say(results, summary):
+    rows = results.read_all("overhead").query("task == 'mlp'")
+    (line,) = lines_of(summary, "Cost of scores")
+    values = rows.set_index(["metric", "method"])["value"]
+    regular = rows.query("method == 'regular' and metric == 'step_ratio'")["seconds"].item()
+    assert line["model"] == "MLP, 1024 wide"
+    assert line["regular step (ms)"] == f"{1000 * regular:,.0f}"
+    assert line["validation pass"] == f"{values['step_ratio', 'validation']:.2f}"
+    for method, net in values["net_ratio"].items():
+        assert line[look(method).label] == f"{net:.2f} / {values['peak_ratio', method]:.2f}"
+    first = rows.query("method == 'inrun-first' and metric == 'net_ratio'").iloc[0]
+    assert line["rules chosen (layers)"] == first["rule"]
+    assert line["fastest rule"] == first["fastest_rule"]
 
 
 def test_nothing_is_reported_of_nothing(tmp_path):

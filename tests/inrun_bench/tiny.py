@@ -16,10 +16,11 @@ PROFILE = Profile(
     reference_permutations={"default": 8},
     reference_blocks=2,
     step_permutations=4,
-    moments=(0.0, 0.5),
-    rate_factors=(1.0, 5.0),
+    moments={"sgd": (0.0, 0.5), "adamw": (0.0, 0.5)},
+    rate_factors={"sgd": (1.0, 5.0, 20.0), "adamw": (1.0,)},
     removal_draws=3,
     timing_repeats=2,
+    workloads={"mlp": 2},
 )
 PLAN = Plan(PROFILE, tasks=(TASK,), methods=METHODS, seeds=PROFILE.seeds)
 TIMINGS = ["seconds", "peak_bytes"]

@@ -9,7 +9,7 @@ back in the backward pass it returns the batch's dot products::
 name   shape                   meaning
 =====  ======================  ====================================================================
 layer  the module              for its settings and, where the output is not linear in them, its weights
-a      [B, ..., d_in]          the layer's input
+a      [B, ..., d_in]          the layer's input, or all its arguments by name (``inputs="all"``)
 b      [B, ..., d_out]         gradient of the batch's loss with respect to the layer's output
 q      the parameter's shape   probe of each parameter that the rule names; None for one not trained
 =====  ======================  ====================================================================
@@ -20,6 +20,10 @@ several times, or a weight that several layers share, needs nothing special: the
 Most layers are linear in their parameters, and then the derivative of the output in the direction q is the layer itself
 with q in place of its parameters. The score is the dot product of that *tangent* with b: all that padding, stride,
 groups and the like do to the output, they do to the tangent.
+
+The three may differ in precision: probes are rounded to b's for products, and scores of half-precision gradients are
+summed in single (:func:`~inrun_bench.attribution.rules.samples.dot`). A rule runs no module's hooks, changes no buffer,
+and reads the layer's mode (training or eval), which must still be that of the forward pass.
 
 One file a layer family. A user's own rule::
 
@@ -34,6 +38,7 @@ from inrun_bench.attribution.rules import convolution as convolution
 from inrun_bench.attribution.rules import embedding as embedding
 from inrun_bench.attribution.rules import linear as linear
 from inrun_bench.attribution.rules import normalisation as normalisation
+from inrun_bench.attribution.rules.factors import Factors
 from inrun_bench.attribution.rules.registry import GhostRule, Rule, find_rules, ghost_rule, supported_layers
 
-__all__ = ["GhostRule", "Rule", "find_rules", "ghost_rule", "supported_layers"]
+__all__ = ["Factors", "GhostRule", "Rule", "find_rules", "ghost_rule", "supported_layers"]

@@ -2,7 +2,7 @@
 
 The output is not linear in the projections, which meet in the softmax, so no layer with probes in place of weights
 gives its derivative in the direction q. One forward-mode pass does (``torch.func.jvp``), and its dot product with the
-output's gradient is the score. It costs the forward pass and its linearisation, about three forward passes, and the
+output's gradient is the score. It costs the forward pass and its linearisation (five forward passes, on a CPU) and the
 attention matrices [B, heads, L, S] of both, since only the plain attention kernel has a forward-mode derivative.
 """
 

@@ -1,19 +1,20 @@
 """Scores out of the weight gradient's own products (the "weight-gradient" rule).
 
-Training forms the weight gradient of a linear map or convolution as a sum over samples. Formed sample by sample instead,
-each sample's part can be dotted with the probe on its way into the sum::
+Training forms the weight gradient of a linear map or convolution as a sum over samples. Formed sample by sample
+instead, each sample's part can be dotted with the probe on its way into the sum::
 
     G_i = b_i^T a_i,    score_i = <G_i, Q>,    weight gradient = sum_i G_i
 
 The products are those that training needs anyway; what is added is one pass over Q a sample, while G_i is still in the
-processor's cache. The layer's own backward pass is replaced, so that nothing is multiplied twice; the weight gradient is
-summed in another order and may differ from the plain one in its last digits.
+processor's cache. The layer's own backward pass is replaced, so that nothing is multiplied twice; the weight gradient
+is summed in another order and may differ from the plain one in its last digits.
 
 The rule needs the probe during the backward pass; a late one is served by the ghost rules of
-:mod:`inrun_bench.attribution.rules`. Which of the two a call of a layer takes, :mod:`inrun_bench.attribution.costs` says.
+:mod:`inrun_bench.attribution.rules`. Which of the two a call of a layer takes, :mod:`inrun_bench.attribution.costs`
+says.
 
-One file a layer family: a :class:`Map` says how the layer computes, how its input's gradient and how the samples' weight
-gradients are formed, a few samples at a time.
+One file a layer family: a :class:`Map` says how the layer computes, how its input's gradient and how the samples'
+weight gradients are formed, a few samples at a time.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Scored:
     map: Map
     weight_key: str
     bias_key: str | None
-    probes: Sequence[Mapping[str, Tensor]]
+    probes: Sequence[Mapping[str, Any]]
     receive: Callable[[Tensor], None]
 
 

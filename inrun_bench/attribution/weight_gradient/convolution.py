@@ -65,4 +65,6 @@ def _size(layer: Any, a: Tensor) -> tuple[int, int, int]:
     return math.prod(positions), math.prod(layer.weight.shape[1:]), layer.out_channels
 
 
-CONVOLUTION = Map(_serves, _forward, _input_gradient, _sample_gradients, _sample_biases, _size, call_seconds=45e-6)
+CONVOLUTION = Map(
+    _serves, _forward, _input_gradient, _sample_gradients, _sample_biases, _size, call_seconds=45e-6, transposed=None
+)

@@ -25,7 +25,7 @@ def _input_gradient(_layer: Any, _a: Tensor, b: Tensor, weight: Tensor, *, trans
 
 
 def _sample_gradients(_layer: Any, a: Tensor, b: Tensor, *, transposed: bool) -> Iterator[tuple[slice, Tensor]]:
-    """Multiply b_i^T a_i [d_out, d_in], or its transpose: one sample at a time where that is enough to fill the cache."""
+    """Multiply b_i^T a_i [d_out, d_in], or its transpose; as many samples together as the cache holds."""
     a, b = (x.reshape(len(x), -1, x.shape[-1]) for x in (a, b))  # [B, T, d]
     left, right = (a, b) if transposed else (b, a)
     left = left.transpose(1, 2)
@@ -60,6 +60,7 @@ LINEAR, CONV1D = (
         sample_biases=_sample_biases,
         size=partial(_size, transposed=transposed),
         call_seconds=5e-6,
+        transposed=transposed,
     )
     for transposed in (False, True)
 )

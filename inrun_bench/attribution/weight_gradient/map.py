@@ -26,14 +26,16 @@ class Map:
     input_gradient : callable
         ``(layer, a, b, weight)``: gradient with respect to a.
     sample_gradients : callable
-        ``(layer, a, b)`` yields slices of the batch and the weight gradients of their samples, ``[samples, *weight]``, in
-        order; what it has yielded is not used once the next is asked for.
+        ``(layer, a, b)`` yields slices of the batch and the weight gradients of their samples, ``[samples, *weight]``,
+        in order; what it has yielded is not used once the next is asked for.
     sample_biases : callable
         ``(layer, b)``: each sample's bias gradient, [B, d_out].
     size : callable
         ``(layer, a) -> (positions, d_in, d_out)``: T and the sides of the weight as a matrix.
     call_seconds : float
         Price of forming one sample's gradient apart from its arithmetic, see :mod:`inrun_bench.attribution.costs`.
+    transposed : bool or None
+        For a linear map, whether its weight is [d_in, d_out] and not [d_out, d_in]; None for another.
     """
 
     serves: Callable[[Any], bool]
@@ -43,3 +45,4 @@ class Map:
     sample_biases: Callable[[Any, Tensor], Tensor]
     size: Callable[[Any, Tensor], tuple[int, int, int]]
     call_seconds: float
+    transposed: bool | None

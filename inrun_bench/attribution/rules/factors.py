@@ -1,0 +1,58 @@
+"""A weight's probe as the validation pass brings it: in factors, not multiplied out (the "gram" rule).
+
+The validation gradient of a linear map is ``V = sum_n r_n l_n^T``, n over the validation samples' positions, l and r
+what went in and what gradient came back (for a weight [d_out, d_in]; their roles are swapped where it is transposed).
+Its dot product with the gradient of sample i needs neither matrix::
+
+    <sum_t b_it a_it^T, V> = sum_t sum_n (a_it . l_n) (b_it . r_n)
+
+For few positions that is less work than a product with V, and V itself is never formed: the validation pass is spared
+its own weight-gradient product. This is the "ghost dot product" of arXiv 2406.11011, section 4.1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Factors"]
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A probe, ``scale * rows^T columns``, of a weight [d_rows, d_columns].
+
+    Attributes
+    ----------
+    inputs, gradients : Tensor [N, d_in], [N, d_out]
+        Of the validation samples' positions.
+    transposed : bool
+        Whether the weight is [d_in, d_out], and not [d_out, d_in].
+    scale : float
+        What the product is multiplied with.
+    """
+
+    inputs: Tensor
+    gradients: Tensor
+    transposed: bool = False
+    scale: float = 1.0
+
+    def __mul__(self, factor: float) -> Factors:
+        return Factors(self.inputs, self.gradients, self.transposed, self.scale * factor)
+
+    def joined(self, other: Factors) -> Factors:
+        """Return the sum with the factors of another call of the layer."""
+        inputs = torch.cat((self.inputs, other.inputs))
+        return Factors(inputs, torch.cat((self.gradients, other.gradients)), self.transposed, self.scale)
+
+    def dense(self) -> Tensor:
+        """Return the probe, multiplied out."""
+        product = self.gradients.t() @ self.inputs
+        return (product.t() if self.transposed else product) * self.scale
+
+    def score(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the dot products, [B], of a linear map's input [B, ..., d_in] and output gradient [B, ..., d_out]."""
+        alike = (a @ self.inputs.t().to(a.dtype)) * (b @ self.gradients.t().to(b.dtype))
+        return alike.reshape(len(b), -1).sum(1, dtype=torch.promote_types(b.dtype, torch.float32)) * self.scale
