@@ -104,7 +104,7 @@ class Capture:
             if own is p
         ]
         self._number = announce(self)
-        self._replaced = self._replace_forwards() if rules != "project" else []
+        self._replaced = self._replace_forwards()
         self._handles: list[Any] = []
         for slot, site in enumerate(self._sites):
             forward = partial(self._forward, slot, site)

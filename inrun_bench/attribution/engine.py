@@ -335,6 +335,8 @@ class InRunShapley:
     def _after_optimizer_step(self, *_: Any) -> None:
         if self._open is not None:
             self._open.after = self._present_weights()
+            for loss in self._open.losses.values():
+                loss.moved()
 
     def _finish(self, opened: OpenStep) -> None:
         """Compute what is missing when the step has been taken, and hand it to the books."""

@@ -136,6 +136,10 @@ class ValidationLoss:
                 product = self._differentiate(along)
             return float(loss.detach()), [v.detach() for v in gradient], product
 
+    def moved(self) -> None:
+        """Learn that the present weights are new ones: fused optimisers change them behind the version counters."""
+        self._known.pop(self._place(None), None)
+
     def copied(self, weights: Sequence[Tensor]) -> None:
         """Learn that `weights` are a copy of the present ones: what is known of these holds for them."""
         known = self._known.get(self._place(None))

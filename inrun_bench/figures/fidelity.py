@@ -65,7 +65,7 @@ def converging_rates(rows: pd.DataFrame) -> Mapping[tuple[str, str], float]:
     if losses.empty:
         return {}
     run = ["task", "recipe", "learning_rate", "seed"]
-    falls = losses.sort_values("epoch").groupby(run)["value"].agg(lambda run: bool((np.diff(run) < 0).all()))
+    falls = losses.sort_values("epoch").groupby(run)["value"].agg(lambda by_epoch: bool((np.diff(by_epoch) < 0).all()))
     converges = falls.groupby(run[:-1]).all()
     rates = converges[converges].reset_index().groupby(run[:2])["learning_rate"].max()
     return {(str(task), str(recipe)): float(rate) for (task, recipe), rate in rates.items()}

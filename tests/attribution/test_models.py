@@ -1,0 +1,480 @@
+"""The engine on whole models: what belongs to no layer, what is used twice, what is compiled or checkpointed."""
+
+import copy
+import logging
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
+
+from inrun_bench import InRunShapley
+from tests.attribution.brute_force import relative_error
+from tests.attribution.problem import N, N_VAL, perceptron, problem, tokens
+
+VOCABULARY = 11
+
+
+class Bare(nn.Module):
+    """Parameters that belong to no layer, in all kinds of operations, and a weight that is used as an argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(7, 6)
+        self.position = nn.Parameter(torch.randn(4, 6))
+        self.token = nn.Parameter(torch.randn(1, 1, 6))
+        self.scale = nn.Parameter(torch.rand(6))
+        self.norm = nn.RMSNorm(6)
+        self.mix = nn.Parameter(torch.randn(6, 6))
+        self.temperature = nn.Parameter(torch.tensor(0.5))
+        self.head = nn.Linear(6, 7)
+
+    def forward(self, x):
+        h = self.embedding(x) + self.position[: x.shape[1]]
+        h = torch.cat([self.token.expand(len(x), -1, -1), h], 1)
+        h = h + self.scale * torch.tanh(self.norm(h) @ (self.mix / self.mix.norm()))
+        h += self.scale  # in place
+        return F.linear(h[:, 0], self.embedding.weight) * F.softplus(self.temperature) + self.head(h.mean(1))
+
+
+class Convolutions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(2, 4, 3, padding=1), nn.GroupNorm(2, 4)
+        self.second = nn.Conv2d(4, 4, 3, stride=2, groups=2, bias=False)
+        self.up, self.head = nn.ConvTranspose2d(4, 3, 2, stride=2), nn.Linear(3, 3)
+
+    def forward(self, x):
+        h = F.relu_(self.norm(self.first(x)))
+        return self.head(torch.tanh(self.up(F.silu(self.second(h)))).mean((2, 3)))
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x):
+        y, (h, _) = self.lstm(x)
+        return self.head(torch.cat([y.mean(1), h[0]], 1))
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.inner(x).mean(1))
+
+
+class TimeFirst(nn.Module):
+    """Samples along the second axis, as recurrent models have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.each, self.norm, self.head = nn.Linear(3, 5), nn.LayerNorm(5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.norm(self.each(x.transpose(0, 1))))).mean(0)
+
+
+class Folded(nn.Module):
+    """Positions folded into the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.each, self.head = nn.Linear(3, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.each(x.flatten(0, 1))).view(*x.shape[:2], -1).mean(1))
+
+
+class Residual(nn.Module):
+    """A small ResNet with group norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1, bias=False)
+        self.one, self.two = self.block(8), self.block(8)
+        self.head = nn.Linear(8, 3)
+
+    @staticmethod
+    def block(width):
+        half = [nn.GroupNorm(2, width), nn.ReLU(inplace=True), nn.Conv2d(width, width, 3, padding=1, bias=False)]
+        return nn.Sequential(*half, *copy.deepcopy(half))
+
+    def forward(self, x):
+        h = self.stem(x)
+        h = h + self.one(h)
+        return self.head((h + self.two(h)).mean((2, 3)))
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
+
+
+def adamw(model):
+    return torch.optim.AdamW(model.parameters(), lr=0.01)
+
+
+def gpt2(**config):
+    transformers = pytest.importorskip("transformers")
+    settings = {"vocab_size": VOCABULARY, "n_positions": 8, "n_embd": 12, "n_layer": 2, "n_head": 2}
+    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(**settings, **dropout, **{"attn_implementation": "eager", **config})
+    )
+
+
+CASES = {
+    "bare": {"build": Bare, "shape": (3,), "ids": 7},
+    "convolutions": {"build": Convolutions, "shape": (2, 7, 7)},
+    "recurrent": {"build": Recurrent, "shape": (6, 3)},
+    "attention": {"build": Attention, "shape": (4, 8)},
+    "time first": {"build": TimeFirst, "shape": (4, 3), "options": {"batch_axis": 1} },
+    "folded": {"build": Folded, "shape": (4, 3), "options": {"batch_axis": {"each": "folded"}}},
+    "gpt2": {"build": gpt2, "shape": (6,), "ids": VOCABULARY, "loss": tokens},
+}
+
+
+@pytest.mark.parametrize("optimizer", [sgd, adamw])
+@pytest.mark.parametrize("order", ["first", "second", "midpoint"])
+@pytest.mark.parametrize("name", CASES)
+def test_scores_equal_brute_force(name, order, optimizer):
+    if (name, order) == ("recurrent", "second"):
+        pytest.skip("torch has no second derivative of the fused LSTM")
+    problem(optimizer=optimizer, **CASES[name]).check(order, tolerance=1e-9)
+
+
+@pytest.mark.parametrize("rules", ["project", "weight-gradient", "gram"])
+@pytest.mark.parametrize("name", [*CASES, "perceptron"])
+def test_every_rule_gives_the_same_scores(name, rules):
+    case = CASES.get(name, {"build": perceptron})
+    p = problem(**{**case, "options": {**case.get("options", {}), "rules": rules}})
+    engine = p.check("first", steps=4, tolerance=1e-9)
+    chosen = set(engine.choices["rules"].values())
+    if name in ("gpt2", "perceptron", "attention"):  # sizes are known, and validation positions seen, after a step
+        assert rules in chosen
+
+
+def in_single_precision(p, order, steps=3):
+    """The largest relative error of float32 steps against float64 ones from the same weights."""
+    exact, rounded = copy.deepcopy(p), copy.deepcopy(p)
+    rounded.model.float()
+    rounded.x = p.x.float() if p.x.is_floating_point() else p.x
+    rounded.optimizer = rounded.build_optimizer(rounded.model)
+    exact.optimizer = exact.build_optimizer(exact.model)
+    engine = rounded.engine(order)
+    errors = []
+    for _ in range(steps):
+        exact.model.load_state_dict(rounded.model.state_dict())
+        expected = exact.brute_force().scores(order)
+        with engine.step(range(N)):
+            rounded.take_step()
+        errors.append(relative_error(engine.ledger.steps[-1].scores, expected))
+    return max(errors)
+
+
+@pytest.mark.parametrize("order", ["first", "midpoint"])
+@pytest.mark.parametrize(
+    "case",
+    [CASES["gpt2"], {"build": Residual, "shape": (1, 8, 8)}],
+    ids=["gpt2", "group norm resnet"],
+)
+def test_whole_models_in_single_precision(case, order):
+    plain = lambda m: torch.optim.SGD(m.parameters(), lr=0.05)  # noqa: E731
+    assert in_single_precision(problem(optimizer=plain, **case), order) < 1e-5
+
+
+def test_parameters_without_a_rule_are_announced_once(caplog):
+    with caplog.at_level(logging.WARNING):
+        problem(Bare, shape=(3,), ids=7).check("first", tolerance=1e-9)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == len(set(messages)) == 6
+    assert any("parameter 'position' has no ghost rule where 'add' uses it" in m for m in messages)
+
+
+def test_a_penalty_in_the_loss_belongs_to_no_sample_and_is_refused():
+    p = problem(Bare, shape=(3,), ids=7)
+    engine = p.engine("first")
+    with pytest.raises(ValueError, match=r"joins parameter 'mix'.*weight_decay"), engine.step(range(N)):
+        (p.batch_loss() + p.model.mix.square().sum()).backward()
+
+
+def test_a_penalty_on_a_layers_weight_is_refused_too():
+    p = problem()
+    engine = p.engine("first")
+    with pytest.raises(ValueError, match=r"joins parameter '0.weight'.*weight_decay"), engine.step(range(N)):
+        (p.batch_loss() + p.model[0].weight.square().sum()).backward()
+
+
+def test_a_loss_that_couples_samples_is_exact_as_long_as_it_is_a_sum_over_samples_gradients():
+    """Contributions are parts of the batch's gradient, so that a contrastive loss has them, too."""
+
+    def contrastive(model, x, y, reduction="mean"):  # noqa: ARG001
+        z = F.normalize(model(x), dim=1)
+        return F.cross_entropy(z @ z.t(), torch.arange(len(x)) // 2)
+
+    p = problem(loss=contrastive)
+    engine = p.engine("first")
+    v = torch.autograd.grad(p.validation(), list(p.model.parameters()))
+    with engine.step(range(N)):
+        p.batch_loss().backward()
+        gradient = [w.grad.clone() for w in p.model.parameters()]
+        p.optimizer.step()
+        p.optimizer.zero_grad()
+    expected = 0.1 * sum(float((g * u).sum()) for g, u in zip(gradient, v, strict=True))
+    assert engine.values().sum() == pytest.approx(expected, rel=1e-10)
+
+
+def test_several_forward_passes_add_up():
+    def twice(model, x, y, reduction="mean"):
+        return F.cross_entropy(model(x), y, reduction=reduction) + F.mse_loss(
+            model(x * 0.5), model(-x), reduction=reduction
+        ) if reduction == "mean" else None
+
+    problem(loss=twice).check("midpoint")
+
+
+@pytest.mark.parametrize("rules", ["project", "weight-gradient"])
+@pytest.mark.parametrize("order", ["first", "midpoint"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing(reentrant, order, rules):
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head = perceptron()[:3], perceptron()[3]
+
+        def forward(self, x):
+            return self.head(checkpoint(self.inner, x, use_reentrant=reentrant))
+
+    p, twin = problem(Checkpointed, options={"rules": rules}), problem(options={"rules": rules})
+    twin.model.load_state_dict(dict(zip(twin.model.state_dict(), p.model.state_dict().values(), strict=True)))
+    if reentrant:  # torch's older form wants an input with a gradient
+        p.x.requires_grad_()
+        p.validation = lambda model=None: twin_validation(p, twin)
+    one, other = p.engine(order), twin.engine(order)
+    for _ in range(2):
+        with one.step(range(N)):
+            p.take_step()
+        with other.step(range(N)):
+            twin.take_step()
+    np.testing.assert_allclose(one.values(), other.values(), rtol=1e-10)
+
+
+def twin_validation(p, twin):
+    """The validation loss of `p` without checkpoints, which torch's older form cannot differentiate apart."""
+    layers = nn.Sequential(*p.model.inner, p.model.head)
+    return F.cross_entropy(layers(p.x[N:].detach()), p.y[N:])
+
+
+def test_checkpointing_saves_the_memory_that_it_is_for():
+    """What is saved for terms is not held where autograd would not hold it either."""
+    held = []
+
+    class Probe(torch.autograd.graph.saved_tensors_hooks):
+        def __init__(self):
+            super().__init__(lambda t: held.append(t.shape) or t, lambda t: t)
+
+    p = problem()
+    engine = p.engine("first", rules="project")
+    with engine.step(range(N)):
+        with Probe():
+            loss = p.batch_loss()
+        loss.backward()
+        p.optimizer.step()
+    assert (N, 8) in held  # inputs of the second layer pass through the hooks of whoever governs saved tensors
+
+
+DYNAMO = "ignore:.*should not be instantiated:DeprecationWarning"  # the compiler's own
+
+
+@pytest.mark.filterwarnings(DYNAMO)
+@pytest.mark.parametrize("order", ["first", "integrated"])
+@pytest.mark.parametrize("case", ["perceptron", "gpt"])
+def test_compiled_models_stay_one_graph(case, order):
+    class Gpt(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.position = nn.Embedding(VOCABULARY, 8), nn.Embedding(6, 8)
+            self.norm, self.inner, self.head = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, VOCABULARY)
+
+        def forward(self, x):
+            h = self.token(x) + self.position(torch.arange(x.shape[1]))
+            return self.head(F.gelu(self.inner(self.norm(h))))
+
+    given = {"build": Gpt, "shape": (6,), "ids": VOCABULARY, "loss": tokens} if case == "gpt" else {}
+    p, twin = problem(**given), problem(**given)
+    p.run = torch.compile(p.model, fullgraph=True, backend="aot_eager")
+    try:
+        one, other = p.engine(order), twin.engine(order)
+        for _ in range(3):
+            with one.step(range(N)):
+                p.take_step()
+            with other.step(range(N)):
+                twin.take_step()
+        assert relative_error(one.values(), other.values()) < 1e-10
+    finally:
+        torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings(DYNAMO)
+def test_a_compiled_model_that_ran_before_the_engine_was_made_is_compiled_anew():
+    p, twin = problem(), problem()
+    p.run = torch.compile(p.model, fullgraph=True, backend="aot_eager")
+    try:
+        p.take_step()
+        twin.take_step()
+        one, other = p.check("first", engine=p.engine("first")), twin.engine("first")
+        for _ in range(2):
+            with other.step(range(N)):
+                twin.take_step()
+        assert relative_error(one.values(), other.values()) < 1e-10
+    finally:
+        torch._dynamo.reset()
+
+
+def test_a_layer_that_is_not_seen_is_missed():
+    """Whatever keeps a layer's call from its hooks, its gradient without scores gives it away."""
+    p = problem()
+    engine = p.check("first", steps=3)
+    forward = type(p.model[3]).forward
+    p.run = lambda x: forward(p.model[3], p.model[:3](x))
+    with pytest.raises(ValueError, match=r"step 3: parameter '3.weight' has a gradient, but nothing was seen"):
+        p.check("first", engine=engine, steps=1)
+
+
+def test_positions_and_samples_of_one_number_are_not_confused():
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.position, self.head = nn.Embedding(7, 4), nn.Embedding(N, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head((self.token(x) + self.position(torch.arange(x.shape[1]))).mean(1))
+
+    p = problem(Positions, shape=(N,), ids=7)
+    with pytest.raises(ValueError, match=r"samples or positions.*batch_axis={'position': None}"):
+        p.check("first")
+    p = problem(Positions, shape=(N,), ids=7, options={"batch_axis": {"position": None}})
+    p.check("first")
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({}, r"layer 'each' \(Linear\) returned a tensor of shape \[20, 5\], whose axis 0 does not number them"),
+        ({"each": 2}, "whose axis 2 does not number them"),
+        ({"nowhere": 1}, "batch_axis names 'nowhere', which is no layer of the model"),
+    ],
+)
+def test_a_batch_axis_that_cannot_be_found(axes, message):
+    p = problem(Folded, shape=(4, 3))
+    with pytest.raises(ValueError, match=message):
+        p.check("first", engine=p.engine("first", batch_axis=axes))
+
+
+def test_batch_norm_is_served_frozen_and_refused_in_training():
+    def build():
+        model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
+        model(torch.randn(20, 4))
+        return model.eval()
+
+    p = problem(build)
+    engine = p.check("midpoint")
+    p.model.train()
+    with pytest.raises(TypeError, match=r"batch norm couples .*'1' \(BatchNorm1d\).*GroupNorm.*eval"), engine.step(range(N)):
+        p.take_step()
+
+
+def test_attention_dropout_is_refused():
+    p = problem(lambda: nn.TransformerEncoderLayer(4, 2, 8, dropout=0.1, batch_first=True), shape=(3, 4))
+    p.loss = lambda model, x, y, reduction="mean": F.cross_entropy(model(x).mean(1)[:, :3], y, reduction=reduction)
+    engine = p.engine("first")
+    with pytest.raises(ValueError, match="dropout"), engine.step(range(N)):
+        p.take_step()
+
+
+def test_dropout_outside_of_rules_is_exact():
+    """The scores are of the gradients that were, whatever random numbers made them."""
+    p = problem(lambda: nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, 3)))
+    p.validation = lambda model=None: F.cross_entropy(p.model.eval()(p.x[N:]), p.y[N:]) + 0 * p.model.train()(p.x).sum()
+    engine = p.engine("first")
+    for _ in range(3):
+        v = torch.autograd.grad(p.validation(), list(p.model.parameters()))
+        with engine.step(range(N)):
+            p.batch_loss().backward()
+            gradient = [w.grad.clone() for w in p.model.parameters()]
+            p.optimizer.step()
+            p.optimizer.zero_grad()
+        expected = 0.1 * sum(float((g * u).sum()) for g, u in zip(gradient, v, strict=True))
+        assert engine.ledger.steps[-1].scores.sum() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("rules", ["project", "gram", "weight-gradient", "auto"])
+def test_weights_after_a_run_are_those_of_a_run_without_the_engine(rules):
+    for name, case in {**CASES, "residual": {"build": Residual, "shape": (1, 8, 8)}}.items():
+        case = {**case, "options": {**case.get("options", {}), "rules": rules}}
+        plain, watched = problem(**case), problem(**case)
+        engine = watched.engine("first")
+        for _ in range(3):
+            plain.take_step()
+            with engine.step(range(N)):
+                watched.take_step()
+        for w, u in zip(plain.model.parameters(), watched.model.parameters(), strict=True):
+            if rules in ("project", "gram"):
+                assert torch.equal(w, u), name
+            else:
+                torch.testing.assert_close(w, u, rtol=1e-6, atol=1e-9)
+
+
+def test_a_copy_of_a_watched_model_is_not_watched():
+    p = problem(options={"rules": "weight-gradient"})
+    engine = p.check("first", steps=1)
+    twin = copy.deepcopy(p.model)
+    with torch.no_grad():
+        twin[0].weight.zero_()
+    with engine.step(range(N)):
+        loss = p.batch_loss()
+        F.cross_entropy(twin(p.x[:N]), p.y[:N]).backward()  # somebody else's pass
+        loss.backward()
+        p.optimizer.step()
+        p.optimizer.zero_grad()
+    assert torch.equal(twin[0](p.x), twin[0].bias.expand(N + N_VAL, -1))
+
+
+def test_detaching_leaves_nothing_behind():
+    for case in CASES.values():
+        p = problem(**{**case, "options": {**case.get("options", {}), "rules": "weight-gradient"}})
+        engine = p.engine("first")
+        with engine.step(range(N)):
+            p.take_step()
+        kept = engine.values()
+        engine.detach()
+        for module in p.model.modules():
+            assert not module._forward_hooks
+            assert not module._forward_pre_hooks
+            assert "forward" not in vars(module)
+        for parameter in p.model.parameters():
+            assert not parameter._post_accumulate_grad_hooks
+        assert not p.optimizer._optimizer_step_pre_hooks
+        assert not p.optimizer._optimizer_step_post_hooks
+        p.take_step()
+        np.testing.assert_array_equal(engine.values(), kept)
+
+
+def test_parameters_that_are_replaced_or_moved():
+    p = problem()
+    engine = p.check("first", steps=1)
+    p.model[0].weight = nn.Parameter(torch.randn(8, 4, dtype=torch.float64))
+    with pytest.raises(RuntimeError, match=r"parameter '0.weight' was replaced"), engine.step(range(N)):
+        pass
+    p = problem()
+    engine = InRunShapley(p.model, p.optimizer, N, validation=p.validation)
+    p.model.to("meta")
+    with pytest.raises(RuntimeError, match=r"parameter '0.weight' (moved from cpu to meta|was replaced)"), engine.step(range(N)):
+        pass
