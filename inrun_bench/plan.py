@@ -62,7 +62,7 @@ PROFILES = {
         rate_factors={"sgd": (0.2, 1.0, 5.0, 10.0), "adamw": (1.0,)},
         removal_draws=20,
         timing_repeats=9,
-        workloads={"gpt-64": 5, "gpt-256": 5, "mlp": 9, "cnn": 5},
+        workloads={"gpt-64": 5, "gpt-256": 4, "mlp": 9, "cnn": 5},
     ),
     "standard": Profile(
         seeds=(0, 1, 2, 3, 4),

@@ -107,12 +107,13 @@ class Capture:
         self._replaced = self._replace_forwards()
         self._handles: list[Any] = []
         for slot, site in enumerate(self._sites):
-            forward = partial(self._forward, slot, site)
-            self._handles.append(site.layer.register_forward_pre_hook(self._enter))
-            self._handles.append(site.layer.register_forward_hook(forward, with_kwargs=True))
+            enter, leave = _Hook(site.layer, self._enter), _Hook(site.layer, partial(self._forward, slot, site))
+            self._handles.append(site.layer.register_forward_pre_hook(enter))
+            self._handles.append(site.layer.register_forward_hook(leave, with_kwargs=True))
         for name, layer in model.named_modules():
             if isinstance(layer, BATCH_NORM):
-                self._handles.append(layer.register_forward_pre_hook(partial(self._refuse_coupling, name)))
+                hook = _Hook(layer, partial(self._refuse_coupling, name))
+                self._handles.append(layer.register_forward_pre_hook(hook))
 
     def remove(self) -> None:
         """Take all hooks off the model."""
@@ -298,6 +299,19 @@ class Capture:
     def _refuse_coupling(self, name: str, layer: nn.Module, *_: Any) -> None:
         if self._part is not None and layer.training:
             raise TypeError(_coupled(name, layer))
+
+
+class _Hook:
+    """A hook on one layer that does nothing on copies of it, and is not copied with it."""
+
+    def __init__(self, layer: nn.Module, function: Callable[..., Any]) -> None:
+        self._layer, self._function = layer, function
+
+    def __call__(self, layer: nn.Module, *arguments: Any) -> Any:
+        return self._function(layer, *arguments) if layer is self._layer else None
+
+    def __deepcopy__(self, _memo: Any) -> _Hook:
+        return self
 
 
 _RUNS: weakref.WeakKeyDictionary[nn.Module, Callable[[Tensor], Tensor]] = weakref.WeakKeyDictionary()

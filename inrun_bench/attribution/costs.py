@@ -6,7 +6,7 @@ of its output, d_in the size of its window), beyond what training computes anywa
 ===============  ======================================================================================================
 rule             seconds
 ===============  ======================================================================================================
-project          2 B T d_in d_out / F a probe, and a pass over the B T d_in products
+project          2 B T d_in d_out / F a probe, and a pass over the products, B T times the smaller side
 weight-gradient  B d_in d_out S a probe, for a pass over each sample's weight gradient, and B times the price of a call
 gram             2 B T N (d_in + d_out) / F, N positions of the validation samples, less 2 N d_in d_out / F for the
                  validation weight gradient, which then nobody forms
@@ -66,7 +66,7 @@ def predicted_seconds(call: Call) -> dict[RuleName, float]:
     weight = call.d_in * call.d_out
     positions = call.samples * call.positions
     seconds: dict[RuleName, float] = {
-        "project": call.probes * (2 * positions * weight / rate + positions * call.d_in * number),
+        "project": call.probes * (2 * positions * weight / rate + positions * min(call.d_in, call.d_out) * number),
         "weight-gradient": call.samples * (call.probes * weight * number + call.call_seconds),
     }
     if call.validation_positions is not None:

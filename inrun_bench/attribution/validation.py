@@ -69,6 +69,7 @@ class ValidationLoss:
         self._collecting = collecting
         self._trusted: set[str] = set()  # factors that were seen to multiply out to the gradient
         self._known: dict[_Place, tuple[float, list[Tensor] | None]] = {}
+        self._copies: set[_Place] = set()
 
     def value(self, at: Sequence[Tensor] | None = None) -> float:
         """Return l_val, in nats."""
@@ -104,7 +105,7 @@ class ValidationLoss:
                 assert isinstance(dense, Tensor)
                 close = key in factors and _close(factors[key].dense(), dense)
                 self._trusted |= {key} if close else set()
-        self.factored &= self._trusted
+        self.factored &= self._trusted & factors.keys()
         gradient |= {key: factors[key] for key in self.factored}
         self._note(None, float(loss.detach()), None)
         return float(loss.detach()), [gradient[name] for name in self._names]
@@ -142,9 +143,11 @@ class ValidationLoss:
 
     def copied(self, weights: Sequence[Tensor]) -> None:
         """Learn that `weights` are a copy of the present ones: what is known of these holds for them."""
+        place = self._place(weights)
+        self._copies.add(place)
         known = self._known.get(self._place(None))
         if known:
-            self._known[self._place(weights)] = known
+            self._known[place] = known
 
     @property
     def knows_present(self) -> bool:
@@ -154,6 +157,7 @@ class ValidationLoss:
     def forget_copies(self) -> None:
         """Forget all but the present weights; the memory of others may be given to tensors to come."""
         here = self._place(None)
+        self._copies.clear()
         self._known = {place: known for place, known in self._known.items() if place == here}
 
     def _loss(self) -> Tensor:
@@ -184,8 +188,8 @@ class ValidationLoss:
 
     def _note(self, at: Sequence[Tensor] | None, loss: float, gradient: list[Tensor] | None) -> None:
         place = self._place(at)
-        if place == self._place(None):
-            self._known = {place: (loss, gradient)}
+        if place == self._place(None) or place in self._copies:
+            self._known[place] = (loss, gradient)
 
 
 def _close(got: Tensor, expected: Tensor) -> bool:

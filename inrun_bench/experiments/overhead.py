@@ -265,12 +265,12 @@ def _take_turns(
 ) -> tuple[list[dict[str, float]], dict[str, int]]:
     """Return the seconds of a step of each variant in each round, and each variant's peak memory.
 
-    A variant in `once` is called once a round, others as often as a short round asks; one in `seldom` takes part in
-    every fourth round.
+    A variant in `once` is called once a round, others as often as a short round asks; one in `seldom`, many times as
+    long as a regular step, takes part in every fourth round. Peaks are those of a later step: in its first ones an
+    engine checks itself.
     """
-    for step in variants.values():
-        step()  # warm up
-    peaks = {name: peak_bytes(step) for name, step in variants.items()}
+    for name, step in variants.items():
+        _seconds(step, 1 if name in seldom else 2)  # warm up
     calls = max(1, round(ROUND_SECONDS / _seconds(variants["regular"], 3)))
     rounds = [
         {
@@ -280,7 +280,7 @@ def _take_turns(
         }
         for number in range(repeats)
     ]
-    return rounds, peaks
+    return rounds, {name: peak_bytes(step) for name, step in variants.items()}
 
 
 def _cost(name: str, rounds: list[dict[str, float]], peaks: Mapping[str, int]) -> Row:

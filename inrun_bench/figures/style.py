@@ -28,8 +28,8 @@ class Look:
 _KNOWN = {
     "reference": Look("retraining reference", "black", "*"),
     "inrun-first": Look("In-Run, first order", "#9ecae1", "v"),
-    "inrun-first-project": Look("In-Run, first order, all by project", "#a1d99b", "v"),
-    "inrun-first-weight-gradient": Look("In-Run, first order, all by weight-gradient", "#31a354", "v"),
+    "inrun-first-project": Look("In-Run, first order, project rule alone", "#a1d99b", "v"),
+    "inrun-first-weight-gradient": Look("In-Run, first order, weight-gradient rule alone", "#31a354", "v"),
     "inrun-second": Look("In-Run, second order", "#4292c6", "^"),
     "inrun-midpoint": Look("In-Run, midpoint", "#b2abd2", "<"),
     "inrun-trapezoid": Look("In-Run, trapezoid", "#8073ac", ">"),

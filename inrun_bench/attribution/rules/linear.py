@@ -1,8 +1,8 @@
 """Ghost rules of ``nn.Linear``, y = x W^T + c, of Hugging Face's ``Conv1D``, y = x W + c, and of ``nn.Bilinear``.
 
 The weight gradient of sample i is ``sum_t b_it a_it^T``; its dot product with Q is ``sum_t b_it^T Q a_it``: project the
-output gradients on the probe, then dot them with the inputs (the "project" rule). It costs one product of the size of
-the forward pass, ``2 B T d_in d_out``, and ``B T d_in`` transient numbers.
+output gradients on the probe, then dot them with the inputs, or the other way round (the "project" rule). It costs one
+product of the size of the forward pass, ``2 B T d_in d_out``, and B T times the smaller side in transient numbers.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _CONV1D = "transformers.pytorch_utils.Conv1D"  # by name, since transformers nee
 @ghost_rule(NonDynamicallyQuantizableLinear, "weight")
 def linear_weight(layer: nn.Linear, a: Tensor, b: Tensor, q: Tensor) -> Tensor:
     """Project on the weight's probe [d_out, d_in]."""
-    return dot(b @ q.to(b.dtype), a)
+    return _projected(a, b, q)
 
 
 @ghost_rule(_CONV1D, "weight")
 def conv1d_weight(layer: nn.Module, a: Tensor, b: Tensor, q: Tensor) -> Tensor:
     """Project on the weight's probe [d_in, d_out]."""
-    return dot(b @ q.T.to(b.dtype), a)
+    return _projected(a, b, q.T)
 
 
 @ghost_rule(nn.Bilinear, "weight", inputs="all")
@@ -45,3 +45,8 @@ def bilinear_weight(layer: nn.Bilinear, a: Mapping[str, Tensor], b: Tensor, q: T
 def linear_bias(layer: nn.Module, a: Tensor, b: Tensor, q: Tensor) -> Tensor:
     """Dot the output gradients with the bias's probe [d_out], at every position."""
     return dot(b, q)
+
+
+def _projected(a: Tensor, b: Tensor, q: Tensor) -> Tensor:
+    q = q.to(b.dtype)
+    return dot(b @ q, a) if q.shape[1] <= q.shape[0] else dot(a.to(b.dtype) @ q.T, b)

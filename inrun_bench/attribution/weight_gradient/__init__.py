@@ -97,7 +97,7 @@ class _WithScores(torch.autograd.Function):
         a, weight = ctx.saved_tensors
         weight_kind, bias_kind = ctx.kinds
         for_a = call.map.input_gradient(call.layer, a, b, weight) if ctx.needs_input_grad[0] else None
-        directions = torch.stack([probe[call.weight_key].reshape(-1) for probe in call.probes])
+        directions = _rows([probe[call.weight_key] for probe in call.probes])
         scores = directions.new_empty(len(call.probes), len(b))
         total = torch.zeros_like(weight)
         for samples, gradients in call.map.sample_gradients(call.layer, a, b):
@@ -109,7 +109,12 @@ class _WithScores(torch.autograd.Function):
             by_sample = call.map.sample_biases(call.layer, b)  # [B, d_out]
             for_bias = by_sample.sum(0).to(bias_kind)
             if call.bias_key is not None:
-                directions = torch.stack([probe[call.bias_key] for probe in call.probes])
+                directions = _rows([probe[call.bias_key] for probe in call.probes])
                 scores += directions @ by_sample.to(directions.dtype).t()
         call.receive(scores)
         return for_a, total.to(weight_kind), for_bias, None
+
+
+def _rows(directions: Sequence[Tensor]) -> Tensor:
+    rows = [direction.reshape(1, -1) for direction in directions]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
