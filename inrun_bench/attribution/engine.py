@@ -173,8 +173,9 @@ class InRunShapley:
         return self._books.values(name)
 
     def detach(self) -> None:
-        """Take all hooks off the model and the optimiser; the ledgers stay."""
-        self._settle_books()
+        """Take all hooks off the model and the optimiser; the ledgers stay, and streamed pages are brought to disk."""
+        for ledger in self.ledgers.values():
+            ledger.steps.flush()
         self._capture.remove()
         self._watcher.remove()
         for handle in self._handles:

@@ -65,6 +65,9 @@ class Pages(Protocol):
     def append(self, entry: Entry, /) -> None:
         """Add the next step, or raise and leave the pages as they were."""
 
+    def flush(self) -> None:
+        """Bring to disk, where that is the place, what is still in memory."""
+
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[Entry]: ...
@@ -80,6 +83,9 @@ class Pages(Protocol):
 
 class MemoryPages(list[Entry]):
     """All entries in a list; a checkpoint holds all of them."""
+
+    def flush(self) -> None:
+        """Do nothing; see :class:`Pages`."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return all entries, end to end; see :class:`Pages`."""

@@ -212,6 +212,18 @@ def test_a_penalty_on_a_layers_weight_is_refused_too():
         (p.batch_loss() + p.model[0].weight.square().sum()).backward()
 
 
+@pytest.mark.parametrize("rules", ["project", "weight-gradient"])
+def test_a_gradient_penalty_is_refused(rules):
+    p = problem(options={"rules": rules})
+    p.x.requires_grad_()
+    engine = p.engine("first")
+    with pytest.raises((ValueError, RuntimeError), match=r"scores add up to|once_differentiable"), engine.step(range(N)):
+        loss = p.batch_loss()
+        (slope,) = torch.autograd.grad(loss, p.x, create_graph=True)
+        (loss + slope.square().sum()).backward()
+        p.optimizer.step()
+
+
 def test_a_loss_that_couples_samples_is_exact_as_long_as_it_is_a_sum_over_samples_gradients():
     """Contributions are parts of the batch's gradient, so that a contrastive loss has them, too."""
 

@@ -83,6 +83,12 @@ def test_a_state_of_other_validation_sets_is_refused():
         one.engine.load_state_dict({})
 
 
+def test_detaching_brings_what_is_left_to_disk(tmp_path):
+    run = Run(pages=ParquetPages(tmp_path / "pages")).train()
+    run.engine.detach()
+    assert len(ParquetPages(tmp_path / "pages")) == len(run.batches)
+
+
 def test_streamed_and_kept_ledgers_are_the_same(tmp_path):
     kept = Run("integrated").train()
     streamed = Run("integrated", pages=ParquetPages(tmp_path / "pages", rows_per_part=15)).train()
