@@ -231,12 +231,11 @@ class Capture:
         leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
         def backward(b: Tensor) -> None:
-            for slot, tensor in zip(slots, saved(), strict=True):
-                leaves[slot] = tensor
-            known = tree_unflatten(leaves, spec)
+            found = dict(zip(slots, saved(), strict=True))
+            known = tree_unflatten([found.get(slot, leaf) for slot, leaf in enumerate(leaves)], spec)
             if not site.wants_all:
                 known = batch_first(known, axis)
-            self._receive(LayerTerm(site, part, known, batch_first(b, axis)))
+            self._receive(LayerTerm(site, part, known, batch_first(b.detach(), axis)))
 
         return backward
 

@@ -12,15 +12,22 @@ __all__ = ["save"]
 
 
 def save(tensors: Sequence[Tensor]) -> Callable[[], tuple[Tensor, ...]]:
-    """Hand `tensors` to autograd and return a function that gives them back, once.
+    """Hand `tensors` to autograd and return a function that gives them back, for a hook to call in a backward pass.
 
     Whatever hooks autograd runs on saved tensors run on these: inside an activation checkpoint they are not kept at
-    all but computed again.
+    all but computed again. Like autograd's own they are let go by the first backward pass that does
+    not retain the graph.
     """
     holder = [_Keep.apply(torch.zeros((), requires_grad=True), *tensors)]  # type: ignore[no-untyped-call]
 
     def give_back() -> tuple[Tensor, ...]:
-        kept: tuple[Tensor, ...] = holder.pop().grad_fn.saved_tensors
+        if not holder:
+            raise RuntimeError(
+                "a layer's output was differentiated a second time; the first pass must retain its graph"
+            )
+        kept: tuple[Tensor, ...] = holder[0].grad_fn.saved_tensors
+        if not torch._C._autograd._get_current_graph_task_keep_graph():
+            holder.clear()
         return kept
 
     return give_back

@@ -15,8 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 class BruteForce:
     """One optimiser step on the loss of a batch, judged by a validation loss.
 
-    Losses take a callable model; `sample_loss(model, i)` is the loss term of sample i, reduction included. `received` is
-    what is done to the gradient before the optimiser gets it.
+    Losses take a callable model; `sample_loss(model, i)` is the loss term of sample i, reduction included. `received`
+    is what is done to the gradient before the optimiser gets it.
     """
 
     def __init__(self, model, optimizer, n, sample_loss, validation_loss, received=lambda g: g):

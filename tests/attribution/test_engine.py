@@ -405,13 +405,13 @@ def build(**changes):
 def test_bad_arguments():
     p = problem()
     parameters = list(p.model.parameters())
-    with pytest.raises(ValueError, match="order must be one of 'first', .*'trapezoid' or a Probe, got 'third'"):
+    with pytest.raises(ValueError, match=r"order must be one of 'first', .*'trapezoid' or a Probe, got 'third'"):
         build(order="third")
     with pytest.raises(ValueError, match="n_samples must be at least 1, got 0"):
         build(n_samples=0)
     with pytest.raises(ValueError, match="points must be at least 1, got 0"):
         Integrated(points=0)
-    with pytest.raises(ValueError, match="rules must be one of 'auto', .*'gram', got 'fastest'"):
+    with pytest.raises(ValueError, match=r"rules must be one of 'auto', .*'gram', got 'fastest'"):
         build(rules="fastest")
     with pytest.raises(TypeError, match="LBFGS"):
         build(optimizer=torch.optim.LBFGS(parameters))

@@ -61,7 +61,8 @@ def test_splitting_keeps_half_the_bytes():
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "losses", "way"), [(sgd, True, "jvp"), (adamw, True, "jvp"), (sgd, False, "split"), (adamw, False, "keep")]
+    ("optimizer", "losses", "way"),
+    [(sgd, True, "jvp"), (adamw, True, "jvp"), (sgd, False, "split"), (adamw, False, "keep")],
 )
 def test_the_budget_decides(optimizer, losses, way, caplog):
     caplog.set_level(logging.INFO)

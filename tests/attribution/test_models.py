@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from inrun_bench import InRunShapley
 from tests.attribution.brute_force import relative_error
-from tests.attribution.problem import N, N_VAL, perceptron, problem, tokens
+from tests.attribution.problem import N_VAL, N, perceptron, problem, tokens
 
 VOCABULARY = 11
 
@@ -135,7 +135,7 @@ CASES = {
     "convolutions": {"build": Convolutions, "shape": (2, 7, 7)},
     "recurrent": {"build": Recurrent, "shape": (6, 3)},
     "attention": {"build": Attention, "shape": (4, 8)},
-    "time first": {"build": TimeFirst, "shape": (4, 3), "options": {"batch_axis": 1} },
+    "time first": {"build": TimeFirst, "shape": (4, 3), "options": {"batch_axis": 1}},
     "folded": {"build": Folded, "shape": (4, 3), "options": {"batch_axis": {"each": "folded"}}},
     "gpt2": {"build": gpt2, "shape": (6,), "ids": VOCABULARY, "loss": tokens},
 }
@@ -213,11 +213,29 @@ def test_a_penalty_on_a_layers_weight_is_refused_too():
 
 
 @pytest.mark.parametrize("rules", ["project", "weight-gradient"])
+@pytest.mark.parametrize("name", ["perceptron", "bare"])
+def test_several_backward_passes_through_one_graph_add_up(name, rules):
+    case = {**CASES, "perceptron": {"build": perceptron}}[name]
+    p = problem(**{**case, "options": {"rules": rules}})
+    expected = p.brute_force().scores("first")
+    engine = p.engine("first")
+    with engine.step(range(N)):
+        losses = p.losses()
+        losses[:2].sum().backward(retain_graph=True)
+        losses[2:].sum().backward()
+        p.optimizer.step()
+    assert relative_error(engine.values(), expected) < 1e-9
+
+
+@pytest.mark.parametrize("rules", ["project", "weight-gradient"])
 def test_a_gradient_penalty_is_refused(rules):
     p = problem(options={"rules": rules})
     p.x.requires_grad_()
     engine = p.engine("first")
-    with pytest.raises((ValueError, RuntimeError), match=r"scores add up to|once_differentiable"), engine.step(range(N)):
+    with (
+        pytest.raises((ValueError, RuntimeError), match=r"scores add up to|once_differentiable"),
+        engine.step(range(N)),
+    ):
         loss = p.batch_loss()
         (slope,) = torch.autograd.grad(loss, p.x, create_graph=True)
         (loss + slope.square().sum()).backward()
@@ -227,7 +245,7 @@ def test_a_gradient_penalty_is_refused(rules):
 def test_a_loss_that_couples_samples_is_exact_as_long_as_it_is_a_sum_over_samples_gradients():
     """Contributions are parts of the batch's gradient, so that a contrastive loss has them, too."""
 
-    def contrastive(model, x, y, reduction="mean"):  # noqa: ARG001
+    def contrastive(model, x, y, reduction="mean"):
         z = F.normalize(model(x), dim=1)
         return F.cross_entropy(z @ z.t(), torch.arange(len(x)) // 2)
 
@@ -245,9 +263,12 @@ def test_a_loss_that_couples_samples_is_exact_as_long_as_it_is_a_sum_over_sample
 
 def test_several_forward_passes_add_up():
     def twice(model, x, y, reduction="mean"):
-        return F.cross_entropy(model(x), y, reduction=reduction) + F.mse_loss(
-            model(x * 0.5), model(-x), reduction=reduction
-        ) if reduction == "mean" else None
+        return (
+            F.cross_entropy(model(x), y, reduction=reduction)
+            + F.mse_loss(model(x * 0.5), model(-x), reduction=reduction)
+            if reduction == "mean"
+            else None
+        )
 
     problem(loss=twice).check("midpoint")
 
@@ -399,7 +420,10 @@ def test_batch_norm_is_served_frozen_and_refused_in_training():
     p = problem(build)
     engine = p.check("midpoint")
     p.model.train()
-    with pytest.raises(TypeError, match=r"batch norm couples .*'1' \(BatchNorm1d\).*GroupNorm.*eval"), engine.step(range(N)):
+    with (
+        pytest.raises(TypeError, match=r"batch norm couples .*'1' \(BatchNorm1d\).*GroupNorm.*eval"),
+        engine.step(range(N)),
+    ):
         p.take_step()
 
 
@@ -488,5 +512,8 @@ def test_parameters_that_are_replaced_or_moved():
     p = problem()
     engine = InRunShapley(p.model, p.optimizer, N, validation=p.validation)
     p.model.to("meta")
-    with pytest.raises(RuntimeError, match=r"parameter '0.weight' (moved from cpu to meta|was replaced)"), engine.step(range(N)):
+    with (
+        pytest.raises(RuntimeError, match=r"parameter '0.weight' (moved from cpu to meta|was replaced)"),
+        engine.step(range(N)),
+    ):
         pass

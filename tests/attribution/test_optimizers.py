@@ -92,7 +92,10 @@ def test_an_early_probe_cannot_follow_clipping_by_value_and_says_so():
     p = problem(between=lambda m: nn.utils.clip_grad_value_(m.parameters(), 0.01))
     before = [w.clone() for w in p.model.parameters()]
     engine = p.engine("first")
-    with pytest.raises(ValueError, match=r"element by element .*clipped by value.*pass late='keep'"), engine.step(range(N)):
+    with (
+        pytest.raises(ValueError, match=r"element by element .*clipped by value.*pass late='keep'"),
+        engine.step(range(N)),
+    ):
         p.take_step()
     assert all(torch.equal(w, p_) for w, p_ in zip(before, p.model.parameters(), strict=True))
     assert len(engine.ledger.steps) == 0

@@ -26,9 +26,7 @@ class Run:
         self.optimizer = optimizer(self.model.parameters(), lr=0.05)
         self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, 3, 0.7)
         self.batches = [i for _ in range(3) for i in torch.randperm(SAMPLES).split(6)]
-        self.engine = InRunShapley(
-            self.model, self.optimizer, SAMPLES, order, validation=self.validation, **options
-        )
+        self.engine = InRunShapley(self.model, self.optimizer, SAMPLES, order, validation=self.validation, **options)
 
     def validation(self):
         return F.cross_entropy(self.model(self.x[SAMPLES:]), self.y[SAMPLES:])
@@ -239,7 +237,7 @@ def test_sums_of_losses_give_contributions_of_the_sum():
 def test_sequences_with_padding():
     """Padded positions have no gradient, and a sample's score is that of its tokens."""
 
-    def loss(model, x, y, reduction="mean"):  # noqa: ARG001
+    def loss(model, x, y, reduction="mean"):
         losses = F.cross_entropy(model(x).transpose(1, 2), x[..., 0].long().clamp(0, 2), reduction="none")
         mask = torch.arange(x.shape[1]) < 1 + (x[:, 0, 0].abs() * 10).long()[:, None] % x.shape[1]
         by_sample = (losses * mask).sum(1)
