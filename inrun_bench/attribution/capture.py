@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +29,13 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from inrun_bench.attribution.batch_axis import BatchAxis, batch_first, find_axis, repeated
 from inrun_bench.attribution.compiled import announce, pass_through
 from inrun_bench.attribution.costs import Call, RuleName, fastest
-from inrun_bench.attribution.outside import Followed, OutsideTerm
+from inrun_bench.attribution.outside import Followed
 from inrun_bench.attribution.rules import Factors, find_rules
 from inrun_bench.attribution.saving import save
+from inrun_bench.attribution.scores import Scores, Term
 from inrun_bench.attribution.terms import Direction, LayerTerm, Part, Site
 from inrun_bench.attribution.validation import Collected
 from inrun_bench.attribution.weight_gradient import Map, Scored, find_map, scored_call
-
-if TYPE_CHECKING:
-    from inrun_bench.attribution.scores import Scores
 
 __all__ = ["Capture"]
 
@@ -69,7 +67,7 @@ class Capture:
     def __init__(
         self,
         model: nn.Module,
-        receive: Callable[[LayerTerm | OutsideTerm], None],
+        receive: Callable[[Term], None],
         axes: Mapping[str, BatchAxis],
         rules: RuleName | str,
     ) -> None:

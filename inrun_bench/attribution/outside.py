@@ -251,8 +251,8 @@ class Followed:
         raise ValueError(
             f"{name!r} joins parameter {', '.join(map(repr, sorted(operation.keys)))} with the batch's {size} samples, "
             f"but no axis of its result, of shape {list(output.shape)}, numbers them, so it has no per-sample "
-            "gradient. A penalty on weights belongs into the optimiser (weight_decay); other layers need a rule of their "
-            "own (inrun_bench.attribution.ghost_rule)"
+            "gradient. A penalty on weights belongs into the optimiser (weight_decay); other layers need a rule of "
+            "their own (inrun_bench.attribution.ghost_rule)"
         )
 
 
