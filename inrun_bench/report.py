@@ -204,7 +204,7 @@ def _scores_table(store: Store) -> str:
         "**Cost of scores** in large models: time less that of one validation pass / peak memory of one step, in units "
         "of a regular training step; the validation pass, as large as the training batch, stands apart. In-Run of "
         "first order chooses a rule for each layer; beside it the same with one rule for all layers, and which of "
-        f"these two was faster.\n\n{_markdown(cells, heads)}"
+        f"these was fastest.\n\n{_markdown(cells, heads)}"
     )
 
 

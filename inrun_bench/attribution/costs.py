@@ -9,7 +9,7 @@ rule             seconds
 project          2 B T d_in d_out / F a probe, and a pass over the products, B T times the smaller side
 weight-gradient  B d_in d_out S a probe, for a pass over each sample's weight gradient, and B times the price of a call
 gram             2 B T N (d_in + d_out) / F, N positions of the validation samples, less 2 N d_in d_out / F for the
-                 validation weight gradient, which then nobody forms
+                 validation weight gradient, which then nobody forms; and the price of collecting factors
 ===============  ======================================================================================================
 
 F is the rate of matrix products and S the time to read, dot and add one number of a weight gradient. Both are those of
@@ -30,6 +30,8 @@ RATES = {  # F in operations a second, S in seconds a number
     "cpu": (100e9, 0.26e-9),
     "cuda": (100e12, 8e-12),
 }
+
+FACTORS_SECONDS = 50e-6
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def predicted_seconds(call: Call) -> dict[RuleName, float]:
     if call.validation_positions is not None:
         n = call.validation_positions
         products = positions * n * (call.d_in + call.d_out) - n * weight
-        seconds["gram"] = call.probes * (2 * products / rate + positions * n * number)
+        seconds["gram"] = call.probes * (2 * products / rate + positions * n * number + FACTORS_SECONDS)
     return seconds
 
 

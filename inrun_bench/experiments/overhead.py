@@ -49,7 +49,8 @@ DEFAULT = True
 STEPS, WORKLOAD = "steps", "workload"
 PREFIX = "inrun-"
 ORDERS = ("first", "second", "integrated")
-FORCED = {f"{PREFIX}first-{rule}": rule for rule in ("project", "weight-gradient")}
+FORCED = {f"{PREFIX}first-{rule}": rule for rule in ("project", "weight-gradient", "gram")}
+FEW_POSITIONS = ("mlp",)  # where gram is timed: it pairs all positions of the batch with all of validation
 LATE = {  # what else is timed of a workload: orders that keep the batch's activations until their probe is known
     "gpt-256": ("midpoint", "integrated"),
     "mlp": ("second", "midpoint", "integrated"),
@@ -200,11 +201,12 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
 def _time_workload(unit: Unit) -> list[Row]:
     """Time each variant on a model of its own, all of the same weights and data."""
     late = [PREFIX + order for order in LATE.get(unit.task, ())]
-    names = ("regular", "validation", f"{PREFIX}first", *FORCED, *late)
+    forced = [name for name, rule in FORCED.items() if rule != "gram" or unit.task in FEW_POSITIONS]
+    names = ("regular", "validation", f"{PREFIX}first", *forced, *late)
     made = {name: _workload_variant(name, unit) for name in names}
     variants = {name: step for name, (step, _) in made.items()}
     rounds, peaks = _take_turns(variants, int(unit.settings["repeats"]), seldom=late)
-    fastest = min(FORCED, key=lambda name: float(_ratios(name, rounds, net=True)["value"]))
+    fastest = min(forced, key=lambda name: float(_ratios(name, rounds, net=True)["value"]))
     rows: list[Row] = []
     for name in variants:
         cost = _cost(name, rounds, peaks)
@@ -212,7 +214,7 @@ def _time_workload(unit: Unit) -> list[Row]:
         rows.append({**cost, "metric": "peak_ratio", "value": peaks[name] / peaks["regular"]})
         engine = made[name][1]
         if engine is not None:
-            rules = {"rule": _rule(name, engine), "fastest_rule": FORCED[fastest]}
+            rules = {"rule": _rule(engine), "fastest_rule": FORCED[fastest]}
             rows.append({**cost, **rules, "metric": "net_ratio", **_ratios(name, rounds, net=True)})
     return rows
 
@@ -252,12 +254,11 @@ def _workload_variant(name: str, unit: Unit) -> tuple[Step, InRunShapley | None]
     return valued, engine
 
 
-def _rule(name: str, engine: InRunShapley) -> str:
+def _rule(engine: InRunShapley) -> str:
     """Return the rules by which linear maps and convolutions were scored, with the number of layers of each."""
     chosen = Counter(engine.choices["rules"].values())
-    if chosen:
-        return ", ".join(f"{rule} {layers}" for rule, layers in chosen.most_common())
-    return FORCED.get(name) or f"late: {engine.choices['late']}"
+    layers = ", ".join(f"{rule} {number}" for rule, number in chosen.most_common())
+    return layers or f"late: {engine.choices['late']}"
 
 
 def _take_turns(

@@ -30,6 +30,7 @@ _KNOWN = {
     "inrun-first": Look("In-Run, first order", "#9ecae1", "v"),
     "inrun-first-project": Look("In-Run, first order, project rule alone", "#a1d99b", "v"),
     "inrun-first-weight-gradient": Look("In-Run, first order, weight-gradient rule alone", "#31a354", "v"),
+    "inrun-first-gram": Look("In-Run, first order, gram rule alone", "#006d2c", "v"),
     "inrun-second": Look("In-Run, second order", "#4292c6", "^"),
     "inrun-midpoint": Look("In-Run, midpoint", "#b2abd2", "<"),
     "inrun-trapezoid": Look("In-Run, trapezoid", "#8073ac", ">"),

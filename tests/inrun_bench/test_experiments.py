@@ -404,7 +404,7 @@ def test_the_net_cost_of_scores_leaves_one_validation_pass_out(results):
     ratios = rows.pivot_table(index="method", columns="metric", values="value")
     net = rows[rows["metric"] == "net_ratio"].set_index("method")
     late = {"inrun-second", "inrun-midpoint", "inrun-integrated"}
-    assert set(net.index) == {"inrun-first", "inrun-first-project", "inrun-first-weight-gradient"} | late
+    assert set(net.index) == {"inrun-first", *overhead.FORCED} | late
     assert (net["low"] <= net["value"]).all()
     assert (net["value"] <= net["high"]).all()
     # with two rounds the median is the mean; late orders take part in the first round alone
@@ -417,9 +417,9 @@ def test_the_net_cost_of_scores_leaves_one_validation_pass_out(results):
 
 def test_the_rule_that_was_chosen_stands_beside_the_one_that_was_fastest(results):
     net = results.read_all("overhead").query("task == 'mlp' and metric == 'net_ratio'").set_index("method")
-    forced = ["project", "weight-gradient"]
+    forced = ["project", "weight-gradient", "gram"]
     for rule in forced:
-        assert net["rule"][f"inrun-first-{rule}"].split()[0] == rule
+        assert net["rule"][f"inrun-first-{rule}"] == f"{rule} 4"
     layers = [part.split() for part in net["rule"]["inrun-first"].split(", ")]
     assert {rule for rule, _ in layers} <= set(forced)
     assert sum(int(number) for _, number in layers) == 4
