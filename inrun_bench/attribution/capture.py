@@ -278,7 +278,7 @@ class Capture:
         if part is None or probes is None or scores is None or len(a) != part.size or not torch.is_grad_enabled():
             return _plain(layer, a)
         positions, d_in, d_out = how.size(layer, a)
-        call = Call(part.size, positions, d_in, d_out, how.call_seconds, len(probes), device=a.device.type)
+        call = Call(part.size, positions, d_in, d_out, how.price, len(probes), device=a.device.type)
         rule: Any = fastest(call) if self._rules in ("auto", "gram") else self._rules
         self.chosen[site.name] = rule = "gram" if isinstance(probes[0][str(key)], Factors) else rule
         if how.transposed is not None:

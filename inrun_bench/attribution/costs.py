@@ -12,9 +12,10 @@ gram             2 B T N (d_in + d_out) / F, N positions of the validation sampl
                  validation weight gradient, which then nobody forms; and the price of collecting factors
 ===============  ======================================================================================================
 
-F is the rate of matrix products and S the time to read, dot and add one number of a weight gradient. Both are those of
-a processor core of 2020s make with some threads; only their ratio F S, which varies little from machine to machine,
-and the sizes matter. Where T exceeds about F S / 2 positions, the weight-gradient rule wins.
+F is the rate of matrix products and S the time to read, dot and add one number of a weight gradient; layer families
+differ from these by the factors of their :class:`Price`. The constants were fitted to timings on one core of a server
+processor. Only the ratio F S matters, which varies less from machine to machine than either: where T exceeds about
+F S / 2 positions, the weight-gradient rule wins. The ``overhead`` experiment shows whether that holds on yours.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-__all__ = ["Call", "RuleName", "fastest", "predicted_seconds"]
+__all__ = ["CONVOLUTION_PRICE", "LINEAR_PRICE", "Call", "Price", "RuleName", "fastest", "predicted_seconds"]
 
 RuleName: TypeAlias = Literal["project", "weight-gradient", "gram"]
 
@@ -30,8 +31,30 @@ RATES = {  # F in operations a second, S in seconds a number
     "cpu": (100e9, 0.26e-9),
     "cuda": (100e12, 8e-12),
 }
+FACTORS_SECONDS = 50e-6  # of collecting the factors of one call
 
-FACTORS_SECONDS = 50e-6
+
+@dataclass(frozen=True)
+class Price:
+    """What a layer family pays.
+
+    Attributes
+    ----------
+    rate : float
+        Rate of its products, in units of F.
+    number : float
+        Time for a number of its weight gradient, in units of S.
+    call_seconds : float
+        Price of forming one sample's weight gradient apart from its arithmetic.
+    """
+
+    rate: float
+    number: float
+    call_seconds: float
+
+
+LINEAR_PRICE = Price(1.0, 1.0, 5e-6)
+CONVOLUTION_PRICE = Price(2.0, 6.0, 30e-6)  # libraries reorder its weights for each product
 
 
 @dataclass(frozen=True)
@@ -42,8 +65,8 @@ class Call:
     ----------
     samples, positions, d_in, d_out : int
         B, T, and the sides of the weight.
-    call_seconds : float
-        Price of forming one sample's weight gradient apart from its arithmetic.
+    price : Price
+        Of the layer's family.
     probes : int
         Validation sets.
     validation_positions : int, optional
@@ -56,7 +79,7 @@ class Call:
     positions: int
     d_in: int
     d_out: int
-    call_seconds: float = 5e-6
+    price: Price = LINEAR_PRICE
     probes: int = 1
     validation_positions: int | None = None
     device: str = "cpu"
@@ -65,11 +88,12 @@ class Call:
 def predicted_seconds(call: Call) -> dict[RuleName, float]:
     """Return the predicted price of each rule that can serve the call, in seconds."""
     rate, number = RATES.get(call.device, RATES["cpu"])
+    rate *= call.price.rate
     weight = call.d_in * call.d_out
     positions = call.samples * call.positions
     seconds: dict[RuleName, float] = {
         "project": call.probes * (2 * positions * weight / rate + positions * min(call.d_in, call.d_out) * number),
-        "weight-gradient": call.samples * (call.probes * weight * number + call.call_seconds),
+        "weight-gradient": call.samples * (call.probes * weight * number * call.price.number + call.price.call_seconds),
     }
     if call.validation_positions is not None:
         n = call.validation_positions

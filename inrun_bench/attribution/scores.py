@@ -82,8 +82,8 @@ def check_sum(
     They do by definition, so that anything else means that part of the gradient was not seen, or seen twice.
     """
     pairs = [(q, g) for q, g in zip(directions, gradients, strict=True) if g is not None]
-    expected = float(sum((q.double() * g.double()).sum() for q, g in pairs))
-    scale = float(sum(q.double().norm() * g.double().norm() for q, g in pairs))
+    expected = sum(float(q.flatten() @ g.flatten().to(q.dtype)) for q, g in pairs)
+    scale = sum(float(q.norm()) * float(g.norm()) for q, g in pairs)
     if math.isfinite(scale) and abs(total - expected) > math.sqrt(precision) / 4 * scale:
         raise ValueError(
             f"step {step}: the samples' scores add up to {total:.6g}, but the gradient's dot product with the probe is "

@@ -148,7 +148,7 @@ def _dense(direction: Tensor | Factors) -> Tensor:
 
 def _dot(directions: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> float:
     pairs = zip(directions, gradients, strict=True)
-    return float(sum((q.double() * g.double()).sum() for q, g in pairs if g is not None))
+    return sum(float(q.flatten() @ g.flatten().to(q.dtype)) for q, g in pairs if g is not None)
 
 
 def _rounding(parameter: Tensor) -> float:

@@ -11,9 +11,10 @@ reported with its quartiles, so that a machine that slows down does not favour a
 
 The gradient of the validation loss, which In-Run Data Shapley cannot do without, is also timed apart ("validation").
 A workload's ``net_ratio``, (variant - validation) / regular, is what a step with scores costs when one such pass is
-taken off; 1 would mean that scores are free. Late orders need more than one pass (integrated takes four gradients,
-second a Hessian product, and all measure the loss before the step), which their net ratios include. ``peak_ratio`` is
-the peak memory of a variant's step, beyond what is there between steps, over that of the regular step.
+taken off. 1 means that scores are free; gram, which spares the validation pass its weight gradients, may be below. Late
+orders need more than one pass (integrated takes four gradients, second a Hessian product, and all measure the loss
+before the step), which their net ratios include. ``peak_ratio`` is the peak memory of a variant's step, beyond what is
+there between steps, over that of the regular step.
 """
 
 from __future__ import annotations

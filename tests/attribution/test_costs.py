@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inrun_bench.attribution.costs import Call, fastest, predicted_seconds
+from inrun_bench.attribution.costs import CONVOLUTION_PRICE, LINEAR_PRICE, Call, fastest, predicted_seconds
 
 sizes = st.integers(1, 4096)
 calls = st.builds(
@@ -15,6 +15,7 @@ calls = st.builds(
     positions=sizes,
     d_in=sizes,
     d_out=sizes,
+    price=st.sampled_from([LINEAR_PRICE, CONVOLUTION_PRICE]),
     probes=st.integers(1, 3),
     validation_positions=st.one_of(st.none(), sizes),
     device=st.sampled_from(["cpu", "cuda", "mps"]),
@@ -54,7 +55,10 @@ def test_more_validation_positions_never_favour_factors_for_long_inputs(call):
         (Call(64, 1, 1024, 1024), "project"),  # one position a sample
         (Call(64, 1, 1024, 1024, validation_positions=300), "gram"),
         (Call(8, 256, 256, 1024, validation_positions=2048), "weight-gradient"),
-        (Call(32, 784, 144, 16, call_seconds=45e-6), "project"),  # a small convolution
+        (Call(32, 196, 576, 64, CONVOLUTION_PRICE), "project"),  # 64 channels of 14 x 14
+        (Call(32, 784, 576, 64, CONVOLUTION_PRICE), "weight-gradient"),  # of 28 x 28
+        (Call(32, 49, 1152, 128, CONVOLUTION_PRICE), "project"),
+        (Call(32, 784, 288, 32, CONVOLUTION_PRICE), "weight-gradient"),
     ],
 )
 def test_choices_at_sizes_that_were_timed(call, rule):

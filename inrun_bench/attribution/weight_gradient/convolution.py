@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inrun_bench.attribution.costs import CONVOLUTION_PRICE
 from inrun_bench.attribution.weight_gradient.map import Map
 
 __all__ = ["CONVOLUTION"]
@@ -66,5 +67,12 @@ def _size(layer: Any, a: Tensor) -> tuple[int, int, int]:
 
 
 CONVOLUTION = Map(
-    _serves, _forward, _input_gradient, _sample_gradients, _sample_biases, _size, call_seconds=45e-6, transposed=None
+    _serves,
+    _forward,
+    _input_gradient,
+    _sample_gradients,
+    _sample_biases,
+    _size,
+    price=CONVOLUTION_PRICE,
+    transposed=None,
 )

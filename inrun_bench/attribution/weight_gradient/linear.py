@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from inrun_bench.attribution.costs import LINEAR_PRICE
 from inrun_bench.attribution.weight_gradient.map import CHUNK_BYTES, Map
 
 __all__ = ["CONV1D", "LINEAR"]
@@ -59,7 +60,7 @@ LINEAR, CONV1D = (
         sample_gradients=partial(_sample_gradients, transposed=transposed),
         sample_biases=_sample_biases,
         size=partial(_size, transposed=transposed),
-        call_seconds=5e-6,
+        price=LINEAR_PRICE,
         transposed=transposed,
     )
     for transposed in (False, True)

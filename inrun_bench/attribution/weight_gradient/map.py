@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from inrun_bench.attribution.costs import Price
+
 __all__ = ["CHUNK_BYTES", "Map"]
 
 CHUNK_BYTES = 2**20  # of samples' weight gradients formed together: they stay in a processor's cache
@@ -32,8 +34,8 @@ class Map:
         ``(layer, b)``: each sample's bias gradient, [B, d_out].
     size : callable
         ``(layer, a) -> (positions, d_in, d_out)``: T and the sides of the weight as a matrix.
-    call_seconds : float
-        Price of forming one sample's gradient apart from its arithmetic, see :mod:`inrun_bench.attribution.costs`.
+    price : Price
+        See :mod:`inrun_bench.attribution.costs`.
     transposed : bool or None
         For a linear map, whether its weight is [d_in, d_out] and not [d_out, d_in]; None for another.
     """
@@ -44,5 +46,5 @@ class Map:
     sample_gradients: Callable[[Any, Tensor, Tensor], Iterator[tuple[slice, Tensor]]]
     sample_biases: Callable[[Any, Tensor], Tensor]
     size: Callable[[Any, Tensor], tuple[int, int, int]]
-    call_seconds: float
+    price: Price
     transposed: bool | None
