@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -76,6 +77,12 @@ PROFILES = {
         workloads={"gpt-64": 21, "gpt-256": 21, "gpt-1024": 9, "mlp": 51, "cnn": 21},
     ),
 }
+
+PROFILES["timing"] = dataclasses.replace(  # for the overhead experiment, on a machine that does nothing else
+    PROFILES["quick"],
+    timing_repeats=25,
+    workloads={"gpt-64": 15, "gpt-256": 15, "gpt-1024": 7, "mlp": 25, "cnn": 15},
+)
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ BatchAxis: TypeAlias = int | Literal["folded"] | None
 positions, samples slowest."""
 
 
-def find_axis(where: str, declared: BatchAxis, certain: bool, a: Any, output: Tensor, size: int) -> BatchAxis:
+def find_axis(name: str, declared: BatchAxis, certain: bool, a: Any, output: Tensor, size: int) -> BatchAxis:
     """Return the batch axis of one call of a layer.
 
     Parameters
     ----------
-    where : str
-        The layer, for messages.
+    name : str
+        The layer's name, for messages.
     declared : BatchAxis
         What the user, or else the layer's rule, says.
     certain : bool
@@ -44,17 +44,16 @@ def find_axis(where: str, declared: BatchAxis, certain: bool, a: Any, output: Te
     length = output.shape[axis] if output.dim() > axis else -1
     if length == size or (declared == "folded" and length % size == 0):
         if size > 1 and not certain and isinstance(a, Tensor) and a.dim() == 1 and _positions(a):
-            name = where.split("'")[1]
             raise ValueError(
-                f"{where} was called with 0 .. {size - 1}, which may number the batch's samples or positions; "
+                f"layer {name!r} was called with 0 .. {size - 1}, which may number the batch's samples or positions; "
                 f"say which, with batch_axis={{{name!r}: 0}} or batch_axis={{{name!r}: None}}"
             )
         return declared
     if not certain and (output.shape[0] == 1 or _positions(a)):
         return None
     raise ValueError(
-        f"index names {size} samples, but {where} returned a tensor of shape {list(output.shape)}, whose axis {axis} "
-        "does not number them; name the axis that does with batch_axis={layer: axis} (None where the layer sees "
+        f"index names {size} samples, but layer {name!r} returned a tensor of shape {list(output.shape)}, whose axis "
+        f"{axis} does not number them; name the axis that does with batch_axis={layer: axis} (None where the layer sees "
         "positions and no samples, 'folded' where the first axis numbers samples and positions, samples slowest)"
     )
 

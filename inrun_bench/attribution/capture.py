@@ -212,7 +212,7 @@ class Capture:
             return None
         a: Any = _bound(layer, args, kwargs) if site.wants_all else first
         part = self._part
-        axis = find_axis(site.where, site.axis, site.name in self._axes, first, out, part.size)
+        axis = find_axis(site.name, site.axis, site.name in self._axes, first, out, part.size)
         if axis is None:  # the same for every sample until here, and from here on a batch
             if site.wants_all:
                 raise ValueError(f"{site.where} was called without samples, which only layers of one input may be")

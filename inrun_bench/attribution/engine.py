@@ -134,6 +134,7 @@ class InRunShapley:
         self._validation = None if validation is None else _named(validation)
         self._books = self._new_books(self._validation or (ONLY,))
         self._capture = Capture(model, self._receive, axes, rules)
+        self._parameters = list(self._capture.parameters.values())
         self._watcher = Watcher(self._capture.parameters)
         self._losses = {name: self._new_loss(closure) for name, closure in (self._validation or {}).items()}
         self._handles: list[Any] = [
@@ -267,6 +268,8 @@ class InRunShapley:
 
     def _begin(self, opened: OpenStep) -> None:
         """Aim the probe if it can be known by now, and say what the backward pass shall do with its terms."""
+        if opened.losses is not self._losses:  # the last step may wait for a loss that this one does not measure
+            self._settle_books()
         self._warn_of_changed_weights()
         opened.checked = self._steps < CHECKED_STEPS or self._steps % CHECKED_EVERY == 0
         opened.before = self._present_weights()
@@ -396,10 +399,6 @@ class InRunShapley:
 
     def _new_loss(self, closure: Closure) -> ValidationLoss:
         return ValidationLoss(closure, self._capture.parameters, self._capture.collecting)
-
-    @property
-    def _parameters(self) -> list[nn.Parameter]:
-        return list(self._capture.parameters.values())
 
     def _present_weights(self) -> list[Tensor]:
         return [p.detach() for p in self._parameters]

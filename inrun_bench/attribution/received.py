@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Received", "Watcher"]
+__all__ = ["Received", "Watcher", "dense"]
 
 
 @dataclass(frozen=True)
@@ -89,19 +89,24 @@ class Watcher:
                 continue
             gradient, version, copy = self._seen[p]
             same = p.grad is gradient and gradient._version == version
-            if same and (copy is None or torch.equal(gradient, copy)):  # GradScaler escapes the version counters
+            if same and (copy is None or torch.equal(dense(gradient), copy)):  # GradScaler escapes the version counters
                 ratios.append(1.0)
                 continue
             touched = True
             known = known and copy is not None
-            ratios.append(1.0 if copy is None else _ratio(p.grad, copy))
+            ratios.append(1.0 if copy is None else _ratio(dense(p.grad), copy))
         self.copying = touched
         return Received(ratios, known)
 
     def _accumulated(self, p: Tensor) -> None:
         if self.watching and p.grad is not None:
-            copy = p.grad.detach().clone() if self.copying else None
+            copy = dense(p.grad.detach()).clone() if self.copying else None
             self._seen[p] = (p.grad, p.grad._version, copy)  # type: ignore[index]
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """Return a gradient as a dense tensor; embeddings may have sparse ones."""
+    return gradient.to_dense() if gradient.is_sparse else gradient
 
 
 def _ratio(received: Tensor, accumulated: Tensor) -> float | Tensor:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inrun_bench.attribution.late import Way
-from inrun_bench.attribution.received import Received
+from inrun_bench.attribution.received import Received, dense
 from inrun_bench.attribution.scores import Scores, Term
 from inrun_bench.attribution.terms import Direction, Part
 from inrun_bench.attribution.updates import Update
@@ -72,7 +72,7 @@ class OpenStep:
     def read_gradients(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
         """Note the gradients as `optimizer` is about to take them; a fused one undoes a ``GradScaler`` itself."""
         scale = getattr(optimizer, "grad_scale", None)
-        self.gradients = [None if p.grad is None else p.grad.detach() for p in parameters]
+        self.gradients = [None if p.grad is None else dense(p.grad.detach()) for p in parameters]
         if scale is not None:
             self.unscaled = 1.0 / float(scale)
             self.gradients = [None if g is None else g * self.unscaled for g in self.gradients]
@@ -92,7 +92,7 @@ def _checked_index(index: Index, n_samples: int) -> NDArray[np.int64]:
     outside = array[(array < 0) | (array >= n_samples)]
     if len(outside):
         raise ValueError(f"index {outside[0]} is out of range: samples are numbered 0 .. {n_samples - 1}")
-    numbers, counts = np.unique(array, return_counts=True)
-    if len(numbers) < len(array):
+    if len(set(array.tolist())) < len(array):
+        numbers, counts = np.unique(array, return_counts=True)
         raise ValueError(f"index {numbers[counts > 1][0]} is repeated: a batch holds each sample at most once")
     return array.astype(np.int64)

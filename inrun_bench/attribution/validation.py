@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from inrun_bench.attribution.received import dense
 from inrun_bench.attribution.rules import Factors
 
 __all__ = ["Collected", "ValidationLoss", "moved_to"]
@@ -178,7 +179,7 @@ class ValidationLoss:
         inputs = self._parameters if inputs is None else inputs
         gradients = torch.autograd.grad(loss, inputs, create_graph=create_graph, allow_unused=True)
         return [
-            torch.zeros_like(x) if gradient is None else gradient.to(x.dtype)
+            torch.zeros_like(x) if gradient is None else dense(gradient).to(x.dtype)
             for x, gradient in zip(inputs, gradients, strict=True)
         ]
 

@@ -190,6 +190,22 @@ def test_whole_models_in_single_precision(case, order):
     assert in_single_precision(problem(optimizer=plain, **case), order) < 1e-5
 
 
+@pytest.mark.parametrize("order", ["first", "midpoint"])
+def test_sparse_gradients(order):
+    def build():
+        return nn.Sequential(nn.EmbeddingBag(7, 4, sparse=True), nn.Tanh(), nn.Linear(4, 3))
+
+    twin = problem(lambda: nn.Sequential(nn.EmbeddingBag(7, 4), nn.Tanh(), nn.Linear(4, 3)), shape=(3,), ids=7)
+    p = problem(build, shape=(3,), ids=7)
+    one, other = p.engine(order), twin.engine(order)
+    for _ in range(2):
+        with one.step(range(N)):
+            p.take_step()
+        with other.step(range(N)):
+            twin.take_step()
+    assert relative_error(one.values(), other.values()) < 1e-10
+
+
 def test_parameters_without_a_rule_are_announced_once(caplog):
     with caplog.at_level(logging.WARNING):
         problem(Bare, shape=(3,), ids=7).check("first", tolerance=1e-9)
@@ -400,7 +416,7 @@ def test_positions_and_samples_of_one_number_are_not_confused():
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
-        ({}, r"layer 'each' \(Linear\) returned a tensor of shape \[20, 5\], whose axis 0 does not number them"),
+        ({}, r"layer 'each' returned a tensor of shape \[20, 5\], whose axis 0 does not number them"),
         ({"each": 2}, "whose axis 2 does not number them"),
         ({"nowhere": 1}, "batch_axis names 'nowhere', which is no layer of the model"),
     ],

@@ -148,6 +148,19 @@ def test_several_validation_sets(order, rules):
         _ = engine.ledger
 
 
+def test_steps_may_take_turns_between_the_engines_validation_loss_and_their_own():
+    p = problem()
+    engine = p.engine("first")
+    drops = []
+    for closure in (None, lambda: p.model(torch.ones(1, 4).double()).square().sum(), None):
+        measure = closure or p.validation
+        before = measure().item()
+        with engine.step(range(N), validation=closure):
+            p.take_step()
+        drops.append(before - measure().item())
+    assert [entry.drop for entry in engine.ledger.steps] == pytest.approx(drops, abs=1e-12)
+
+
 def test_validation_sets_of_the_step():
     p = problem()
     engine = InRunShapley(p.model, p.optimizer, N, "first")

@@ -93,7 +93,7 @@ def test_gradients_are_the_layers_own_and_scores_those_of_single_samples(case, n
 @pytest.mark.parametrize("d", [3, 600])  # many samples a chunk, and one
 def test_single_precision_and_both_sizes_of_chunks(d):
     torch.manual_seed(0)
-    assert (d * d * 4 < CHUNK_BYTES // 7) == (d == 3)
+    assert (d * d * 4 < CHUNK_BYTES["cpu"] // 7) == (d == 3)
     layer = nn.Linear(d, d)
     a, b, q = torch.randn(7, 5, d), torch.randn(7, 5, d), {"w": torch.randn(d, d), "c": torch.randn(d)}
     _, gradients, scores = run(layer, a, b, [q])

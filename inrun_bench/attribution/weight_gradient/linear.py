@@ -31,7 +31,7 @@ def _sample_gradients(_layer: Any, a: Tensor, b: Tensor, *, transposed: bool) ->
     left, right = (a, b) if transposed else (b, a)
     left = left.transpose(1, 2)
     size = left.shape[1] * right.shape[2] * a.element_size()
-    together = max(1, CHUNK_BYTES // size)
+    together = max(1, CHUNK_BYTES.get(a.device.type, CHUNK_BYTES["cpu"]) // size)
     buffer = a.new_empty(min(together, len(a)), left.shape[1], right.shape[2])
     for start in range(0, len(a), together):
         samples = slice(start, min(start + together, len(a)))

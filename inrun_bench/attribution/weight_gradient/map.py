@@ -12,7 +12,8 @@ from inrun_bench.attribution.costs import Price
 
 __all__ = ["CHUNK_BYTES", "Map"]
 
-CHUNK_BYTES = 2**20  # of samples' weight gradients formed together: they stay in a processor's cache
+CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**28}
+"""Of samples' weight gradients formed together: what stays in a processor's cache, or what keeps a GPU busy."""
 
 
 @dataclass(frozen=True)
