@@ -53,8 +53,8 @@ def find_axis(name: str, declared: BatchAxis, certain: bool, a: Any, output: Ten
         return None
     raise ValueError(
         f"index names {size} samples, but layer {name!r} returned a tensor of shape {list(output.shape)}, whose axis "
-        f"{axis} does not number them; name the axis that does with batch_axis={{layer: axis}} (None where the layer sees "
-        "positions and no samples, 'folded' where the first axis numbers samples and positions, samples slowest)"
+        f"{axis} does not number them; name the axis that does with batch_axis={{layer: axis}} (None where the layer "
+        "sees positions and no samples, 'folded' where the first axis numbers samples and positions, samples slowest)"
     )
 
 
