@@ -92,7 +92,7 @@ class Capture:
             model,
             receive,
             everywhere if isinstance(everywhere, int) else 0,
-            uncovered=self.parameters.keys() - covered,
+            uncovered=(self.parameters.keys() - covered).union(*(s.keys for s in self._sites if s.axis is None)),
         )
         self._owners = [
             (module, attribute, name, p, p.device)
@@ -213,9 +213,13 @@ class Capture:
         a: Any = _bound(layer, args, kwargs) if site.wants_all else first
         part = self._part
         axis = find_axis(site.name, site.axis, site.name in self._axes, first, out, part.size)
+        if axis is None and site.wants_all:
+            raise ValueError(f"{site.where} was called without samples, which only layers of one input may be")
+        if axis is None and site.axis is None:  # for certain; what becomes of it need not have the form of a batch
+            keys = {parameter: key for parameter, _ in layer.named_parameters() if (key := site.key_of(parameter))}
+            self._outside.derive(layer, keys, a, out)
+            return None
         if axis is None:  # the same for every sample until here, and from here on a batch
-            if site.wants_all:
-                raise ValueError(f"{site.where} was called without samples, which only layers of one input may be")
             a, output, axis = repeated(a, part.size), repeated(out, part.size), 0
             out = output
         out.register_hook(self._backward(site, part, a, axis))

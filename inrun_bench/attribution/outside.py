@@ -215,6 +215,19 @@ class Followed:
         if error[0] is None:
             self._names = self.found  # what the first step did not find outside of its layer is not looked for again
 
+    def derive(self, layer: nn.Module, keys: Mapping[str, str], a: Tensor, output: Tensor) -> None:
+        """Follow the output of a layer that was called without samples; `keys` names its parameters in the model."""
+
+        def call(a: Tensor, *weights: Tensor) -> Tensor:
+            found: Tensor = torch.func.functional_call(layer, dict(zip(keys, weights, strict=True)), (a,))
+            return found
+
+        _, spec = tree_flatten(((a, *keys), {}))
+        sources = {slot: _Leaf(key, self._parameters[key]) for slot, key in enumerate(keys.values(), 1)}
+        self.found |= set(keys.values())
+        if self._mode is not None:
+            self._mode.follow(_Operation(call, (a.detach(), *(None for _ in keys)), spec, sources), output)
+
     def meet(self, operation: _Operation, output: Tensor, size: int) -> None:
         """Note an operation on the samples: its term is received when the gradient of its output comes."""
         part = self.part
@@ -284,16 +297,25 @@ class _Mode(TorchFunctionMode):
         operation = _Operation(
             function, tuple(None if s in sources else x for s, x in enumerate(leaves)), spec, sources
         )
-        for number, output in enumerate(_tensors(result)):
+        outputs, result_spec = tree_flatten(result)
+        tensors = [slot for slot, output in enumerate(outputs) if isinstance(output, Tensor)]
+        for number, slot in enumerate(tensors):
+            output = outputs[slot]
             if not output.requires_grad or id(output) in self._sources:
                 continue
             own = replace(operation, output=number)
             if meets_samples or not (output.dim() or not others):
+                if len(tensors) > 1:  # one output may be made from another, whose gradient would then hold both
+                    outputs[slot] = output = output.view_as(output)
                 self._followed.meet(own, output, part.size)
             else:
-                self._sources[id(output)] = own
-                self._alive.append(output)
-        return result
+                self.follow(own, output)
+        return tree_unflatten(outputs, result_spec) if len(tensors) > 1 else result
+
+    def follow(self, operation: _Operation, output: Tensor) -> None:
+        """Follow a tensor that is derived from followed ones."""
+        self._sources[id(output)] = operation
+        self._alive.append(output)
 
     def _numbers_samples(self, tensor: Tensor, size: int) -> bool:
         return (size in tensor.shape and tensor.untyped_storage().data_ptr() not in self._constants) or (

@@ -61,6 +61,36 @@ class Recurrent(nn.Module):
         return self.head(torch.cat([y.mean(1), h[0]], 1))
 
 
+class Cell(nn.Module):
+    """An operation with two outputs, one made from the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = nn.LSTMCell(3, 4), nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = c = torch.zeros(len(x), 4, dtype=x.dtype)
+        for t in range(x.shape[1]):
+            h, c = self.cell(x[:, t], (h, c))
+        return self.head(torch.cat([h, c], 1))
+
+
+class Relative(nn.Module):
+    """A layer that sees positions alone, and whose output meets the samples in another form than a batch's."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.bias, self.head = nn.Embedding(7, 4), nn.Embedding(9, 2), nn.Linear(4, 3)
+
+    def forward(self, x):
+        n = x.shape[1]
+        distance = torch.arange(n)[:, None] - torch.arange(n) + n
+        bias = self.bias(distance).permute(2, 0, 1)  # [2, n, n]
+        h = self.token(x).unflatten(2, (2, 2)).transpose(1, 2)  # [B, 2, n, 2]
+        mixed = torch.softmax(h @ h.transpose(2, 3) + bias, -1) @ h
+        return self.head(mixed.transpose(1, 2).flatten(2).mean(1))
+
+
 class Attention(nn.Module):
     def __init__(self):
         super().__init__()
@@ -134,6 +164,8 @@ CASES = {
     "bare": {"build": Bare, "shape": (3,), "ids": 7},
     "convolutions": {"build": Convolutions, "shape": (2, 7, 7)},
     "recurrent": {"build": Recurrent, "shape": (6, 3)},
+    "cell": {"build": Cell, "shape": (4, 3)},
+    "relative": {"build": Relative, "shape": (4,), "ids": 7, "options": {"batch_axis": {"bias": None}}},
     "attention": {"build": Attention, "shape": (4, 8)},
     "time first": {"build": TimeFirst, "shape": (4, 3), "options": {"batch_axis": 1}},
     "folded": {"build": Folded, "shape": (4, 3), "options": {"batch_axis": {"each": "folded"}}},
@@ -159,6 +191,35 @@ def test_every_rule_gives_the_same_scores(name, rules):
     chosen = set(engine.choices["rules"].values())
     if name in ("gpt2", "perceptron", "attention"):  # sizes are known, and validation positions seen, after a step
         assert rules in chosen
+
+
+def classified(model, x, y, reduction="mean"):
+    return F.cross_entropy(model(x).logits, y, reduction=reduction)
+
+
+def llama(transformers):
+    config = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=2, max_position_embeddings=16, **config)
+    )
+
+
+def vit(transformers):
+    config = {"hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return transformers.ViTForImageClassification(
+        transformers.ViTConfig(image_size=8, patch_size=4, num_channels=1, num_labels=3, **config)
+    )
+
+
+@pytest.mark.parametrize("order", ["first", "midpoint"])
+@pytest.mark.parametrize(
+    ("build", "more"),
+    [(llama, {"shape": (6,), "ids": VOCABULARY, "loss": tokens}), (vit, {"shape": (1, 8, 8), "loss": classified})],
+)
+def test_models_from_transformers(build, more, order):
+    """Norms and embeddings that are classes of their own have no rule, and are exact."""
+    transformers = pytest.importorskip("transformers")
+    problem(lambda: build(transformers), adamw, **more).check(order, tolerance=1e-9)
 
 
 def in_single_precision(p, order, steps=3):
