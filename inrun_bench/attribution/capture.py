@@ -82,7 +82,13 @@ class Capture:
         self._probes: Sequence[Direction] | None = None
         self._scores: Scores | None = None
         self._scored = False  # whether the layer that is being left has scored itself
+        self._linear = {
+            site.name: how.transposed
+            for site in self._sites
+            if (how := find_map(site.layer)) is not None and how.transposed is not None
+        }
         self._calls: dict[str, Call] = {}
+        self._resumed: set[str] | None = None
         self._validation_positions: dict[str, int] = {}
         self._collecting: tuple[Collection[str], list[Collected]] | None = None
         covered = set().union(*(site.keys for site in self._sites))
@@ -143,6 +149,8 @@ class Capture:
 
     def factorable(self) -> set[str]:
         """Return the weights whose validation gradient is better left in factors, by the sizes of their last calls."""
+        if not self._calls and self._resumed is not None:
+            return self._resumed
         uses = Counter(key for site in self._sites for key in site.keys)
         found = set()
         for site in self._sites:
@@ -157,6 +165,10 @@ class Capture:
             if self._rules == "gram" or (self._rules == "auto" and fastest(call) == "gram"):
                 found.add(key)
         return found
+
+    def resume(self, factorable: set[str]) -> None:
+        """Learn what :meth:`factorable` returned where an earlier run stopped; no sizes are known yet."""
+        self._resumed = factorable
 
     @contextmanager
     def collecting(self, keys: Collection[str]) -> Iterator[list[Collected]]:
@@ -255,14 +267,13 @@ class Capture:
         return pass_through(output, a.detach(), self._number, slot)
 
     def _note_validation(self, site: Site, a: Any, output: Any) -> None:
-        if site.name not in self._calls:
+        transposed = self._linear.get(site.name)
+        if transposed is None:
             return
         self._validation_positions[site.name] = a.shape[:-1].numel()
         key = site.key_of("weight")
         if self._collecting is not None and key in self._collecting[0]:
-            how = find_map(site.layer)
-            assert how is not None
-            self._collecting[1].append(Collected(str(key), a.detach(), output, bool(how.transposed)))
+            self._collecting[1].append(Collected(str(key), a.detach(), output, transposed))
 
     def _replace_forwards(self) -> list[nn.Module]:
         """Route the forward passes of linear maps and convolutions through :meth:`_run`; return these layers."""

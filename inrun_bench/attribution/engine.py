@@ -59,9 +59,8 @@ class InRunShapley:
     validation : callable, or mapping of str to callable, optional
         Returns the validation loss, a scalar in nats, as a deterministic function of the model's present weights; a
         mapping names several validation sets, each of which gets values of its own. Given here, the loss after a step
-        is that before the next and is not computed twice. To judge each step by validation samples of its own, give it
-        to
-        :meth:`step` instead.
+        is that before the next and is not computed twice. To judge each step by validation samples of its own, give
+        it to :meth:`step` instead.
     labels : sequence [n_samples], optional
         The group of each sample (class, domain, source), whose totals the ledger keeps step by step.
     pages : Pages, or mapping of str to Pages, optional
@@ -184,12 +183,20 @@ class InRunShapley:
         self._handles.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the ledgers, to be saved with the model and the optimiser; see :meth:`load_state_dict`."""
+        """Return the ledgers, and what choices rest on, to be saved with the model and the optimiser.
+
+        Returns
+        -------
+        dict
+            Tensors and plain Python, for ``torch.save``; see :meth:`load_state_dict`.
+        """
         self._settle_books()
         return {
             "steps": self._steps,
             "by_element": self._by_element,
             "copying": self._watcher.copying,
+            "kept_bytes": self._late.kept_bytes,
+            "factorable": sorted(self._capture.factorable()),
             "ledgers": self._books.state_dict(),
         }
 
@@ -205,6 +212,8 @@ class InRunShapley:
             self._books = self._new_books(state["ledgers"])
         self._books.load_state_dict(state["ledgers"])
         self._steps, self._by_element, self._watcher.copying = state["steps"], state["by_element"], state["copying"]
+        self._late.kept_bytes = state["kept_bytes"]
+        self._capture.resume(set(state["factorable"]))
 
     @contextmanager
     def step(

@@ -51,18 +51,26 @@ class Late:
         self._budget = budget
         self._way: Way | None = None
         self._step_bytes = 0  # what keeping took in the last step that kept, at full precision
-        self._counted = 0
+        self._counted = 0  # in the present one
         self._warned = False
 
     @property
     def choices(self) -> dict[str, Any]:
         """The way of the last step, and the bytes that keeping takes."""
-        return {"late": self._way, "kept_bytes": max(self._step_bytes, self._counted)}
+        return {"late": self._way, "kept_bytes": self.kept_bytes}
+
+    @property
+    def kept_bytes(self) -> int:
+        """What keeping takes, by the last step that kept."""
+        return self._counted or self._step_bytes
+
+    @kept_bytes.setter
+    def kept_bytes(self, known: int) -> None:
+        self._step_bytes, self._counted = known, 0
 
     def choose(self, has_losses: bool, linear: bool, parameters: Sequence[Tensor]) -> Way:
         """Return the way for the coming step."""
-        if self._counted:
-            self._step_bytes, self._counted = self._counted, 0
+        self.kept_bytes = self.kept_bytes  # of the step before
         if self._budget is None and self.wanted == "auto":
             self._budget = int(SHARE_OF_FREE * _free_bytes(parameters[0].device))
         way = self._choose(has_losses, linear)

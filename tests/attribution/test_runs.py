@@ -45,13 +45,22 @@ class Run:
         return {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule, "inrun": self.engine}
 
 
-@pytest.mark.parametrize("streamed", [False, True])
+SETTINGS = {
+    "in memory": {},
+    "streamed": {},
+    "in factors": {"rules": "gram"},  # which rests on sizes that the first step shows
+    "beyond the budget": {"memory_budget": 1},  # which rests on what the first step kept
+}
+
+
+@pytest.mark.filterwarnings("ignore:a step's late probe keeps:RuntimeWarning")
+@pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD])
 @pytest.mark.parametrize("order", ORDERS)
-def test_a_resumed_run_is_that_run_to_the_last_bit(order, optimizer, streamed, tmp_path):
+def test_a_resumed_run_is_that_run_to_the_last_bit(order, optimizer, setting, tmp_path):
     def run(name):
-        pages = ParquetPages(tmp_path / name, rows_per_part=20) if streamed else None
-        return Run(order, optimizer, pages=pages, labels=np.arange(SAMPLES) % 3)
+        pages = ParquetPages(tmp_path / name, rows_per_part=20) if setting == "streamed" else None
+        return Run(order, optimizer, pages=pages, labels=np.arange(SAMPLES) % 3, **SETTINGS[setting])
 
     whole = run("whole").train()
     broken = run("broken").train(stop=7)
