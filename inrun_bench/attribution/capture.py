@@ -12,8 +12,8 @@ Inputs are kept by autograd itself, as if the layer had saved them, so that what
 
 from __future__ import annotations
 
+import copy
 import inspect
-import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from inrun_bench.attribution.batch_axis import BatchAxis, batch_first, find_axis, repeated
-from inrun_bench.attribution.compiled import announce, pass_through
+from inrun_bench.attribution.compiled import announce, pass_through, scored_linear
 from inrun_bench.attribution.costs import Call, RuleName, fastest
 from inrun_bench.attribution.outside import Followed
 from inrun_bench.attribution.rules import Factors, find_rules
@@ -35,7 +35,7 @@ from inrun_bench.attribution.saving import save
 from inrun_bench.attribution.scores import Scores, Term
 from inrun_bench.attribution.terms import Direction, LayerTerm, Part, Site
 from inrun_bench.attribution.validation import Collected
-from inrun_bench.attribution.weight_gradient import Map, Scored, find_map, scored_call
+from inrun_bench.attribution.weight_gradient import Map, Scored, find_map, scored_call, scored_gradients
 
 __all__ = ["Capture"]
 
@@ -125,7 +125,6 @@ class Capture:
             handle.remove()
         for layer in self._replaced:
             del layer.forward
-            del _RUNS[layer]
         self._handles, self._replaced = [], []
 
     @contextmanager
@@ -210,7 +209,8 @@ class Capture:
         self, slot: int, site: Site, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
         if torch.compiler.is_compiling():
-            return self._forward_compiled(slot, site, args, kwargs, output)
+            scored, self._scored = self._scored, False
+            return None if scored else self._forward_compiled(slot, site, args, kwargs, output)
         self._outside.inside -= 1
         scored, self._scored = self._scored, False
         if not torch.is_grad_enabled() or scored:
@@ -275,38 +275,57 @@ class Capture:
         if self._collecting is not None and key in self._collecting[0]:
             self._collecting[1].append(Collected(str(key), a.detach(), output, transposed))
 
+    def score_compiled(self, slot: int, a: Tensor, b: Tensor, with_bias: bool) -> tuple[Tensor, Tensor | None]:
+        """Return the gradients of a linear map in a compiled graph, and score its samples on the way."""
+        site, part = self._sites[slot], self._latest
+        how = find_map(site.layer)
+        assert how is not None
+        if part is None or self._probes is None:
+            raise RuntimeError(f"{site.where} was differentiated after its step; call backward() inside the with-block")
+        return scored_gradients(self._call_to_score(site, how, part), a, b, with_bias=with_bias)
+
     def _replace_forwards(self) -> list[nn.Module]:
         """Route the forward passes of linear maps and convolutions through :meth:`_run`; return these layers."""
         replaced = []
-        for site in self._sites:
+        for slot, site in enumerate(self._sites):
             how = find_map(site.layer)
             if how is not None and site.axis == 0 and site.key_of("weight") and "forward" not in vars(site.layer):
-                _RUNS[site.layer] = partial(self._run, site, how)
-                site.layer.__dict__["forward"] = MethodType(_watched_forward, site.layer)
+                site.layer.__dict__["forward"] = _Forward(site.layer, partial(self._run, slot, site, how))
                 replaced.append(site.layer)
         return replaced
 
-    def _run(self, site: Site, how: Map, a: Tensor) -> Any:
+    def _run(self, slot: int, site: Site, how: Map, a: Tensor) -> Any:
         """Run a layer, with a backward pass that scores its samples if that is the fastest rule."""
         layer: Any = site.layer
-        part, probes, scores, key = self._part, self._probes, self._scores, site.key_of("weight")
-        if part is None or probes is None or scores is None or len(a) != part.size or not torch.is_grad_enabled():
+        part, probes = self._part, self._probes
+        if part is None or probes is None or len(a) != part.size or not torch.is_grad_enabled():
             return _plain(layer, a)
         positions, d_in, d_out = how.size(layer, a)
         call = Call(part.size, positions, d_in, d_out, how.price, len(probes), device=a.device.type)
         rule: Any = fastest(call) if self._rules in ("auto", "gram") else self._rules
-        self.chosen[site.name] = rule = "gram" if isinstance(probes[0][str(key)], Factors) else rule
+        if torch.compiler.is_compiling():
+            if rule != "weight-gradient" or how.transposed is None:
+                return _plain(layer, a)
+            self._scored = True
+            return scored_linear(a, layer.weight, layer.bias, how.transposed, self._number, slot)
+        self.chosen[site.name] = rule = "gram" if isinstance(probes[0][str(site.key_of("weight"))], Factors) else rule
         if how.transposed is not None:
             self._calls[site.name] = call
         if rule != "weight-gradient":
             return _plain(layer, a)
+        self._scored = True
+        return scored_call(self._call_to_score(site, how, part), a)
+
+    def _call_to_score(self, site: Site, how: Map, part: Part) -> Scored:
+        probes, scores = self._probes, self._scores
+        assert probes is not None
+        assert scores is not None
 
         def receive(found: Tensor) -> None:
             scores.add_rows(site.where, part.rows, found)
             scores.keys |= site.keys
 
-        self._scored = True
-        return scored_call(Scored(layer, how, str(key), site.key_of("bias"), probes, receive), a)
+        return Scored(site.layer, how, str(site.key_of("weight")), site.key_of("bias"), probes, receive)
 
     def _refuse_coupling(self, name: str, layer: nn.Module, *_: Any) -> None:
         if self._part is not None and layer.training:
@@ -326,13 +345,17 @@ class _Hook:
         return self
 
 
-_RUNS: weakref.WeakKeyDictionary[nn.Module, Callable[[Tensor], Tensor]] = weakref.WeakKeyDictionary()
+class _Forward:
+    """Stands in for the forward of a watched layer; a copy of the layer has its plain one."""
 
+    def __init__(self, layer: nn.Module, run: Callable[[Tensor], Any]) -> None:
+        self._layer, self._run = layer, run
 
-def _watched_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Stand in for the forward of a watched layer; a copy of one is not watched."""
-    run = None if torch.compiler.is_compiling() else _RUNS.get(self)
-    return run(*args) if run is not None and len(args) == 1 and not kwargs else _plain(self, *args, **kwargs)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._run(*args) if len(args) == 1 and not kwargs else _plain(self._layer, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
+        return MethodType(type(self._layer).forward, copy.deepcopy(self._layer, memo))
 
 
 def _plain(layer: Any, *args: Any, **kwargs: Any) -> Any:

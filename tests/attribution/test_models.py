@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 from inrun_bench import InRunShapley
+from inrun_bench.attribution.capture import Capture
 from tests.attribution.brute_force import relative_error
 from tests.attribution.problem import N_VAL, N, perceptron, problem, tokens
 
@@ -404,9 +405,10 @@ DYNAMO = "ignore:.*should not be instantiated:DeprecationWarning"  # the compile
 
 
 @pytest.mark.filterwarnings(DYNAMO)
+@pytest.mark.parametrize("rules", ["auto", "weight-gradient"])
 @pytest.mark.parametrize("order", ["first", "integrated"])
 @pytest.mark.parametrize("case", ["perceptron", "gpt"])
-def test_compiled_models_stay_one_graph(case, order):
+def test_compiled_models_stay_one_graph(case, order, rules, monkeypatch):
     class Gpt(nn.Module):
         def __init__(self):
             super().__init__()
@@ -417,17 +419,22 @@ def test_compiled_models_stay_one_graph(case, order):
             h = self.token(x) + self.position(torch.arange(x.shape[1]))
             return self.head(F.gelu(self.inner(self.norm(h))))
 
+    scored, plain = [], Capture.score_compiled
+    monkeypatch.setattr(Capture, "score_compiled", lambda *a, **k: scored.append(a[1]) or plain(*a, **k))
     given = {"build": Gpt, "shape": (6,), "ids": VOCABULARY, "loss": tokens} if case == "gpt" else {}
     p, twin = problem(**given), problem(**given)
     p.run = torch.compile(p.model, fullgraph=True, backend="aot_eager")
     try:
-        one, other = p.engine(order), twin.engine(order)
+        one, other = p.engine(order, rules=rules), twin.engine(order)
         for _ in range(3):
             with one.step(range(N)):
                 p.take_step()
             with other.step(range(N)):
                 twin.take_step()
         assert relative_error(one.values(), other.values()) < 1e-10
+        for w, u in zip(p.model.parameters(), twin.model.parameters(), strict=True):
+            torch.testing.assert_close(w, u, rtol=1e-10, atol=1e-12)
+        assert len(scored) == (6 if rules == "weight-gradient" and order == "first" else 0)  # two linear maps, thrice
     finally:
         torch._dynamo.reset()
 

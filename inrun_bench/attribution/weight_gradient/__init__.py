@@ -30,7 +30,7 @@ from inrun_bench.attribution.weight_gradient.convolution import CONVOLUTION
 from inrun_bench.attribution.weight_gradient.linear import CONV1D, LINEAR
 from inrun_bench.attribution.weight_gradient.map import Map
 
-__all__ = ["Map", "Scored", "find_map", "scored_call"]
+__all__ = ["Map", "Scored", "find_map", "scored_call", "scored_gradients"]
 
 MAPS: dict[type[nn.Module] | str, Map] = {
     nn.Linear: LINEAR,
@@ -97,22 +97,38 @@ class _WithScores(torch.autograd.Function):
         a, weight = ctx.saved_tensors
         weight_kind, bias_kind = ctx.kinds
         for_a = call.map.input_gradient(call.layer, a, b, weight) if ctx.needs_input_grad[0] else None
-        directions = _rows([probe[call.weight_key] for probe in call.probes])
-        scores = directions.new_empty(len(call.probes), len(b))
-        total = torch.zeros_like(weight)
-        for samples, gradients in call.map.sample_gradients(call.layer, a, b):
-            flat = gradients.reshape(len(gradients), -1).to(directions.dtype)
-            torch.mm(directions, flat.t(), out=scores[:, samples])
-            total += gradients[0] if len(gradients) == 1 else gradients.sum(0)
-        for_bias = None
-        if ctx.needs_input_grad[2]:
-            by_sample = call.map.sample_biases(call.layer, b)  # [B, d_out]
-            for_bias = by_sample.sum(0).to(bias_kind)
-            if call.bias_key is not None:
-                directions = _rows([probe[call.bias_key] for probe in call.probes])
-                scores += directions @ by_sample.to(directions.dtype).t()
-        call.receive(scores)
-        return for_a, total.to(weight_kind), for_bias, None
+        for_weight, for_bias = scored_gradients(call, a, b, with_bias=ctx.needs_input_grad[2])
+        return for_a, for_weight.to(weight_kind), None if for_bias is None else for_bias.to(bias_kind), None
+
+
+def scored_gradients(call: Scored, a: Tensor, b: Tensor, *, with_bias: bool) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients of weight and bias, and hand the scores that come along to the call's receiver.
+
+    Parameters
+    ----------
+    call : Scored
+        The layer, its probes and the receiver.
+    a, b : Tensor
+        The layer's input and the gradient of its output, of one dtype.
+    with_bias : bool
+        Whether the bias's gradient is asked for; its scores are added where its key is given.
+    """
+    directions = _rows([probe[call.weight_key] for probe in call.probes])
+    scores = directions.new_empty(len(call.probes), len(b))
+    total = torch.zeros(call.layer.weight.shape, dtype=b.dtype, device=b.device)
+    for samples, gradients in call.map.sample_gradients(call.layer, a, b):
+        flat = gradients.reshape(len(gradients), -1).to(directions.dtype)
+        torch.mm(directions, flat.t(), out=scores[:, samples])
+        total += gradients[0] if len(gradients) == 1 else gradients.sum(0)
+    for_bias = None
+    if with_bias:
+        by_sample = call.map.sample_biases(call.layer, b)  # [B, d_out]
+        for_bias = by_sample.sum(0)
+        if call.bias_key is not None:
+            directions = _rows([probe[call.bias_key] for probe in call.probes])
+            scores += directions @ by_sample.to(directions.dtype).t()
+    call.receive(scores)
+    return total, for_bias
 
 
 def _rows(directions: Sequence[Tensor]) -> Tensor:
