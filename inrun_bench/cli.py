@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("run", help="run experiments; what was run before is not run again")
     command.add_argument(
-        "experiment", nargs="*", help="experiments to run (default: all that 'list' names, but rivals)"
+        "experiment", nargs="*", help="experiments to run (default: all that 'list' names, but gpu and rivals)"
     )
     command.add_argument("--task", nargs="+", default=[], help="tasks (default: all)")
     command.add_argument("--method", nargs="+", default=[], help="methods (default: all)")

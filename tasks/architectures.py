@@ -71,7 +71,7 @@ class _Block(nn.Module):
         return added
 
     def _attention(self, x: torch.Tensor) -> torch.Tensor:
-        split = self.query_key_value(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        split = self.query_key_value(x).view(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         query, key, value = split  # each [B, heads, T, width / heads]
         mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         projected: torch.Tensor = self.project(mixed.transpose(1, 2).flatten(2))

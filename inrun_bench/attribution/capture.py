@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from inrun_bench.attribution.batch_axis import BatchAxis, batch_first, find_axis, repeated
 from inrun_bench.attribution.compiled import announce, pass_through, scored_linear
 from inrun_bench.attribution.costs import Call, RuleName, fastest
+from inrun_bench.attribution.kernels.backend import Backend
 from inrun_bench.attribution.outside import Followed
 from inrun_bench.attribution.rules import Factors, find_rules
 from inrun_bench.attribution.saving import save
@@ -55,6 +56,8 @@ class Capture:
         Layers whose batch axis is not the rule's own, by name; ``""`` stands for all others.
     rules : {"auto", "project", "weight-gradient", "gram"}
         How linear maps and convolutions are scored where the probe is known in time.
+    kernels : {"auto", "triton", "torch"}
+        What forms the weight gradients of linear maps where they are scored on the way.
 
     Attributes
     ----------
@@ -70,13 +73,14 @@ class Capture:
         receive: Callable[[Term], None],
         axes: Mapping[str, BatchAxis],
         rules: RuleName | str,
+        kernels: Backend = "auto",
     ) -> None:
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise ValueError("model has no trained parameters (none has requires_grad=True)")
         self.chosen: dict[str, RuleName] = {}
-        self._receive, self._axes, self._rules = receive, axes, rules
-        self._sites = _sites(model, {p: name for name, p in self.parameters.items()}, axes)
+        self._receive, self._axes, self._rules, self._kernels = receive, axes, rules, kernels
+        self._sites = _sites(model, {p: name for name, p in self.parameters.items()}, axes, kernels)
         self._part: Part | None = None  # of the forward passes to come; None while nobody watches
         self._latest: Part | None = None  # of the last one, for compiled graphs, which cannot remember theirs
         self._probes: Sequence[Direction] | None = None
@@ -325,7 +329,8 @@ class Capture:
             scores.add_rows(site.where, part.rows, found)
             scores.keys |= site.keys
 
-        return Scored(site.layer, how, str(site.key_of("weight")), site.key_of("bias"), probes, receive)
+        keys = str(site.key_of("weight")), site.key_of("bias")
+        return Scored(site.layer, how, *keys, probes, receive, self._kernels)
 
     def _refuse_coupling(self, name: str, layer: nn.Module, *_: Any) -> None:
         if self._part is not None and layer.training:
@@ -362,7 +367,9 @@ def _plain(layer: Any, *args: Any, **kwargs: Any) -> Any:
     return type(layer).forward(layer, *args, **kwargs)
 
 
-def _sites(model: nn.Module, key_of: Mapping[nn.Parameter, str], axes: Mapping[str, BatchAxis]) -> list[Site]:
+def _sites(
+    model: nn.Module, key_of: Mapping[nn.Parameter, str], axes: Mapping[str, BatchAxis], kernels: Backend
+) -> list[Site]:
     """Return the layers whose trained parameters have rules; refuse what couples samples."""
     unknown = sorted(axes.keys() - {name for name, _ in model.named_modules()} - {""})
     if unknown:
@@ -382,7 +389,8 @@ def _sites(model: nn.Module, key_of: Mapping[nn.Parameter, str], axes: Mapping[s
                 rules.append((rule, keys))
                 claimed |= {f"{name}.{p.rpartition('.')[0]}".lstrip(".") for p in rule.parameters if "." in p}
         if rules:
-            sites.append(Site(name, layer, tuple(rules), axes.get(name, axes.get("", rules[0][0].batch_axis(layer)))))
+            axis = axes.get(name, axes.get("", rules[0][0].batch_axis(layer)))
+            sites.append(Site(name, layer, tuple(rules), axis, kernels))
     return sites
 
 

@@ -23,7 +23,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-__all__ = ["CONVOLUTION_PRICE", "LINEAR_PRICE", "Call", "Price", "RuleName", "fastest", "predicted_seconds"]
+__all__ = [
+    "CHUNK_BYTES",
+    "CONVOLUTION_PRICE",
+    "LINEAR_PRICE",
+    "Call",
+    "Price",
+    "RuleName",
+    "fastest",
+    "predicted_seconds",
+]
 
 RuleName: TypeAlias = Literal["project", "weight-gradient", "gram"]
 
@@ -31,6 +40,9 @@ RATES = {  # F in operations a second, S in seconds a number
     "cpu": (100e9, 0.26e-9),
     "cuda": (100e12, 8e-12),
 }
+CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**28}
+"""Of samples' weight gradients formed together: what stays in a processor's cache, or what keeps a GPU busy."""
+
 FACTORS_SECONDS = 50e-6  # of collecting the factors of one call
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from inrun_bench.attribution.batch_axis import BatchAxis
 from inrun_bench.attribution.books import ONLY, Account, Books, Place
 from inrun_bench.attribution.capture import Capture
+from inrun_bench.attribution.kernels.backend import Backend
 from inrun_bench.attribution.late import Late, LateChoice
 from inrun_bench.attribution.ledger import Ledger, Pages
 from inrun_bench.attribution.probes import PROBES, First, Probe, Step, scaled
@@ -77,6 +78,9 @@ class InRunShapley:
     batch_axis : int, or mapping of str to (int, None or "folded")
         Which axis of layers' inputs and outputs numbers the samples, for all layers or by layer name. None: a layer
         sees positions and no samples; ``"folded"``: its first axis numbers samples and positions, samples slowest.
+    kernels : {"auto", "triton", "torch"}
+        What forms the weight gradients of linear maps where they are scored on the way: a Triton kernel on a GPU, plain
+        torch elsewhere, or always the one that is named.
 
     Attributes
     ----------
@@ -118,11 +122,13 @@ class InRunShapley:
         late: LateChoice = "auto",
         memory_budget: int | None = None,
         batch_axis: BatchAxis | Mapping[str, BatchAxis] = 0,
+        kernels: Backend = "auto",
     ) -> None:
         if n_samples < 1:
             raise ValueError(f"n_samples must be at least 1, got {n_samples}")
         _check_choice("rules", rules, RULES)
         _check_choice("late", late, get_args(LateChoice))
+        _check_choice("kernels", kernels, get_args(Backend))
         check_optimizer(optimizer)
         self.probe = _probe(order)
         self.n_samples = n_samples
@@ -132,7 +138,7 @@ class InRunShapley:
         self._late = Late(late, memory_budget)
         self._validation = None if validation is None else _named(validation)
         self._books = self._new_books(self._validation or (ONLY,))
-        self._capture = Capture(model, self._receive, axes, rules)
+        self._capture = Capture(model, self._receive, axes, rules, kernels)
         self._parameters = list(self._capture.parameters.values())
         self._watcher = Watcher(self._capture.parameters)
         self._losses = {name: self._new_loss(closure) for name, closure in (self._validation or {}).items()}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from inrun_bench.attribution.batch_axis import BatchAxis
+from inrun_bench.attribution.kernels.backend import Backend, wanted
 from inrun_bench.attribution.rules import Factors, Rule
 
 __all__ = ["Direction", "LayerTerm", "Part", "Site"]
@@ -29,12 +30,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Site:
-    """A layer whose parameters have ghost rules; beside each rule, its parameters' names among the model's."""
+    """A layer whose parameters have ghost rules; beside each rule, its parameters' names among the model's.
+
+    `kernels` says what runs the products of rules that have kernels, see :mod:`inrun_bench.attribution.kernels`.
+    """
 
     name: str
     layer: nn.Module
     rules: tuple[tuple[Rule, tuple[str | None, ...]], ...]
     axis: BatchAxis
+    kernels: Backend = "auto"
 
     @property
     def where(self) -> str:
@@ -59,12 +64,13 @@ class Site:
     def score(self, a: Any, b: Tensor, probe: Direction) -> Tensor:
         """Return the dot products of the layer's gradients with `probe`, [B]."""
         scores = []
-        for rule, keys in self.rules:
-            q = [probe.get(key) if key else None for key in keys]
-            if isinstance(q[0], Factors):
-                scores.append(q[0].score(a, b))
-            elif any(direction is not None for direction in q):
-                scores.append(rule.function(self.layer, a, b, *q))
+        with wanted(self.kernels):
+            for rule, keys in self.rules:
+                q = [probe.get(key) if key else None for key in keys]
+                if isinstance(q[0], Factors):
+                    scores.append(q[0].score(a, b))
+                elif any(direction is not None for direction in q):
+                    scores.append(rule.function(self.layer, a, b, *q))
         total: Tensor = sum(scores[1:], start=scores[0]) if scores else b.new_zeros(len(b))
         return total
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from inrun_bench.attribution.costs import CHUNK_BYTES
 from inrun_bench.attribution.weight_gradient import MAPS, Scored, find_map, scored_call
-from inrun_bench.attribution.weight_gradient.linear import CHUNK_BYTES
 
 small = st.integers(1, 4)
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from inrun_bench.attribution.kernels.backend import choose
+from inrun_bench.attribution.kernels.embedding_dot import embedding_dot
 from inrun_bench.attribution.rules.registry import ghost_rule
 from inrun_bench.attribution.rules.samples import dot
 
@@ -22,6 +24,8 @@ from inrun_bench.attribution.rules.samples import dot
 @ghost_rule(nn.Embedding, "weight")
 def embedding(layer: nn.Embedding, a: Tensor, b: Tensor, q: Tensor) -> Tensor:
     """Look up the ids a [B, ...] in the table's probe [rows, d]."""
+    if not layer.scale_grad_by_freq and choose("embedding_dot", "auto", b, q) == "triton":
+        return embedding_dot(a, b, q, padding_idx=layer.padding_idx, backend="triton")
     tangent = functional.embedding(a, q)  # [B, ..., d]
     if layer.padding_idx is not None:
         tangent.masked_fill_((a == layer.padding_idx).unsqueeze(-1), 0.0)

@@ -17,6 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from inrun_bench.attribution.kernels.backend import choose
+from inrun_bench.attribution.kernels.gram_dot import gram_dot
+
 __all__ = ["Factors"]
 
 
@@ -49,10 +52,12 @@ class Factors:
 
     def dense(self) -> Tensor:
         """Return the probe, multiplied out."""
-        product = self.gradients.t() @ self.inputs
+        product = self.gradients.t() @ self.inputs.to(self.gradients.dtype)  # autocast leaves some in single
         return (product.t() if self.transposed else product) * self.scale
 
     def score(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the dot products, [B], of a linear map's input [B, ..., d_in] and output gradient [B, ..., d_out]."""
+        if choose("gram_dot", "auto", a, b, self.inputs, self.gradients) == "triton":
+            return gram_dot(a, b, self.inputs, self.gradients, backend="triton") * self.scale
         alike = (a @ self.inputs.t().to(a.dtype)) * (b @ self.gradients.t().to(b.dtype))
         return alike.reshape(len(b), -1).sum(1, dtype=torch.promote_types(b.dtype, torch.float32)) * self.scale

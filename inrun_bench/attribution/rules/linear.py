@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from inrun_bench.attribution.kernels.backend import choose
+from inrun_bench.attribution.kernels.project_dot import project_dot
 from inrun_bench.attribution.rules.registry import ghost_rule
 from inrun_bench.attribution.rules.samples import dot
 
@@ -48,5 +50,7 @@ def linear_bias(layer: nn.Module, a: Tensor, b: Tensor, q: Tensor) -> Tensor:
 
 
 def _projected(a: Tensor, b: Tensor, q: Tensor) -> Tensor:
+    if choose("project_dot", "auto", a, b, q) == "triton":
+        return project_dot(a, b, q, backend="triton")
     q = q.to(b.dtype)
     return dot(b @ q, a) if q.shape[1] <= q.shape[0] else dot(a.to(b.dtype) @ q.T, b)

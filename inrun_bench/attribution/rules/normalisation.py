@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from inrun_bench.attribution.kernels.backend import choose
+from inrun_bench.attribution.kernels.norm_dot import layer_norm_dot, rms_norm_dot
 from inrun_bench.attribution.rules.registry import ghost_rule
 from inrun_bench.attribution.rules.samples import dot
 
@@ -19,12 +21,16 @@ from inrun_bench.attribution.rules.samples import dot
 @ghost_rule(nn.LayerNorm, "weight", "bias")
 def layer_norm(layer: nn.LayerNorm, a: Tensor, b: Tensor, *q: Tensor | None) -> Tensor:
     """Normalise over the last dimensions, and scale by the probes, shaped like those."""
+    if choose("layer_norm_dot", "auto", a, b, *(probe for probe in q if probe is not None)) == "triton":
+        return layer_norm_dot(a, b, len(layer.normalized_shape), q[0], q[1], layer.eps, backend="triton")
     return dot(functional.layer_norm(a.to(b.dtype), layer.normalized_shape, *_scale_and_shift(b, *q), layer.eps), b)
 
 
 @ghost_rule(nn.RMSNorm, "weight")
 def rms_norm(layer: nn.RMSNorm, a: Tensor, b: Tensor, q: Tensor) -> Tensor:
     """Divide by the root mean square over the last dimensions, and scale by the probe, shaped like those."""
+    if choose("rms_norm_dot", "auto", a, b, q) == "triton":
+        return rms_norm_dot(a, b, len(layer.normalized_shape), q, eps=layer.eps, backend="triton")
     return dot(functional.rms_norm(a.to(b.dtype), layer.normalized_shape, q.to(b.dtype), layer.eps), b)
 
 

@@ -26,6 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inrun_bench.attribution.kernels.backend import Backend, choose
+from inrun_bench.attribution.kernels.wgrad_dot import wgrad_dot
 from inrun_bench.attribution.weight_gradient.convolution import CONVOLUTION
 from inrun_bench.attribution.weight_gradient.linear import CONV1D, LINEAR
 from inrun_bench.attribution.weight_gradient.map import Map
@@ -63,6 +65,8 @@ class Scored:
         Of parameters' names to directions, one mapping a validation set.
     receive : callable
         Takes the scores, [probes, B], in the backward pass.
+    backend : {"auto", "triton", "torch"}
+        What forms a linear map's gradient, see :mod:`inrun_bench.attribution.kernels`.
     """
 
     layer: Any
@@ -71,6 +75,7 @@ class Scored:
     bias_key: str | None
     probes: Sequence[Mapping[str, Any]]
     receive: Callable[[Tensor], None]
+    backend: Backend = "auto"
 
 
 def scored_call(call: Scored, a: Tensor) -> Tensor:
@@ -113,6 +118,12 @@ def scored_gradients(call: Scored, a: Tensor, b: Tensor, *, with_bias: bool) -> 
     with_bias : bool
         Whether the bias's gradient is asked for; its scores are added where its key is given.
     """
+    if (
+        call.map.transposed is not None
+        and len(call.probes) == 1
+        and choose("wgrad_dot", call.backend, a, b) == "triton"
+    ):
+        return _by_kernel(call, a, b, with_bias=with_bias)
     directions = _rows([probe[call.weight_key] for probe in call.probes])
     scores = directions.new_empty(len(call.probes), len(b))
     total = torch.zeros(call.layer.weight.shape, dtype=b.dtype, device=b.device)
@@ -129,6 +140,21 @@ def scored_gradients(call: Scored, a: Tensor, b: Tensor, *, with_bias: bool) -> 
             scores += directions @ by_sample.to(directions.dtype).t()
     call.receive(scores)
     return total, for_bias
+
+
+def _by_kernel(call: Scored, a: Tensor, b: Tensor, *, with_bias: bool) -> tuple[Tensor, Tensor | None]:
+    """Do the same in one kernel, for one probe."""
+    (probe,) = call.probes
+    q = probe[call.weight_key]
+    q = q.t() if call.map.transposed else q
+    if not with_bias:
+        total, scores = wgrad_dot(a, b, q, backend=call.backend)
+        for_bias = None
+    else:
+        bias_q = q.new_zeros(len(q)) if call.bias_key is None else probe[call.bias_key]
+        total, for_bias, scores = wgrad_dot(a, b, q, bias_probe=bias_q, backend=call.backend)
+    call.receive(scores[None])
+    return total.t() if call.map.transposed else total, for_bias
 
 
 def _rows(directions: Sequence[Tensor]) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from inrun_bench.attribution.costs import LINEAR_PRICE
-from inrun_bench.attribution.weight_gradient.map import CHUNK_BYTES, Map
+from inrun_bench.attribution.costs import CHUNK_BYTES, LINEAR_PRICE
+from inrun_bench.attribution.weight_gradient.map import Map
 
 __all__ = ["CONV1D", "LINEAR"]
 

@@ -10,10 +10,7 @@ from torch import Tensor
 
 from inrun_bench.attribution.costs import Price
 
-__all__ = ["CHUNK_BYTES", "Map"]
-
-CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**28}
-"""Of samples' weight gradients formed together: what stays in a processor's cache, or what keeps a GPU busy."""
+__all__ = ["Map"]
 
 
 @dataclass(frozen=True)

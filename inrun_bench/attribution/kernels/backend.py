@@ -1,0 +1,96 @@
+"""Which of a kernel's two implementations runs: the Triton kernel, or its twin in plain torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+__all__ = ["Backend", "choose", "interpreted", "wanted"]
+
+Backend: TypeAlias = Literal["auto", "triton", "torch"]
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+_WANTED = threading.local()
+
+logger = logging.getLogger(__name__)
+
+
+def choose(kernel: str, backend: Backend, *tensors: Tensor) -> Literal["triton", "torch"]:
+    """Return the implementation that serves these tensors.
+
+    Parameters
+    ----------
+    kernel : str
+        Its name, for messages.
+    backend : {"auto", "triton", "torch"}
+        ``"auto"`` takes Triton on a GPU that it serves, for float32, float16 and bfloat16, and torch elsewhere; the
+        others force one.
+    *tensors : Tensor
+        What the kernel is to read; all on one device.
+
+    Raises
+    ------
+    ValueError
+        If `backend` is unknown, or ``"triton"`` is forced where it cannot run.
+    """
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend must be one of 'auto', 'triton', 'torch', got {backend!r}")
+    if backend == "auto":
+        backend = getattr(_WANTED, "backend", "auto")
+    if backend == "torch" or (backend == "auto" and not tensors[0].is_cuda):
+        return "torch"
+    obstacle = _obstacle(tensors)
+    if obstacle is None:
+        return "triton"
+    if backend == "triton":
+        raise ValueError(f"{kernel}: backend='triton' cannot run: {obstacle}")
+    _say_once(kernel, obstacle)
+    return "torch"
+
+
+@contextmanager
+def wanted(backend: Backend) -> Iterator[None]:
+    """Let ``"auto"`` mean `backend` in this block, in this thread."""
+    before = getattr(_WANTED, "backend", "auto")
+    _WANTED.backend = backend
+    try:
+        yield
+    finally:
+        _WANTED.backend = before
+
+
+def interpreted() -> bool:
+    """Return whether Triton's interpreter runs kernels on the CPU (``TRITON_INTERPRET=1``), to check them."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _obstacle(tensors: tuple[Tensor, ...]) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (pip install triton)"
+    first = tensors[0]
+    if any(tensor.device != first.device for tensor in tensors):
+        return f"tensors lie on several devices: {', '.join(sorted({str(t.device) for t in tensors}))}"
+    if not first.is_cuda and not (interpreted() and first.device.type == "cpu"):
+        return (
+            f"tensors lie on {first.device}, and Triton needs a GPU; to check kernels on the CPU, start Python with "
+            "TRITON_INTERPRET=1"
+        )
+    strange = [tensor.dtype for tensor in tensors if tensor.is_floating_point() and tensor.dtype not in DTYPES]
+    if strange:
+        return f"dtype {strange[0]} is not one of {', '.join(map(str, DTYPES))}"
+    return None
+
+
+@cache
+def _say_once(kernel: str, obstacle: str) -> None:
+    logger.debug("%s: the torch twin runs, since %s", kernel, obstacle)

@@ -1,0 +1,283 @@
+"""Whole training steps: throughput, memory and arithmetic, with scores and without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from inrun_bench.attribution import InRunShapley
+from inrun_bench.experiments.gpu.rounds import (
+    Call,
+    Rounds,
+    device,
+    error_row,
+    message,
+    quartiles,
+    seconds,
+    take_turns,
+    wall_seconds,
+)
+from inrun_bench.memory import peak_bytes
+from inrun_bench.unit import Row, Unit
+from tasks.architectures import GPT, cnn, mlp
+
+__all__ = ["MODELS", "STEPS_OF", "TINY_STEPS_OF", "Model", "measure_steps"]
+
+RULES = ("project", "weight-gradient", "gram")
+SMALL_RATE = 1e-4  # the loss must stay finite while one batch is trained on again and again
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to train: how it and its data are made, and how much of them a step takes.
+
+    Attributes
+    ----------
+    make : callable
+        Returns the model.
+    data : callable
+        Given a number of samples, returns inputs and labels.
+    batch, validation, loop : int
+        Samples of a training step, of the validation loss, and of the per-sample loop.
+    """
+
+    make: Callable[[], nn.Module]
+    data: Callable[[int], tuple[Tensor, Tensor]]
+    batch: int
+    validation: int
+    loop: int
+
+
+def _sequences(vocabulary: int, positions: int, n: int) -> tuple[Tensor, Tensor]:
+    tokens = torch.randint(vocabulary, (n, positions + 1))
+    return tokens[:, :-1], tokens[:, 1:]  # of each token the next is to be told
+
+
+def _images(shape: tuple[int, ...], classes: int, n: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(n, *shape), torch.randint(classes, (n,))
+
+
+MODELS = {
+    "gpt2-small": Model(
+        partial(GPT, vocabulary=50304, context=1024, width=768, heads=12, blocks=12),  # 50257 tokens, rounded up
+        partial(_sequences, 50257, 1024),
+        batch=16,
+        validation=1,
+        loop=4,
+    ),
+    "mlp": Model(partial(mlp, 3072, 4096, 1000), partial(_images, (3072,), 1000), batch=4096, validation=256, loop=64),
+    "cnn": Model(partial(cnn, 3, 128, 100), partial(_images, (3, 32, 32), 100), batch=256, validation=32, loop=64),
+    "gpt-tiny": Model(
+        partial(GPT, vocabulary=32, context=8, width=16, heads=2, blocks=1), partial(_sequences, 30, 8), 4, 1, 2
+    ),
+    "mlp-tiny": Model(partial(mlp, 6, 8, 3), partial(_images, (6,), 3), 4, 2, 2),
+    "cnn-tiny": Model(partial(cnn, 1, 8, 3), partial(_images, (1, 6, 6), 3), 4, 2, 2),
+}
+
+
+STEPS_OF = {  # how a model's step is optimised and compiled
+    "gpt2-small": (("sgd", "no"), ("adamw", "no"), ("sgd", "inductor"), ("adamw", "inductor")),
+    "mlp": (("sgd", "no"), ("adamw", "no")),
+    "cnn": (("sgd", "no"), ("adamw", "no")),
+}
+TINY_STEPS_OF = {
+    "gpt-tiny": (("sgd", "no"), ("adamw", "no"), ("sgd", "aot_eager")),
+    "mlp-tiny": (("sgd", "no"),),
+    "cnn-tiny": (("adamw", "no"),),
+}
+
+
+def measure_steps(unit: Unit, ceilings: Mapping[tuple[str, str], float]) -> list[Row]:
+    """Let all variants of a step take turns; `ceilings` are what the machine reaches, by metric and dtype."""
+    torch.compiler.reset()
+    compiled = unit.settings["compiled"] != "no"
+    variants: dict[str, Variant] = {}
+    rows: list[Row] = []
+    for name in _variants(str(unit.settings["optimizer"]), compiled):
+        try:
+            variants[name] = _Maker(unit).variant(name)
+        except Exception as error:  # it may not fit into memory; the others go on
+            rows.append(error_row(name, message(error)))
+    rounds, failed = take_turns({name: v.step for name, v in variants.items()}, unit.settings, wall_seconds)
+    rows += [error_row(name, said) for name, said in failed.items()]
+    peaks: dict[str, int] = {}
+    if torch.cuda.is_available() or not compiled:  # on the CPU a compiled graph cannot be looked into
+        peaks = {name: variants[name].peak_bytes() for name in rounds[0]}
+    for name in rounds[0]:
+        cost = {"method": name, "seconds": seconds(name, rounds), "peak_bytes": peaks.get(name)}
+        cost["rule"] = variants[name].rule()
+        found = _speed(unit.task, name, variants[name].samples, rounds, ceilings["tflops", "bfloat16"])
+        if "regular" in rounds[0]:
+            found |= _ratios(name, variants[name].samples / MODELS[unit.task].batch, rounds, peaks)
+        rows += [{**cost, "metric": metric, **value} for metric, value in found.items()]
+    return rows
+
+
+def _speed(model: str, name: str, samples: int, rounds: Rounds, ceiling: float) -> dict[str, Row]:
+    """Return throughput and the share of the ceiling that the model's own arithmetic reaches; of training steps."""
+    if name == "validation":
+        return {}
+    x, y = MODELS[model].data(1)
+    kind, items = ("samples", 1) if x.is_floating_point() else ("tokens", y.numel())
+    teraflops = 3 * _forward_flops(MODELS[model].make, x) * samples / 1e12
+    return {
+        f"{kind}_per_s": quartiles(samples * items / taken[name] for taken in rounds),
+        "mfu": quartiles(teraflops / taken[name] / ceiling for taken in rounds),
+    }
+
+
+def _ratios(name: str, more: float, rounds: Rounds, peaks: Mapping[str, int]) -> dict[str, Row]:
+    """Return throughput and memory in units of the regular step; `more` is how many times its samples are taken."""
+    if name == "validation":
+        return {"step_ratio": quartiles(taken[name] / taken["regular"] for taken in rounds)}
+    found = {"throughput_ratio": quartiles(more * taken["regular"] / taken[name] for taken in rounds)}
+    if peaks:
+        found["peak_ratio"] = {"value": peaks[name] / peaks["regular"]}
+    if name.startswith("inrun") and "validation" in rounds[0]:
+        net = (more * taken["regular"] / (taken[name] - taken["validation"]) for taken in rounds)
+        found["net_throughput_ratio"] = quartiles(net)
+    return found
+
+
+def _variants(optimizer: str, compiled: bool) -> list[str]:
+    """Return what takes turns. Only SGD's probe is known in time for the rules to compete."""
+    rules = [f"inrun-first-{rule}" for rule in RULES]
+    names = ["regular", "validation", "inrun-first"]
+    if compiled:
+        return names
+    orders = ["inrun-second", "inrun-integrated"]
+    return [*names, *rules, *orders, "per-sample-vmap"] if optimizer == "sgd" else [*names, *orders]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A training step, ready to be called again and again, on `samples` samples; and who watches it."""
+
+    step: Call
+    samples: int
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    engine: InRunShapley | None = None
+
+    def rule(self) -> str:
+        """Return the rules by which linear maps and convolutions were scored, or how late probes were served."""
+        if self.engine is None:
+            return ""
+        rules, late = self.engine.choices["rules"], self.engine.choices["late"]
+        return ", ".join(sorted(set(rules.values()))) or (f"late: {late}" if late else "")
+
+    def peak_bytes(self) -> int:
+        """Return the peak memory of a step, the weights and what the optimiser keeps of them included."""
+        kept = [value for state in self.optimizer.state.values() for value in state.values()]
+        tensors = [*self.model.parameters(), *(value for value in kept if isinstance(value, Tensor))]
+        return sum(tensor.nbytes for tensor in tensors) + peak_bytes(self.step)
+
+
+class _Maker:
+    """Makes the variants of one unit, all of the same weights and data."""
+
+    def __init__(self, unit: Unit) -> None:
+        self.kind = MODELS[unit.task]
+        self.backend = str(unit.settings["compiled"])
+        torch.manual_seed(unit.seed)
+        self.model = self.kind.make().to(device())
+        self.train, self.validation = (
+            tuple(x.to(device()) for x in self.kind.data(n)) for n in (self.kind.batch, self.kind.validation)
+        )
+        parameters = self.model.parameters()
+        self.optimizer: torch.optim.Optimizer = (
+            torch.optim.SGD(parameters, lr=SMALL_RATE)
+            if unit.settings["optimizer"] == "sgd"
+            else torch.optim.AdamW(parameters, lr=SMALL_RATE, fused=True)
+        )
+        self.run: Callable[[Tensor], Tensor] = self.model
+
+    def variant(self, name: str) -> Variant:
+        """Return the variant of that name."""
+        engine, samples = None, self.kind.batch
+        step: Call = self.regular
+        if name.startswith("inrun"):
+            order, _, rule = name.removeprefix("inrun-").partition("-")
+            engine = InRunShapley(
+                self.model,
+                self.optimizer,
+                samples,
+                order,
+                validation=self.validation_loss,
+                rules=rule or "auto",
+            )
+            step = partial(self.valued, engine, torch.arange(samples))
+        elif name == "validation":
+            samples, step = self.kind.validation, self.validation_gradient
+        elif name == "per-sample-vmap":
+            samples, step = self.kind.loop, self.per_sample
+        if self.backend != "no":  # after the engine, whose hooks become part of the graph
+            self.run = torch.compile(self.model, backend=self.backend, dynamic=False, fullgraph=True)
+        return Variant(step, samples, self.model, self.optimizer, engine)
+
+    def loss(self, run: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+        with _autocast():
+            return nn.functional.cross_entropy(run(x).flatten(0, -2), y.flatten())
+
+    def validation_loss(self) -> Tensor:
+        return self.loss(self.run, *self.validation)
+
+    def validation_gradient(self) -> Sequence[Tensor]:
+        return torch.autograd.grad(self.validation_loss(), list(self.model.parameters()))
+
+    def regular(self) -> None:
+        self.loss(self.run, *self.train).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def valued(self, engine: InRunShapley, index: Tensor) -> None:
+        with engine.step(index):
+            self.regular()
+
+    def per_sample(self) -> Tensor:
+        """Form every sample's gradient, dot it with the probe, and step with their sum; in bfloat16 throughout.
+
+        Autocast casts anew in the backward pass of a transformed function, and not as it did in the forward pass.
+        """
+        n = self.kind.loop
+        x, y = (part[:n] for part in self.train)
+
+        def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+            logits = torch.func.functional_call(self.model, weights, (x[None],)).flatten(0, -2)
+            return nn.functional.cross_entropy(logits.float(), y[None].flatten()) / n
+
+        probe = self.validation_gradient()
+        weights = {name: p.detach().bfloat16() for name, p in self.model.named_parameters()}
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels know no weights of a sample's own
+            per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
+            own = per_sample(weights, x.bfloat16() if x.is_floating_point() else x, y)
+        scores = torch.zeros(n, device=x.device)
+        for (name, parameter), q in zip(self.model.named_parameters(), probe, strict=True):
+            gradients = own.pop(name).float()  # [B, ...]
+            scores += gradients.flatten(1) @ (SMALL_RATE * q).flatten()
+            parameter.grad = gradients.sum(0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return scores
+
+
+def _forward_flops(make: Callable[[], nn.Module], x: Tensor) -> int:
+    """Count the multiplications and additions of matrix products in one sample's forward pass, on no device at all."""
+    from torch.utils.flop_counter import FlopCounterMode  # it imports Triton, which reads TRITON_INTERPRET then
+
+    with torch.device("meta"):
+        model = make()
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        model(x.to("meta"))
+    return int(counter.get_total_flops())
+
+
+def _autocast() -> AbstractContextManager[Any]:
+    return torch.autocast(device(), torch.bfloat16)
