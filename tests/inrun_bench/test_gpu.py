@@ -240,3 +240,12 @@ def test_nothing_is_drawn_of_nothing(tmp_path, measured):
     assert draw(SCHEMA.empty_table().to_pandas()).axes == []
     assert draw(measured[1].read_all("gpu").query("metric == 'error'")).axes == []
     assert draw_figures(Store(tmp_path / "empty"), ["gpu"]) == []
+
+
+def test_approximations_are_measured_against_the_exact_product(measured):
+    _, store = measured
+    rows = store.read_all("gpu").query("task == 'gpt-text'")
+    errors = rows[rows["metric"] == "score_error"].set_index("method")["value"]
+    assert errors["exact"] < errors["low-rank-16"] < 0.1
+    assert errors["exact"] < errors["float8"] < 0.1
+    assert set(rows[rows["metric"] == "speed_to_exact"]["method"]) == {"float8", "low-rank-16"}

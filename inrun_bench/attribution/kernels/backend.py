@@ -75,7 +75,7 @@ def interpreted() -> bool:
 
 
 def _obstacle(tensors: tuple[Tensor, ...]) -> str | None:
-    if importlib.util.find_spec("triton") is None:
+    if not _installed():
         return "Triton is not installed (pip install triton)"
     first = tensors[0]
     if any(tensor.device != first.device for tensor in tensors):
@@ -89,6 +89,11 @@ def _obstacle(tensors: tuple[Tensor, ...]) -> str | None:
     if strange:
         return f"dtype {strange[0]} is not one of {', '.join(map(str, DTYPES))}"
     return None
+
+
+@cache
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 @cache

@@ -1,6 +1,6 @@
 """GPU: what scores cost where training is fast; one command checks, times and writes rows.
 
-``python -m inrun_bench.experiments.gpu --out results/gpu``, or ``tox run -e bench-gpu``. Three kinds of units:
+``python -m inrun_bench.experiments.gpu --out results/gpu``, or ``tox run -e bench-gpu``. Four kinds of units:
 
 *Ceilings*, planned at 10 s: what this GPU reaches in a large matrix product of each dtype and in a large copy, measured
 in the same run. All shares below are of these, and not of a data sheet's.
@@ -12,6 +12,9 @@ same bits. Then it takes turns with its twin in plain torch and with ``torch.mm`
 its inputs out of the cache. ``ratio_to_cublas`` is speed over that of cuBLAS in the same round: for ``wgrad-dot``, 1
 means that scores are free. ``roofline_share`` is the time that the ceilings allow over the time taken; what must be
 computed and moved is counted by :func:`~inrun_bench.experiments.gpu.kernels.work`.
+
+*Approximations*, planned at 30 s: how far scores are off whose probe product is in float8, or of low rank, on a model
+that has trained a little, and how much faster they are (:mod:`~inrun_bench.experiments.gpu.approximations`).
 
 *Steps*, planned at 5 min, half of it compilation: training steps of GPT-2 small (124 M parameters and a head of its
 own, 1024 positions, batches of 16, bf16 autocast), an MLP and a CNN, with SGD, whose probe is known before the backward
@@ -36,6 +39,7 @@ from functools import partial
 import pandas as pd
 import torch
 
+from inrun_bench.experiments.gpu.approximations import SIZES, TINY_SIZES, measure_approximations
 from inrun_bench.experiments.gpu.kernels import LAYERS, TINY_LAYERS, TOLERANCE, measure_kernels
 from inrun_bench.experiments.gpu.rounds import Call, device, error_row, event_seconds, rate, take_turns
 from inrun_bench.experiments.gpu.steps import STEPS_OF, TINY_STEPS_OF, measure_steps
@@ -46,7 +50,7 @@ SUMMARY = "kernels and training steps on a GPU: correctness, speed against cuBLA
 EXCLUSIVE = True
 DEFAULT = False
 
-CEILINGS, KERNELS, STEPS = "ceilings", "kernels", "steps"
+CEILINGS, KERNELS, APPROXIMATIONS, STEPS = "ceilings", "kernels", "approximations", "steps"
 INTERPRETED = "cpu (interpreter)"
 
 
@@ -65,7 +69,10 @@ def units(plan: Plan) -> list[Unit]:
         for name, ways in (STEPS_OF if gpu else TINY_STEPS_OF).items()
         for o, c in ways
     ]
-    return [ceilings, *kernels, *steps]
+    approximations = Unit(
+        "gpu", "gpt-text", APPROXIMATIONS, seed, {**where, **(SIZES if gpu else TINY_SIZES), **_repeats(5, 0.2)}
+    )
+    return [ceilings, *kernels, approximations, *steps]
 
 
 def _repeats(rounds: int, seconds: float) -> dict[str, Setting]:
@@ -80,6 +87,8 @@ def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
         torch.manual_seed(unit.seed)
         if unit.method == CEILINGS:
             return _measure_ceilings(unit)
+        if unit.method == APPROXIMATIONS:
+            return measure_approximations(unit)
         (ceilings,) = needs.values()
         highest = {(row.metric, row.dtype): row.value for row in ceilings.itertuples()}
         return (measure_kernels if unit.method == KERNELS else measure_steps)(unit, highest)
