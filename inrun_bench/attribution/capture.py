@@ -57,7 +57,7 @@ class Capture:
     rules : {"auto", "project", "weight-gradient", "gram"}
         How linear maps and convolutions are scored where the probe is known in time.
     kernels : {"auto", "triton", "torch"}
-        What forms the weight gradients of linear maps where they are scored on the way.
+        What runs the products that have kernels, see :mod:`inrun_bench.attribution.kernels`.
 
     Attributes
     ----------
@@ -86,11 +86,7 @@ class Capture:
         self._probes: Sequence[Direction] | None = None
         self._scores: Scores | None = None
         self._scored = False  # whether the layer that is being left has scored itself
-        self._linear = {
-            site.name: how.transposed
-            for site in self._sites
-            if (how := find_map(site.layer)) is not None and how.transposed is not None
-        }
+        self._maps = {site.name: how for site in self._sites if (how := find_map(site.layer)) is not None}
         self._calls: dict[str, Call] = {}
         self._resumed: set[str] | None = None
         self._validation_positions: dict[str, int] = {}
@@ -271,28 +267,27 @@ class Capture:
         return pass_through(output, a.detach(), self._number, slot)
 
     def _note_validation(self, site: Site, a: Any, output: Any) -> None:
-        transposed = self._linear.get(site.name)
-        if transposed is None:
+        how = self._maps.get(site.name)
+        if how is None or how.transposed is None:
             return
         self._validation_positions[site.name] = a.shape[:-1].numel()
         key = site.key_of("weight")
         if self._collecting is not None and key in self._collecting[0]:
-            self._collecting[1].append(Collected(str(key), a.detach(), output, transposed))
+            self._collecting[1].append(Collected(str(key), a.detach(), output, how.transposed))
 
     def score_compiled(self, slot: int, a: Tensor, b: Tensor, with_bias: bool) -> tuple[Tensor, Tensor | None]:
         """Return the gradients of a linear map in a compiled graph, and score its samples on the way."""
         site, part = self._sites[slot], self._latest
-        how = find_map(site.layer)
-        assert how is not None
         if part is None or self._probes is None:
             raise RuntimeError(f"{site.where} was differentiated after its step; call backward() inside the with-block")
-        return scored_gradients(self._call_to_score(site, how, part), a, b, with_bias=with_bias)
+        call = self._call_to_score(site, self._maps[site.name], part)
+        return scored_gradients(call, a, b, with_bias=with_bias)
 
     def _replace_forwards(self) -> list[nn.Module]:
         """Route the forward passes of linear maps and convolutions through :meth:`_run`; return these layers."""
         replaced = []
         for slot, site in enumerate(self._sites):
-            how = find_map(site.layer)
+            how = self._maps.get(site.name)
             if how is not None and site.axis == 0 and site.key_of("weight") and "forward" not in vars(site.layer):
                 site.layer.__dict__["forward"] = _Forward(site.layer, partial(self._run, slot, site, how))
                 replaced.append(site.layer)

@@ -79,8 +79,7 @@ class InRunShapley:
         Which axis of layers' inputs and outputs numbers the samples, for all layers or by layer name. None: a layer
         sees positions and no samples; ``"folded"``: its first axis numbers samples and positions, samples slowest.
     kernels : {"auto", "triton", "torch"}
-        What forms the weight gradients of linear maps where they are scored on the way: a Triton kernel on a GPU, plain
-        torch elsewhere, or always the one that is named.
+        What runs the products that have kernels: Triton on a GPU and plain torch elsewhere, or always the one named.
 
     Attributes
     ----------

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from inrun_bench.attribution.rules import Factors
+from inrun_bench.attribution.rules.factors import multiplied_out
 from inrun_bench.attribution.saving import save
 from inrun_bench.attribution.terms import Direction, Part
 
@@ -49,7 +49,7 @@ class _Leaf:
         """Return the parameter and its derivative in the probe's direction."""
         weight = self.parameter.detach()
         direction = probe.get(self.key)
-        return weight, torch.zeros_like(weight) if direction is None else _dense(direction).to(weight.dtype)
+        return weight, torch.zeros_like(weight) if direction is None else multiplied_out(direction).to(weight.dtype)
 
     def value(self, weights: Mapping[str, Tensor]) -> Tensor:
         """Return the parameter, as given in `weights`."""
@@ -153,7 +153,7 @@ class OutsideTerm:
             gradients = torch.autograd.grad(output, list(weights.values()), alone, retain_graph=True, allow_unused=True)
             for key, gradient in zip(weights, gradients, strict=True):
                 if gradient is not None and key in probe:
-                    scores[sample] += (gradient * _dense(probe[key])).sum()
+                    scores[sample] += (gradient * multiplied_out(probe[key])).sum()
         return scores
 
 
@@ -321,10 +321,6 @@ class _Mode(TorchFunctionMode):
         return (size in tensor.shape and tensor.untyped_storage().data_ptr() not in self._constants) or (
             tensor.requires_grad and tensor.dim() == 0  # the loss itself
         )
-
-
-def _dense(direction: Tensor | Factors) -> Tensor:
-    return direction.dense() if isinstance(direction, Factors) else direction
 
 
 def _tensors(result: Any) -> list[Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from inrun_bench.attribution.outside import OutsideTerm
 from inrun_bench.attribution.terms import Direction, LayerTerm
 
-__all__ = ["Scores", "Term", "check_sum"]
+__all__ = ["Scores", "Term", "check_sum", "gradient_dot"]
 
 Term: TypeAlias = LayerTerm | OutsideTerm
 
@@ -74,6 +74,12 @@ class Scores:
         return all(bool(torch.isfinite(scores).all()) for _, _, scores in self._terms)
 
 
+def gradient_dot(directions: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> float:
+    """Return the dot product of a probe and a gradient, one tensor a parameter; None counts as zero."""
+    pairs = zip(directions, gradients, strict=True)
+    return sum(float(q.flatten() @ g.flatten().to(q.dtype)) for q, g in pairs if g is not None)
+
+
 def check_sum(
     total: float, directions: Sequence[Tensor], gradients: Sequence[Tensor | None], precision: float, step: int
 ) -> None:
@@ -81,9 +87,9 @@ def check_sum(
 
     They do by definition, so that anything else means that part of the gradient was not seen, or seen twice.
     """
-    pairs = [(q, g) for q, g in zip(directions, gradients, strict=True) if g is not None]
-    expected = sum(float(q.flatten() @ g.flatten().to(q.dtype)) for q, g in pairs)
-    scale = sum(float(q.norm()) * float(g.norm()) for q, g in pairs)
+    expected = gradient_dot(directions, gradients)
+    pairs = zip(directions, gradients, strict=True)
+    scale = sum(float(q.norm()) * float(g.norm()) for q, g in pairs if g is not None)
     if math.isfinite(scale) and abs(total - expected) > math.sqrt(precision) / 4 * scale:
         raise ValueError(
             f"step {step}: the samples' scores add up to {total:.6g}, but the gradient's dot product with the probe is "

@@ -11,8 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from inrun_bench.attribution.late import ROUNDED
 from inrun_bench.attribution.probes import Probe, Step, scaled
-from inrun_bench.attribution.rules import Factors
-from inrun_bench.attribution.scores import Scores, check_sum
+from inrun_bench.attribution.rules.factors import multiplied_out
+from inrun_bench.attribution.scores import Scores, check_sum, gradient_dot
 from inrun_bench.attribution.step import OpenStep
 from inrun_bench.attribution.validation import moved_to
 
@@ -47,9 +47,9 @@ def early_scores(opened: OpenStep) -> Tensor:
             "value?), which scores that were made in the backward pass cannot follow; pass late='keep'"
         )
     if not exact or opened.checked:
-        directions = [[_dense(q) for q in known.values()] for known in opened.known]
+        directions = [[multiplied_out(q) for q in known.values()] for known in opened.known]
         if not exact:
-            ratio = _dot(directions[0], opened.gradients) / float(total[0].sum()) / opened.unscaled
+            ratio = gradient_dot(directions[0], opened.gradients) / float(total[0].sum()) / opened.unscaled
             _warn_of_unforeseen_change(opened.number)
     assert ratio is not None
     total *= ratio * opened.unscaled
@@ -68,11 +68,13 @@ def late_scores(opened: OpenStep, probe: Probe, model: nn.Module, parameters: Ma
     ]
     steps = [Step(loss, opened.update, opened.before, gradient, opened.after) for loss in opened.losses.values()]
     directions = [scaled(probe.direction(step), opened.update.slope) for step in steps]
-    common = opened.received.common or 1.0  # kept out of the probe: a loss scale would drown it in half precision
-    ratios = [0.0 if r is None else r / common for r in opened.received.ratio]
+    common = opened.received.common  # kept out of the probe: a loss scale would drown it in half precision
+    given = directions
+    if common is None:
+        common, ratios = 1.0, [0.0 if ratio is None else ratio for ratio in opened.received.ratio]
+        given = [scaled(direction, ratios) for direction in directions]
     probes = [
-        {name: q.to(p.dtype) for (name, p), q in zip(parameters.items(), scaled(direction, ratios), strict=True)}
-        for direction in directions
+        {name: q.to(p.dtype) for (name, p), q in zip(parameters.items(), direction, strict=True)} for direction in given
     ]
     if opened.way == "jvp":
         total = _differentiated_losses(opened, probes, model)
@@ -81,7 +83,7 @@ def late_scores(opened: OpenStep, probe: Probe, model: nn.Module, parameters: Ma
     total *= common * opened.unscaled
     opened.scores.check_finite(total, opened.index, opened.number)
     if not opened.received.known:
-        expected = torch.tensor([_dot(direction, gradient) for direction in directions], dtype=torch.float64)
+        expected = torch.tensor([gradient_dot(direction, gradient) for direction in directions], dtype=torch.float64)
         total *= (expected / total.sum(1))[:, None]
         _warn_of_unforeseen_change(opened.number)
     elif opened.checked:
@@ -96,7 +98,7 @@ def _kept_scores(opened: OpenStep, probes: list[dict[str, Tensor]], parameters: 
     if opened.known is not None:  # what the backward pass has scored need not be scored again
         known = opened.factor * opened.scores.total(size)
         probes = [
-            {name: q - opened.factor * _dense(done[name]) for name, q in probe.items()}
+            {name: q - opened.factor * multiplied_out(done[name]) for name, q in probe.items()}
             for probe, done in zip(probes, opened.known, strict=True)
         ]
     rest = Scores(len(probes))
@@ -140,15 +142,6 @@ class _Closure(nn.Module):
     def forward(self) -> Tensor:
         """Call the closure."""
         return self._closure()
-
-
-def _dense(direction: Tensor | Factors) -> Tensor:
-    return direction.dense() if isinstance(direction, Factors) else direction
-
-
-def _dot(directions: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> float:
-    pairs = zip(directions, gradients, strict=True)
-    return sum(float(q.flatten() @ g.flatten().to(q.dtype)) for q, g in pairs if g is not None)
 
 
 def _rounding(parameter: Tensor) -> float:

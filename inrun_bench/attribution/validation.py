@@ -51,7 +51,7 @@ class ValidationLoss:
     Attributes
     ----------
     factored : set of str
-        Parameters whose gradients at the present weights :meth:`gradient` leaves in factors.
+        Parameters whose gradients :meth:`factored_gradient` leaves in factors.
 
     All methods take `at`, the weights to evaluate at, or None for the present ones. Tensors that they return are not
     to be changed.
@@ -102,9 +102,9 @@ class ValidationLoss:
             factors[call.key] = factors[call.key].joined(own) if call.key in factors else own
         for key in self.factored & (factors.keys() | wanted.keys()):
             if key not in trusted:
-                dense = gradient[key]
-                assert isinstance(dense, Tensor)
-                close = key in factors and _close(factors[key].dense(), dense)
+                formed = gradient[key]
+                assert isinstance(formed, Tensor)
+                close = key in factors and _close(factors[key].dense(), formed)
                 self._trusted |= {key} if close else set()
         self.factored &= self._trusted & factors.keys()
         gradient |= {key: factors[key] for key in self.factored}

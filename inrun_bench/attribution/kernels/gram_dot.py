@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from inrun_bench.attribution.kernels.backend import Backend, choose
+from inrun_bench.attribution.kernels.shapes import InputPrecision, by_position, check_precision, check_sides
 
 __all__ = ["gram_dot", "gram_dot_torch"]
-
-PRECISIONS = ("ieee", "tf32", "tf32x3")
 
 
 def gram_dot(
@@ -29,7 +28,7 @@ def gram_dot(
     a_val: Tensor,
     b_val: Tensor,
     *,
-    input_precision: str = "ieee",
+    input_precision: InputPrecision = "ieee",
     backend: Backend = "auto",
 ) -> Tensor:
     """Return the dot product of each sample's weight gradient with the validation samples'.
@@ -50,8 +49,7 @@ def gram_dot(
     Returns
     -------
     Tensor [B]
-        float32; float64 where a and b are (in torch alone). The same bits whenever the same tiles run, which
-        the kernel's tuning chooses once a process and shape.
+        float32; float64 where a and b are (in torch alone). The same bits from run to run.
 
     Raises
     ------
@@ -65,7 +63,7 @@ def gram_dot(
     tensor([ 12., -34.])
     """
     _check(a, b, a_val, b_val, input_precision)
-    a, b = (x.reshape(len(x), -1, x.shape[-1]) if x.numel() else x.new_zeros(len(x), 1, x.shape[-1]) for x in (a, b))
+    a, b = by_position(a), by_position(b)
     (a, a_val), (b, b_val) = _alike(a, a_val), _alike(b, b_val)
     empty = not (a.numel() and b.numel() and len(a_val))
     if choose("gram_dot", backend, a, b, a_val, b_val) == "torch" or empty:
@@ -94,14 +92,9 @@ def _alike(x: Tensor, x_val: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check(a: Tensor, b: Tensor, a_val: Tensor, b_val: Tensor, input_precision: str) -> None:
-    if a.dim() < 2:
-        raise ValueError(f"a must be [B, T, d_in] or [B, d_in], got {list(a.shape)}")
-    if b.dim() < 2 or b.shape[:-1] != a.shape[:-1]:
-        allowed = [*a.shape[:-1], "d_out"]
-        raise ValueError(f"b must be {allowed}, for a has shape {list(a.shape)}, got {list(b.shape)}")
+    check_sides(a, b)
     if a_val.dim() != 2 or a_val.shape[1] != a.shape[-1]:
         raise ValueError(f"a_val must be {['N', a.shape[-1]]}, as wide as a, got {list(a_val.shape)}")
     if b_val.shape != (len(a_val), b.shape[-1]):
         raise ValueError(f"b_val must be {[len(a_val), b.shape[-1]]}, got {list(b_val.shape)}")
-    if input_precision not in PRECISIONS:
-        raise ValueError(f"input_precision must be one of {', '.join(PRECISIONS)}, got {input_precision!r}")
+    check_precision(input_precision)

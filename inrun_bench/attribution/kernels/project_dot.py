@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from inrun_bench.attribution.kernels.backend import Backend, choose
+from inrun_bench.attribution.kernels.shapes import InputPrecision, by_position, check_precision, check_sides
 
 __all__ = ["project_dot", "project_dot_torch"]
-
-PRECISIONS = ("ieee", "tf32", "tf32x3")
 
 
 def project_dot(
@@ -28,7 +27,7 @@ def project_dot(
     probe: Tensor,
     *,
     lengths: Tensor | None = None,
-    input_precision: str = "ieee",
+    input_precision: InputPrecision = "ieee",
     backend: Backend = "auto",
 ) -> Tensor:
     """Return the dot product of each sample's weight gradient with the probe, or with each of several probes.
@@ -51,8 +50,7 @@ def project_dot(
     Returns
     -------
     Tensor [B] or [V, B]
-        float32; float64 where a and b are (in torch alone). The same bits whenever the same tiles run, which
-        the kernel's tuning chooses once a process and shape.
+        float32; float64 where a and b are (in torch alone). The same bits from run to run.
 
     Raises
     ------
@@ -67,7 +65,7 @@ def project_dot(
     """
     _check(a, b, probe, lengths, input_precision)
     several = probe.dim() == 3
-    a, b = (x.reshape(len(x), -1, x.shape[-1]) if x.numel() else x.new_zeros(len(x), 1, x.shape[-1]) for x in (a, b))
+    a, b = by_position(a), by_position(b)
     probe = probe if several else probe[None]
     # x [B, T, depth] is multiplied, y [B, T, width] dotted, probe [V, depth, width]
     x, y, probe = (b, a, probe) if b.shape[-1] >= a.shape[-1] else (a, b, probe.transpose(1, 2))
@@ -104,15 +102,10 @@ def _fitted(probe: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
 
 
 def _check(a: Tensor, b: Tensor, probe: Tensor, lengths: Tensor | None, input_precision: str) -> None:
-    if a.dim() < 2:
-        raise ValueError(f"a must be [B, T, d_in] or [B, d_in], got {list(a.shape)}")
-    if b.dim() < 2 or b.shape[:-1] != a.shape[:-1]:
-        allowed = [*a.shape[:-1], "d_out"]
-        raise ValueError(f"b must be {allowed}, for a has shape {list(a.shape)}, got {list(b.shape)}")
+    check_sides(a, b)
     matrix = (b.shape[-1], a.shape[-1])
     if probe.dim() not in (2, 3) or probe.shape[-2:] != matrix:
         raise ValueError(f"probe must be {list(matrix)} or {['V', *matrix]}, got {list(probe.shape)}")
     if lengths is not None and (lengths.shape != (len(a),) or lengths.is_floating_point()):
         raise ValueError(f"lengths must be integers [{len(a)}], got {lengths.dtype} {list(lengths.shape)}")
-    if input_precision not in PRECISIONS:
-        raise ValueError(f"input_precision must be one of {', '.join(PRECISIONS)}, got {input_precision!r}")
+    check_precision(input_precision)

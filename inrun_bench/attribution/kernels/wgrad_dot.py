@@ -14,17 +14,15 @@ below, forms a few samples' gradients together, as many as stay in the cache. Wh
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from inrun_bench.attribution.costs import CHUNK_BYTES
 from inrun_bench.attribution.kernels.backend import Backend, choose
+from inrun_bench.attribution.kernels.shapes import InputPrecision, check_precision, check_sides
 
 __all__ = ["InputPrecision", "wgrad_dot", "wgrad_dot_torch"]
-
-InputPrecision = Literal["ieee", "tf32", "tf32x3"]
 
 
 def wgrad_dot(
@@ -165,10 +163,7 @@ def _check(
     for name, x in {"a": a, "b": b, "probe": probe, "bias_probe": bias_probe}.items():
         if x is not None and not x.is_floating_point():
             raise ValueError(f"{name} must be of a floating dtype, got {x.dtype}")
-    if a.dim() < 2:
-        raise ValueError(f"a must be [B, d_in] or [B, ..., d_in], got shape {tuple(a.shape)}")
-    if b.shape[:-1] != a.shape[:-1]:
-        raise ValueError(f"b must be [{', '.join(map(str, a.shape[:-1]))}, d_out] like a, got shape {tuple(b.shape)}")
+    check_sides(a, b)
     sides = (b.shape[-1], a.shape[-1])
     if probe.dim() not in (2, 3) or probe.shape[-2:] != sides:
         raise ValueError(f"probe must be [d_out, d_in] = {list(sides)}, or several, got shape {tuple(probe.shape)}")
@@ -179,8 +174,7 @@ def _check(
         )
     if lengths is not None:
         _check_lengths(lengths, a.shape[:-1])
-    if input_precision not in get_args(InputPrecision):
-        raise ValueError(f"input_precision must be one of {get_args(InputPrecision)}, got {input_precision!r}")
+    check_precision(input_precision)
 
 
 def _check_lengths(lengths: Tensor, positions: torch.Size) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from inrun_bench.attribution.kernels.backend import choose
 from inrun_bench.attribution.kernels.gram_dot import gram_dot
 
-__all__ = ["Factors"]
+__all__ = ["Factors", "multiplied_out"]
 
 
 @dataclass(frozen=True)
@@ -61,3 +61,8 @@ class Factors:
             return gram_dot(a, b, self.inputs, self.gradients, backend="triton") * self.scale
         alike = (a @ self.inputs.t().to(a.dtype)) * (b @ self.gradients.t().to(b.dtype))
         return alike.reshape(len(b), -1).sum(1, dtype=torch.promote_types(b.dtype, torch.float32)) * self.scale
+
+
+def multiplied_out(direction: Tensor | Factors) -> Tensor:
+    """Return a probe of one weight as a tensor, shaped like the weight."""
+    return direction.dense() if isinstance(direction, Factors) else direction

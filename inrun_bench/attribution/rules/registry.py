@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
-__all__ = ["GhostRule", "Rule", "find_rules", "ghost_rule", "supported_layers"]
+__all__ = ["GhostRule", "Rule", "by_type", "find_rules", "ghost_rule", "supported_layers"]
+
+T = TypeVar("T")
 
 GhostRule: TypeAlias = Callable[..., Tensor]
 """``rule(layer, a, b, *q) -> scores [B]``; see :mod:`inrun_bench.attribution.rules`."""
@@ -68,8 +70,13 @@ def ghost_rule(
 
 def find_rules(layer: nn.Module) -> tuple[Rule, ...]:
     """Return the rules of the layer's type; empty where there are none."""
-    layer_type = type(layer)
-    return _RULES.get(layer_type) or _RULES.get(f"{layer_type.__module__}.{layer_type.__qualname__}", ())
+    return by_type(_RULES, layer) or ()
+
+
+def by_type(table: Mapping[type[nn.Module] | str, T], layer: nn.Module) -> T | None:
+    """Return the entry of the layer's class, given as such or by its full name; None where there is none."""
+    kind = type(layer)
+    return table.get(kind) or table.get(f"{kind.__module__}.{kind.__qualname__}")
 
 
 def supported_layers() -> list[str]:

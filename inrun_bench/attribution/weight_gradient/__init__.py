@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from inrun_bench.attribution.kernels.backend import Backend, choose
 from inrun_bench.attribution.kernels.wgrad_dot import wgrad_dot
+from inrun_bench.attribution.rules.registry import by_type
 from inrun_bench.attribution.weight_gradient.convolution import CONVOLUTION
 from inrun_bench.attribution.weight_gradient.linear import CONV1D, LINEAR
 from inrun_bench.attribution.weight_gradient.map import Map
@@ -36,7 +37,7 @@ __all__ = ["Map", "Scored", "find_map", "scored_call", "scored_gradients"]
 
 MAPS: dict[type[nn.Module] | str, Map] = {
     nn.Linear: LINEAR,
-    "Conv1D": CONV1D,  # Hugging Face's
+    "transformers.pytorch_utils.Conv1D": CONV1D,
     nn.Conv1d: CONVOLUTION,
     nn.Conv2d: CONVOLUTION,
     nn.Conv3d: CONVOLUTION,
@@ -45,10 +46,7 @@ MAPS: dict[type[nn.Module] | str, Map] = {
 
 def find_map(layer: nn.Module) -> Map | None:
     """Return how the layer's weight gradient is formed sample by sample, or None where that is not known."""
-    kind = type(layer)
-    found = MAPS.get(kind)
-    if found is None and kind.__module__ == "transformers.pytorch_utils":
-        found = MAPS.get(kind.__name__)
+    found = by_type(MAPS, layer)
     return found if found is not None and found.serves(layer) else None
 
 

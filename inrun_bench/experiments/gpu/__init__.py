@@ -5,7 +5,7 @@
 *Ceilings*, planned at 10 s: what this GPU reaches in a large matrix product of each dtype and in a large copy, measured
 in the same run. All shares below are of these, and not of a data sheet's.
 
-*Kernels*, planned at 4 min, most of it autotuning: each kernel at the shapes of the linear maps of GPT-2 (small,
+*Kernels*, planned at 4 min: each kernel at the shapes of the linear maps of GPT-2 (small,
 medium, large) and of Llama 3 8B, 16 384 positions a batch. First it is checked: against float64, on rows, columns and
 samples drawn at random (all of them in small shapes), with memory poisoned beforehand, and twice, which must give the
 same bits. Then it takes turns with its twin in plain torch and with ``torch.mm`` of the weight gradient alone (cuBLAS),

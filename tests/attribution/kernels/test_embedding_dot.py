@@ -3,21 +3,9 @@ import torch
 from torch.nn import functional
 
 from inrun_bench.attribution.kernels.embedding_dot import embedding_dot
+from tests.attribution.kernels.cases import TOLERANCE, draw, error
 
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 TABLE = 11
-
-
-@pytest.fixture(autouse=True)
-def poisoned():
-    """Fill torch.empty with NaN."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def draw(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape))).to(dtype)
 
 
 def draw_ids(*shape):
@@ -32,12 +20,6 @@ def exact(ids, b, probe, padding_idx=None):
         functional.embedding(ids_i, table, padding_idx).backward(b_i)
         scores.append((table.grad * probe.double()).sum())
     return torch.stack(scores)
-
-
-def error(scores, truth):
-    assert scores.dtype == torch.float32
-    assert scores.isfinite().all()
-    return ((scores.double() - truth).norm() / truth.norm()).item()
 
 
 @pytest.mark.parametrize("backend", ["triton", "torch"])

@@ -5,20 +5,7 @@ from hypothesis import strategies as st
 
 from inrun_bench.attribution.kernels.gram_dot import gram_dot
 from inrun_bench.attribution.kernels.project_dot import project_dot
-
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
-
-
-@pytest.fixture(autouse=True)
-def poisoned():
-    """Fill torch.empty with NaN."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def draw(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape))).to(dtype)
+from tests.attribution.kernels.cases import TOLERANCE, draw, error
 
 
 def problem(samples, positions, columns, d_in, d_out, dtype=torch.float32):
@@ -30,12 +17,6 @@ def exact(a, b, a_val, b_val):
     """Scores from the weight gradients, formed, in float64."""
     gradients = torch.einsum("bto,bti->boi", b.double(), a.double())
     return torch.einsum("boi,no,ni->b", gradients, b_val.double(), a_val.double())
-
-
-def error(scores, truth):
-    assert scores.dtype == torch.float32
-    assert scores.isfinite().all()
-    return ((scores.double() - truth).norm() / truth.norm()).item()
 
 
 @pytest.mark.parametrize("backend", ["triton", "torch"])
@@ -119,7 +100,7 @@ def test_double_precision_is_kept_by_the_twin():
     ("change", "message"),
     [
         ({"a": torch.ones(3)}, r"a must be \[B, T, d_in\] or \[B, d_in\], got \[3\]"),
-        ({"b": torch.ones(2, 4, 5)}, r"b must be \[2, 3, 'd_out'\].*got \[2, 4, 5\]"),
+        ({"b": torch.ones(2, 4, 5)}, r"b must be \[2, 3, d_out\].*got \[2, 4, 5\]"),
         ({"a_val": torch.ones(6, 5)}, r"a_val must be \['N', 4\], as wide as a, got \[6, 5\]"),
         ({"b_val": torch.ones(7, 5)}, r"b_val must be \[6, 5\], got \[7, 5\]"),
         ({"input_precision": "bf16"}, "input_precision must be one of ieee, tf32, tf32x3, got 'bf16'"),

@@ -3,20 +3,7 @@ import torch
 from torch.nn import functional
 
 from inrun_bench.attribution.kernels.norm_dot import layer_norm_dot, rms_norm_dot
-
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
-
-
-@pytest.fixture(autouse=True)
-def poisoned():
-    """Fill torch.empty with NaN."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def draw(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape))).to(dtype)
+from tests.attribution.kernels.cases import TOLERANCE, draw, error
 
 
 def exact(norm, a, b, shape, q_weight, q_bias, eps):
@@ -31,12 +18,6 @@ def exact(norm, a, b, shape, q_weight, q_bias, eps):
         pairs = ((weight, q_weight), (bias, q_bias))
         scores.append(sum((p.grad * q.double()).sum() for p, q in pairs if q is not None))
     return torch.stack(scores)
-
-
-def error(scores, truth):
-    assert scores.dtype == torch.float32
-    assert scores.isfinite().all()
-    return ((scores.double() - truth).norm() / truth.norm()).item()
 
 
 @pytest.mark.parametrize("backend", ["triton", "torch"])

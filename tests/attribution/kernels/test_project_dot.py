@@ -4,32 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inrun_bench.attribution.kernels.project_dot import project_dot
-
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
-
-
-@pytest.fixture(autouse=True)
-def poisoned():
-    """Fill torch.empty with NaN."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def draw(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape))).to(dtype)
+from tests.attribution.kernels.cases import TOLERANCE, draw, error
 
 
 def exact(a, b, probe):
     """Scores from the samples' weight gradients, formed, in float64: [V, B]."""
     gradients = torch.einsum("bto,bti->boi", b.double(), a.double())
     return torch.einsum("boi,voi->vb", gradients, probe.double())
-
-
-def error(scores, truth):
-    assert scores.dtype == torch.float32
-    assert scores.isfinite().all()
-    return ((scores.double() - truth).norm() / truth.norm()).item()
 
 
 @pytest.mark.parametrize("backend", ["triton", "torch"])
@@ -139,7 +120,7 @@ def test_double_precision_is_kept_by_the_twin():
     ("change", "message"),
     [
         ({"a": torch.ones(3)}, r"a must be \[B, T, d_in\] or \[B, d_in\], got \[3\]"),
-        ({"b": torch.ones(2, 4, 5)}, r"b must be \[2, 3, 'd_out'\].*got \[2, 4, 5\]"),
+        ({"b": torch.ones(2, 4, 5)}, r"b must be \[2, 3, d_out\].*got \[2, 4, 5\]"),
         ({"probe": torch.ones(4, 5)}, r"probe must be \[5, 4\] or \['V', 5, 4\], got \[4, 5\]"),
         ({"lengths": torch.ones(3, dtype=torch.int64)}, r"lengths must be integers \[2\], got torch.int64 \[3\]"),
         ({"input_precision": "bf16"}, "input_precision must be one of ieee, tf32, tf32x3, got 'bf16'"),

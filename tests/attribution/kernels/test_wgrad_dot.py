@@ -212,7 +212,7 @@ def test_work_covers_all_samples_and_keeps_processors_busy():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"a": torch.ones(3)}, r"a must be \[B, d_in\]"),
+        ({"a": torch.ones(3)}, r"a must be \[B, T, d_in\] or \[B, d_in\]"),
         ({"b": torch.ones(3, 5, 4)}, r"b must be \[3, 4, d_out\]"),
         ({"probe": torch.ones(5, 4)}, r"probe must be \[d_out, d_in\] = \[6, 5\]"),
         ({"bias_probe": torch.ones(5)}, r"bias_probe must be \[6\]"),

@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from inrun_bench.attribution.kernels.gpu.tiles import divisible, tile_constants
+
 __all__ = ["CONFIGS", "attributes", "constexprs", "embedding_dot_triton", "embedding_kernel", "signature"]
 
 CONFIGS: list[dict[str, int]] = [
@@ -90,11 +92,10 @@ def signature(dtype: str) -> dict[str, str]:
 
 def constexprs(config: dict[str, int]) -> dict[str, Any]:
     """Return the arguments known ahead of time, for contiguous inputs."""
-    tiles = {name: size for name, size in config.items() if name.isupper()}
-    return {"ids_t": 1, "b_d": 1, "q_d": 1, **tiles}
+    return {"ids_t": 1, "b_d": 1, "q_d": 1, **tile_constants(config)}
 
 
 def attributes() -> dict[tuple[int], list[list[Any]]]:
     """Return which arguments are multiples of 16, as the launcher finds them for the sizes of common models."""
     even = ["ids_ptr", "b_ptr", "probe_ptr", "parts_ptr", "rows", "width", "b_b", "b_t", "q_r"]
-    return {(embedding_kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in even}
+    return divisible(embedding_kernel, even)

@@ -10,7 +10,6 @@ Two accumulators share the registers that one has in a plain product, which boun
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -19,13 +18,12 @@ import triton.language as tl
 from torch import Tensor
 
 from inrun_bench.attribution.kernels.backend import interpreted
+from inrun_bench.attribution.kernels.gpu.tiles import choose_tile, divisible, tile_constants
 
 __all__ = ["CONFIGS", "CONFIGS_FLOAT32", "attributes", "constexprs", "gram_dot_triton", "gram_kernel", "signature"]
 
 CONFIGS: list[dict[str, int]] = [
     {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 4},
-    {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 128, "num_warps": 4, "num_stages": 3},
-    {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 4},
     {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 4},
     {"BLOCK_M": 256, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 4},
 ]
@@ -37,7 +35,7 @@ CONFIGS_FLOAT32: list[dict[str, int]] = [
 ]
 
 SMALL = {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
-SMALL_PRODUCT = 2**20  # rows x columns x depth below which tuning costs more than it gains
+SMALL_PRODUCT = 2**20  # rows x columns x depth up to which one small tile serves
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -52,7 +50,6 @@ def gram_kernel(  # type: ignore[no-untyped-def]
     columns,
     d_in,
     d_out,
-    bucket,  # noqa: ARG001 - rows, rounded up: what the choice of a config depends on
     a_b,
     a_t,
     a_k,
@@ -148,32 +145,14 @@ def gram_dot_triton(a: Tensor, b: Tensor, a_val: Tensor, b_val: Tensor, input_pr
     small = interpreted() or rows * columns * max(d_in, d_out) <= SMALL_PRODUCT
     column_tiles = triton.cdiv(columns, (SMALL if small else CONFIGS[0])["BLOCK_N"])
     parts = torch.empty(column_tiles, samples, positions, dtype=torch.float32, device=a.device)
-
-    def grid(meta: dict[str, Any]) -> tuple[int]:
-        return (triton.cdiv(rows, meta["BLOCK_M"]) * column_tiles,)
-
-    sizes = (rows, positions, columns, d_in, d_out, triton.next_power_of_2(rows))
+    sizes = (rows, positions, columns, d_in, d_out)
     strides = (*a.stride(), *b.stride(), *a_val.stride(), *b_val.stride())
     constants = {"PRECISION": input_precision, "WIDEN": interpreted()}
-    if small:
-        gram_kernel[grid](a, b, a_val, b_val, parts, *sizes, *strides, **constants, **SMALL)
-    else:
-        single = torch.float32 in (a.dtype, b.dtype)
-        _tuned(single)[grid](a, b, a_val, b_val, parts, *sizes, *strides, **constants)
+    configs = CONFIGS_FLOAT32 if torch.float32 in (a.dtype, b.dtype) else CONFIGS
+    config = SMALL if small else choose_tile(configs, rows, column_tiles)
+    grid = (triton.cdiv(rows, config["BLOCK_M"]) * column_tiles,)
+    gram_kernel[grid](a, b, a_val, b_val, parts, *sizes, *strides, **constants, **config)
     return parts.sum(0).sum(1)  # twice: a sum over both would copy, and this order is plain
-
-
-@cache
-def _tuned(single: bool) -> Any:
-    configs = [
-        triton.Config(
-            {name: size for name, size in config.items() if name.isupper()},
-            num_warps=config["num_warps"],
-            num_stages=config["num_stages"],
-        )
-        for config in (CONFIGS_FLOAT32 if single else CONFIGS)
-    ]
-    return triton.autotune(configs, key=["bucket", "columns", "d_in", "d_out", "PRECISION"])(gram_kernel)
 
 
 def signature(dtype: str) -> dict[str, str]:
@@ -185,13 +164,12 @@ def signature(dtype: str) -> dict[str, str]:
 
 def constexprs(config: dict[str, int], input_precision: str = "ieee") -> dict[str, Any]:
     """Return the arguments known ahead of time, for contiguous inputs."""
-    tiles = {name: size for name, size in config.items() if name.isupper()}
     strides = dict.fromkeys(("a_k", "b_k", "a_val_k", "b_val_k"), 1)
-    return {**strides, "PRECISION": input_precision, "WIDEN": False, **tiles}
+    return {**strides, "PRECISION": input_precision, "WIDEN": False, **tile_constants(config)}
 
 
 def attributes() -> dict[tuple[int], list[list[Any]]]:
     """Return which arguments are multiples of 16, as the launcher finds them for the sizes of common models."""
     pointers = ["a_ptr", "b_ptr", "a_val_ptr", "b_val_ptr", "parts_ptr"]
     even = [*pointers, "rows", "columns", "d_in", "d_out", "a_b", "a_t", "b_b", "b_t", "a_val_n", "b_val_n"]
-    return {(gram_kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in even}
+    return divisible(gram_kernel, even)

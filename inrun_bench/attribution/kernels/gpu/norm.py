@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from inrun_bench.attribution.kernels.gpu.tiles import divisible, tile_constants
+
 __all__ = ["CONFIGS", "attributes", "constexprs", "norm_dot_triton", "norm_kernel", "signature"]
 
 CONFIGS: list[dict[str, int]] = [
@@ -107,12 +109,11 @@ def signature(dtype: str) -> dict[str, str]:
 
 def constexprs(config: dict[str, int], centred: bool = True) -> dict[str, Any]:
     """Return the arguments known ahead of time, for contiguous inputs and both probes."""
-    tiles = {name: size for name, size in config.items() if name.isupper()}
-    return {"a_d": 1, "b_d": 1, "CENTRED": centred, **tiles}
+    return {"a_d": 1, "b_d": 1, "CENTRED": centred, **tile_constants(config)}
 
 
 def attributes() -> dict[tuple[int], list[list[Any]]]:
     """Return which arguments are multiples of 16, as the launcher finds them for the sizes of common models."""
     pointers = ["a_ptr", "b_ptr", "weight_ptr", "bias_ptr", "parts_ptr"]
     even = [*pointers, "rows", "width", "a_b", "a_t", "b_b", "b_t"]
-    return {(norm_kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in even}
+    return divisible(norm_kernel, even)

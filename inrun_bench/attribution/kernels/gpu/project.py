@@ -12,7 +12,6 @@ linear in the product, so that its pieces may be dotted one by one.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from inrun_bench.attribution.kernels.backend import interpreted
+from inrun_bench.attribution.kernels.gpu.tiles import PROGRAMS, choose_tile, divisible, tile_constants
 
 __all__ = [
     "CONFIGS",
@@ -34,8 +34,6 @@ __all__ = [
 
 CONFIGS: list[dict[str, int]] = [
     {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 4, "num_stages": 4},
-    {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 128, "num_warps": 4, "num_stages": 3},
-    {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
     {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 4},
     {"BLOCK_M": 256, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
 ]
@@ -47,8 +45,7 @@ CONFIGS_FLOAT32: list[dict[str, int]] = [
 ]
 
 SMALL = {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
-SMALL_PRODUCT = 2**20  # rows x depth x width below which tuning costs more than it gains
-PROGRAMS = 264  # two for each processor of an H100 or H200
+SMALL_PRODUCT = 2**20  # rows x depth x width up to which one small tile serves
 STRETCH = 256  # of the depth, at least, for one program
 GROUP = 8
 
@@ -66,7 +63,6 @@ def project_kernel(  # type: ignore[no-untyped-def]
     width,
     columns,  # column tiles of all probes
     span,  # of the depth, for one program; a multiple of BLOCK_K
-    bucket,  # noqa: ARG001 - rows, rounded up: what the choice of a config depends on
     x_b,
     x_t,
     x_k,
@@ -139,18 +135,14 @@ def project_dot_triton(x: Tensor, y: Tensor, probe: Tensor, lengths: Tensor | No
     span = _span(depth, triton.cdiv(rows, 64) * columns)
     stretches = triton.cdiv(depth, span)
     parts = torch.empty(probes, stretches * probe_tiles, samples, positions, dtype=torch.float32, device=x.device)
-
-    def grid(meta: dict[str, Any]) -> tuple[int]:
-        return (triton.cdiv(rows, meta["BLOCK_M"]) * columns * stretches,)
-
     lengths = None if lengths is None else lengths.to(torch.int32).contiguous()
-    sizes = (rows, positions, depth, width, columns, span, triton.next_power_of_2(rows))
+    sizes = (rows, positions, depth, width, columns, span)
     arguments = (x, y, probe, lengths, parts, *sizes, *x.stride(), *y.stride(), *probe.stride())
     constants = {"PRECISION": input_precision, "WIDEN": interpreted(), "GROUP": GROUP}
-    if small:
-        project_kernel[grid](*arguments, **constants, **SMALL)
-    else:
-        _tuned(x.dtype == torch.float32)[grid](*arguments, **constants)
+    configs = CONFIGS_FLOAT32 if x.dtype == torch.float32 else CONFIGS
+    config = SMALL if small else choose_tile(configs, rows, columns * stretches)
+    grid = (triton.cdiv(rows, config["BLOCK_M"]) * columns * stretches,)
+    project_kernel[grid](*arguments, **constants, **config)
     return parts.sum(1).sum(2)  # twice: a sum over both would copy, and this order is plain
 
 
@@ -158,19 +150,6 @@ def _span(depth: int, tiles: int) -> int:
     """Return how much of the depth a program takes, so that there are enough programs; whatever config is chosen."""
     stretches = max(1, min(PROGRAMS // tiles, depth // STRETCH))
     return int(triton.cdiv(triton.cdiv(depth, stretches), 128) * 128)
-
-
-@cache
-def _tuned(single: bool) -> Any:
-    configs = [
-        triton.Config(
-            {name: size for name, size in config.items() if name.isupper()},
-            num_warps=config["num_warps"],
-            num_stages=config["num_stages"],
-        )
-        for config in (CONFIGS_FLOAT32 if single else CONFIGS)
-    ]
-    return triton.autotune(configs, key=["bucket", "depth", "width", "PRECISION"])(project_kernel)
 
 
 def signature(dtype: str) -> dict[str, str]:
@@ -182,13 +161,12 @@ def signature(dtype: str) -> dict[str, str]:
 
 def constexprs(config: dict[str, int], input_precision: str = "ieee") -> dict[str, Any]:
     """Return the arguments known ahead of time, for contiguous inputs without padding."""
-    tiles = {name: size for name, size in config.items() if name.isupper()}
     known = {"lengths_ptr": None, "x_k": 1, "y_n": 1, "q_n": 1}
-    return {**known, "PRECISION": input_precision, "WIDEN": False, "GROUP": GROUP, **tiles}
+    return {**known, "PRECISION": input_precision, "WIDEN": False, "GROUP": GROUP, **tile_constants(config)}
 
 
 def attributes() -> dict[tuple[int], list[list[Any]]]:
     """Return which arguments are multiples of 16, as the launcher finds them for the sizes of common models."""
     pointers = ["x_ptr", "y_ptr", "probe_ptr", "parts_ptr"]
     even = [*pointers, "rows", "depth", "width", "span", "x_b", "x_t", "y_b", "y_t", "q_v", "q_k"]
-    return {(project_kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in even}
+    return divisible(project_kernel, even)
