@@ -70,6 +70,13 @@ class Problem:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
+    def train(self, engine, steps=2):
+        """Take steps under the engine and return its values."""
+        for _ in range(steps):
+            with engine.step(range(N)):
+                self.take_step()
+        return engine.values()
+
     def brute_force(self):
         def sample(model, i):
             return self.loss(model, self.x[i : i + 1], self.y[i : i + 1]) / N

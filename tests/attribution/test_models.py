@@ -259,13 +259,8 @@ def test_sparse_gradients(order):
 
     twin = problem(lambda: nn.Sequential(nn.EmbeddingBag(7, 4), nn.Tanh(), nn.Linear(4, 3)), shape=(3,), ids=7)
     p = problem(build, shape=(3,), ids=7)
-    one, other = p.engine(order), twin.engine(order)
-    for _ in range(2):
-        with one.step(range(N)):
-            p.take_step()
-        with other.step(range(N)):
-            twin.take_step()
-    assert relative_error(one.values(), other.values()) < 1e-10
+    values, expected = p.train(p.engine(order)), twin.train(twin.engine(order))
+    assert relative_error(values, expected) < 1e-10
 
 
 def test_parameters_without_a_rule_are_announced_once(caplog):
@@ -368,13 +363,8 @@ def test_activation_checkpointing(reentrant, order, rules):
     if reentrant:  # torch's older form wants an input with a gradient
         p.x.requires_grad_()
         p.validation = lambda model=None: twin_validation(p, twin)
-    one, other = p.engine(order), twin.engine(order)
-    for _ in range(2):
-        with one.step(range(N)):
-            p.take_step()
-        with other.step(range(N)):
-            twin.take_step()
-    np.testing.assert_allclose(one.values(), other.values(), rtol=1e-10)
+    values, expected = p.train(p.engine(order)), twin.train(twin.engine(order))
+    np.testing.assert_allclose(values, expected, rtol=1e-10)
 
 
 def twin_validation(p, twin):
@@ -425,13 +415,8 @@ def test_compiled_models_stay_one_graph(case, order, rules, monkeypatch):
     p, twin = problem(**given), problem(**given)
     p.run = torch.compile(p.model, fullgraph=True, backend="aot_eager")
     try:
-        one, other = p.engine(order, rules=rules), twin.engine(order)
-        for _ in range(3):
-            with one.step(range(N)):
-                p.take_step()
-            with other.step(range(N)):
-                twin.take_step()
-        assert relative_error(one.values(), other.values()) < 1e-10
+        values, expected = p.train(p.engine(order, rules=rules), 3), twin.train(twin.engine(order), 3)
+        assert relative_error(values, expected) < 1e-10
         for w, u in zip(p.model.parameters(), twin.model.parameters(), strict=True):
             torch.testing.assert_close(w, u, rtol=1e-10, atol=1e-12)
         assert len(scored) == (6 if rules == "weight-gradient" and order == "first" else 0)  # two linear maps, thrice
@@ -446,11 +431,8 @@ def test_a_compiled_model_that_ran_before_the_engine_was_made_is_compiled_anew()
     try:
         p.take_step()
         twin.take_step()
-        one, other = p.check("first", engine=p.engine("first")), twin.engine("first")
-        for _ in range(2):
-            with other.step(range(N)):
-                twin.take_step()
-        assert relative_error(one.values(), other.values()) < 1e-10
+        values, expected = p.check("first").values(), twin.train(twin.engine("first"))
+        assert relative_error(values, expected) < 1e-10
     finally:
         torch._dynamo.reset()
 
