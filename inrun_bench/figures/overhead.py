@@ -69,7 +69,7 @@ def _workload_panels(rows: pd.DataFrame) -> list[_Panel]:
     net, peak = (steps[steps["metric"] == metric] for metric in ("net_ratio", "peak_ratio"))
     peak = peak[~peak["method"].isin(["regular", "validation"])].assign(low=np.nan, high=np.nan)
     return [
-        _Panel(net, "time of a step less a validation pass\n/ regular step (1: scores are free)", "linear"),
+        _Panel(net, "time of a step less a validation pass\n/ regular step (median, quartiles)", "linear"),
         _Panel(peak, "peak memory of a step\n/ regular step", "linear"),
     ]
 

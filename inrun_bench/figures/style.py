@@ -42,6 +42,7 @@ _KNOWN = {
     "random": Look("random", "0.6", "x"),
     "regular": Look("regular step", "0.75", "s"),
     "validation": Look("validation gradient alone", "0.75", "s"),
+    "per-sample-vmap": Look("per-sample vmap(grad), first order", "#c49a6c", "s"),
     "per-sample-loop": Look("per-sample loop, first order", "#994f00", "s"),
 }
 _OTHERS = ("#e69f00", "#56b4e9", "#f0e442", "#0072b2", "#994f00", "#40b0a6")
