@@ -79,7 +79,7 @@ class Capture:
         if not self.parameters:
             raise ValueError("model has no trained parameters (none has requires_grad=True)")
         self.chosen: dict[str, RuleName] = {}
-        self._receive, self._axes, self._rules, self._kernels = receive, axes, rules, kernels
+        self._receive, self._axes, self._rules = receive, axes, rules
         self._sites = _sites(model, {p: name for name, p in self.parameters.items()}, axes, kernels)
         self._part: Part | None = None  # of the forward passes to come; None while nobody watches
         self._latest: Part | None = None  # of the last one, for compiled graphs, which cannot remember theirs
@@ -325,7 +325,7 @@ class Capture:
             scores.keys |= site.keys
 
         keys = str(site.key_of("weight")), site.key_of("bias")
-        return Scored(site.layer, how, *keys, probes, receive, self._kernels)
+        return Scored(site.layer, how, *keys, probes, receive, site.kernels)
 
     def _refuse_coupling(self, name: str, layer: nn.Module, *_: Any) -> None:
         if self._part is not None and layer.training:

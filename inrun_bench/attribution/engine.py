@@ -288,8 +288,7 @@ class InRunShapley:
         opened.checked = self._steps < CHECKED_STEPS or self._steps % CHECKED_EVERY == 0
         opened.before = self._present_weights()
         linear = is_linear(self._optimizer)
-        opened.early = linear and not self.probe.late and not self._by_element and self._late.wanted == "auto"
-        if not opened.early:
+        if not linear or self.probe.late or self._by_element or self._late.wanted != "auto":
             opened.way = self._late.choose(opened.per_sample is not None, linear, self._parameters)
         if opened.early or opened.way == "split":
             update = read_update(self._optimizer, self._capture.parameters)

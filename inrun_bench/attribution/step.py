@@ -40,8 +40,7 @@ class OpenStep:
         self.index: list[int] = []
         self.losses = losses
         self.per_sample = per_sample
-        self.early = False  # whether the probe is known before the backward pass
-        self.way: Way | None = None  # what is done if it is not
+        self.way: Way | None = None  # what is done where the probe comes late; None where it does not
         self.known: list[Direction] | None = None  # directions scored in the backward pass, by validation set
         self.factor = 1.0  # what their scores are to be multiplied with
         self.scores = Scores(len(losses))
@@ -54,6 +53,11 @@ class OpenStep:
         self.after: list[Tensor] | None = None
         self.unscaled = 1.0  # what the optimiser itself multiplies gradients with
         self.total: Tensor | None = None  # scores, float64 [validation sets, batch]
+
+    @property
+    def early(self) -> bool:
+        """Whether the probe is known before the backward pass."""
+        return self.way is None
 
     def batch(self, index: Index) -> None:
         """Say which training samples the coming forward passes hold, until the next call.
