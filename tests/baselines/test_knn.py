@@ -1,39 +1,10 @@
+"""What holds for hard-label KNN-Shapley beyond the laws of its family (test_knn_laws.py)."""
+
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
-from baselines import exact_shapley, knn_shapley
-
-
-class NearestNeighbours:
-    """The game of k-nearest-neighbour votes in plain Python: one test point, one coalition, one distance at a time."""
-
-    def __init__(self, x_train, y_train, x_test, y_test, k):
-        self.n_players, self.k = len(x_train), k
-        self.train, self.test = (x_train, y_train), (x_test, y_test)
-
-    def utility(self, coalition):
-        votes = 0
-        for x, y in zip(*self.test, strict=True):
-            members = [i for i in range(self.n_players) if coalition[i]]
-            members.sort(key=lambda i: (sum((a - b) ** 2 for a, b in zip(self.train[0][i], x, strict=True)), i))
-            votes += sum(self.train[1][i] == y for i in members[: self.k])
-        return votes / self.k / len(self.test[0])
-
-    def __call__(self, coalitions):
-        return np.array([self.utility(coalition) for coalition in coalitions])
-
-
-def dataset(n=300, t=50, d=6, classes=4, seed=0):
-    rng = np.random.default_rng(seed)
-    return (
-        rng.normal(size=(n, d)),
-        rng.integers(0, classes, n),
-        rng.normal(size=(t, d)),
-        rng.integers(0, classes, t),
-    )
+from baselines import knn_shapley
+from tests.baselines.neighbour_games import dataset
 
 
 def recursion(x_train, y_train, x_test, y_test, k):
@@ -50,55 +21,10 @@ def recursion(x_train, y_train, x_test, y_test, k):
     return values / len(x_test)
 
 
-@st.composite
-def small_datasets(draw):
-    """Integer features on a small grid: plenty of ties and duplicates."""
-    n, t, d = draw(st.integers(1, 7)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
-    features = st.integers(-2, 2)
-    labels = st.integers(0, 2)
-    return (
-        draw(arrays(np.int64, (n, d), elements=features)),
-        draw(arrays(np.int64, n, elements=labels)),
-        draw(arrays(np.int64, (t, d), elements=features)),
-        draw(arrays(np.int64, t, elements=labels)),
-        draw(st.integers(1, n)),
-    )
-
-
-@given(small_datasets())
-def test_equals_enumeration_of_the_game(data):
-    expected = exact_shapley(NearestNeighbours(*data)).values
-    np.testing.assert_allclose(knn_shapley(*data, n_jobs=1).values, expected, atol=1e-12)
-
-
-@pytest.mark.parametrize("k", [1, 3, 9])
-def test_equals_enumeration_of_the_game_for_real_features(k):
-    data = (*dataset(n=9, t=4, classes=2), k)
-    np.testing.assert_allclose(knn_shapley(*data).values, exact_shapley(NearestNeighbours(*data)).values, atol=1e-12)
-
-
 @pytest.mark.parametrize("k", [1, 5, 299, 300])
 def test_equals_the_recursion(k):
     data = dataset()
     np.testing.assert_allclose(knn_shapley(*data, k).values, recursion(*data, k), atol=1e-12)
-
-
-@pytest.mark.parametrize("k", [1, 5, 40])
-def test_efficiency(k):
-    """Values add up to the mean share of right votes among the k nearest of the whole training set."""
-    x_train, y_train, x_test, y_test = dataset()
-    nearest = np.argsort(((x_test[:, None] - x_train) ** 2).sum(axis=2), axis=1)[:, :k]
-    assert knn_shapley(x_train, y_train, x_test, y_test, k).values.sum() == pytest.approx(
-        (y_train[nearest] == y_test[:, None]).mean()
-    )
-
-
-def test_mean_over_test_points():
-    x_train, y_train, x_test, y_test = dataset(t=6)
-    singles = [knn_shapley(x_train, y_train, x_test[i : i + 1], y_test[i : i + 1]).values for i in range(6)]
-    np.testing.assert_allclose(
-        knn_shapley(x_train, y_train, x_test, y_test).values, np.mean(singles, axis=0), atol=1e-14
-    )
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 8 * 300 * 7, 8 * 300 * 49, 8 * 300 * 50, 2**30])
@@ -112,16 +38,6 @@ def test_threads_change_nothing():
     one = knn_shapley(*data, n_jobs=1).values
     for n_jobs in (2, 3, -1, None):
         np.testing.assert_array_equal(knn_shapley(*data, n_jobs=n_jobs).values, one)
-
-
-def test_order_of_training_points_does_not_matter():
-    x_train, y_train, x_test, y_test = dataset()
-    shuffle = np.random.default_rng(1).permutation(len(x_train))
-    np.testing.assert_allclose(
-        knn_shapley(x_train[shuffle], y_train[shuffle], x_test, y_test).values,
-        knn_shapley(x_train, y_train, x_test, y_test).values[shuffle],
-        atol=1e-13,
-    )
 
 
 @pytest.mark.parametrize("scale", [1.0, 1 / 255, 1e-6, 1e8])
@@ -200,18 +116,10 @@ def test_features_of_any_kind(kind):
     np.testing.assert_allclose(knn_shapley(x_train, y_train, x_test, y_test).values, expected, atol=1e-13)
 
 
-def test_arguments_are_left_alone():
-    data = dataset()
-    copies = [array.copy() for array in data]
-    knn_shapley(*data)
-    for array, copy in zip(data, copies, strict=True):
-        np.testing.assert_array_equal(array, copy)
-
-
 def test_what_it_reports(capsys):
     valuation = knn_shapley(*dataset(), k=3)
     assert (valuation.method, valuation.stderr, valuation.evaluations) == ("knn_shapley", None, 0)
-    assert valuation.parameters == {"k": 3, "n_test": 50}
+    assert valuation.parameters == {"k": 3, "metric": "euclidean", "n_test": 50}
     assert valuation.seconds > 0
     assert capsys.readouterr().err == ""
     knn_shapley(*dataset(), progress=True)
