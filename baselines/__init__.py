@@ -18,19 +18,44 @@ Examples
 [0.2, 0.6, 0.6, 3.6]
 """
 
-from baselines.exact import exact_shapley
+from baselines.banzhaf import banzhaf
+from baselines.beta import beta_shapley
+from baselines.complementary import complementary_shapley
+from baselines.convergence import Estimate, budget, gelman_rubin_below, rank_stability, stderr_below
+from baselines.exact import exact_semivalue, exact_shapley
 from baselines.game import Game, evaluate
+from baselines.group_testing import group_testing_shapley
+from baselines.kernel import kernel_shapley
 from baselines.knn import knn_shapley
+from baselines.leave_one_out import leave_one_out
+from baselines.owen import owen_shapley
 from baselines.permutation import permutation_shapley
+from baselines.semivalues import banzhaf_sizes, beta_sizes, shapley_sizes
 from baselines.tmc import tmc_shapley
 from baselines.valuation import Valuation
 
 __all__ = [
+    "Estimate",
     "Game",
     "Valuation",
+    "banzhaf",
+    "banzhaf_sizes",
+    "beta_shapley",
+    "beta_sizes",
+    "budget",
+    "complementary_shapley",
     "evaluate",
+    "exact_semivalue",
     "exact_shapley",
+    "gelman_rubin_below",
+    "group_testing_shapley",
+    "kernel_shapley",
     "knn_shapley",
+    "leave_one_out",
+    "owen_shapley",
     "permutation_shapley",
+    "rank_stability",
+    "shapley_sizes",
+    "stderr_below",
     "tmc_shapley",
 ]

@@ -1,4 +1,4 @@
-"""What the permutation estimators share: random permutations, and the moments of what is measured on them.
+"""What Monte Carlo estimators share: numbered random streams, what is drawn from them, and moments of what is measured.
 
 The Shapley value is an expectation over uniformly random permutations (Castro, Gómez, Tejada: *Polynomial calculation
 of the Shapley value based on sampling*, Computers & Operations Research 36, 2009): the expected marginal contribution
@@ -14,11 +14,27 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Moments", "Rng", "random_permutations"]
+__all__ = [
+    "DRAWS_A_STREAM",
+    "LEAST_DRAWS_OF_CHAINS",
+    "ROWS_AT_A_TIME",
+    "Moments",
+    "Rng",
+    "complementary_pairs",
+    "random_coalitions",
+    "random_permutations",
+    "random_streams",
+    "weighted_sums",
+]
 
 Rng: TypeAlias = int | np.random.SeedSequence | np.random.Generator | None
 
 _STREAMS_SPAWNED_AT_ONCE = 64
+_CHAINS = 10  # even, so that a half is made of whole chains
+_ROUNDING = 1e-9  # draws that differ by less, relative to the largest mean, are taken to be equal
+DRAWS_A_STREAM = 64  # where draws are too small to pay for a random stream each
+ROWS_AT_A_TIME = 2**14  # coalitions that are turned into numbers at a time
+LEAST_DRAWS_OF_CHAINS = 2 * _CHAINS
 
 
 def random_permutations(rng: Rng, n_players: int) -> Iterator[NDArray[np.intp]]:
@@ -44,18 +60,74 @@ def random_permutations(rng: Rng, n_players: int) -> Iterator[NDArray[np.intp]]:
     ValueError
         If `rng` is a negative int.
     """
-    root = _seed_sequence(rng)  # now, not when the first permutation is asked for
+    return (stream.permutation(n_players) for stream in random_streams(rng))
 
-    def draw() -> Iterator[NDArray[np.intp]]:
+
+def random_streams(rng: Rng) -> Iterator[np.random.Generator]:
+    """Endless sequence of independent random generators, one a draw; see :func:`random_permutations` for `rng`."""
+    root = _seed_sequence(rng)  # now, not when the first stream is asked for
+
+    def spawn() -> Iterator[np.random.Generator]:
         while True:
             for child in root.spawn(_STREAMS_SPAWNED_AT_ONCE):
-                yield np.random.Generator(np.random.PCG64(child)).permutation(n_players)
+                yield np.random.Generator(np.random.PCG64(child))
 
-    return draw()
+    return spawn()
+
+
+def random_coalitions(stream: np.random.Generator, sizes: NDArray[np.intp], n_players: int) -> NDArray[np.bool_]:
+    """Return a uniformly random coalition of each of the `sizes` [m]: bool [m, n_players]."""
+    return stream.permuted(np.arange(n_players) < sizes[:, None], axis=1)
+
+
+def complementary_pairs(
+    rng: Rng, n_players: int, chance_of_size: NDArray[np.float64] | None = None
+) -> Iterator[NDArray[np.bool_]]:
+    """Endless sequence of blocks of random coalitions of at most half the players, each with its complement.
+
+    Parameters
+    ----------
+    rng : int, SeedSequence, Generator or None
+        Seed; see :func:`random_permutations`.
+    n_players : int
+        Number of players n, at least 2.
+    chance_of_size : float64 [n // 2], optional
+        Probability of the sizes 1 to n // 2 of the coalition; where None, sizes come in rounds. In a round two draws
+        in a row have the same size, and each size comes once, in a random order: so any number of draws, and either of
+        its halves (even and odd draws), holds all sizes equally often, within a round.
+
+    Returns
+    -------
+    Iterator of bool [pairs, 2, n]
+    """
+    streams = random_streams(rng)
+    largest = n_players // 2
+    rounds = _sizes_in_rounds(next(streams), largest)
+    for stream in streams:
+        if chance_of_size is None:
+            sizes = np.fromiter(rounds, np.intp, DRAWS_A_STREAM)
+        else:
+            sizes = 1 + stream.choice(largest, size=DRAWS_A_STREAM, p=chance_of_size)
+        members = random_coalitions(stream, sizes, n_players)
+        yield np.stack([members, ~members], axis=1)
+
+
+def _sizes_in_rounds(stream: np.random.Generator, largest: int) -> Iterator[int]:
+    while True:
+        yield from np.repeat(1 + stream.permutation(largest), 2).tolist()
+
+
+def weighted_sums(weights: NDArray[np.float64], members: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return ``weights @ members`` for weights [k, m] and members [m, n], without a copy of members in numbers."""
+    sums = np.zeros((len(weights), members.shape[1]))
+    for first in range(0, len(members), ROWS_AT_A_TIME):
+        part = slice(first, first + ROWS_AT_A_TIME)
+        sums += weights[:, part] @ members[part].astype(np.float64)
+    return sums
 
 
 class Moments:
-    """Running mean and variance of draws, and the means of the even and of the odd ones.
+    """Running mean and variance of draws, as a whole and in ten chains (the number of the draw modulo ten).
 
     The update is Welford's (*Technometrics* 4, 1962), which does not lose the variance of draws with a large mean.
 
@@ -69,11 +141,11 @@ class Moments:
         self.count = 0
         self.mean = np.zeros(n_players)
         self._squares = np.zeros(n_players)  # sum of squared deviations from the mean
-        self._half_sums = np.zeros((2, n_players))
+        self._chain_sums = np.zeros((_CHAINS, n_players))
 
     def add(self, draw: NDArray[np.float64]) -> None:
         """Account for the next draw (float64 [n_players])."""
-        self._half_sums[self.count % 2] += draw
+        self._chain_sums[self.count % _CHAINS] += draw
         self.count += 1
         deviation = draw - self.mean
         self.mean += deviation / self.count
@@ -90,9 +162,27 @@ class Moments:
         """Means of the draws number 0, 2, ... and 1, 3, ... (float64 [2, n_players]); None if there is just one."""
         if self.count < 2:
             return None
-        counts = np.array([[(self.count + 1) // 2], [self.count // 2]])
-        halves: NDArray[np.float64] = self._half_sums / counts
+        sums = np.array([self._chain_sums[0::2].sum(axis=0), self._chain_sums[1::2].sum(axis=0)])
+        halves: NDArray[np.float64] = sums / np.array([[(self.count + 1) // 2], [self.count // 2]])
         return halves
+
+    def gelman_rubin(self) -> NDArray[np.float64] | None:
+        """Potential scale reduction of each mean (float64 [n_players]); None with less than two draws in a chain.
+
+        Draws that differ by no more than rounding, such as contributions to an additive game, count as converged.
+        """
+        if self.count < LEAST_DRAWS_OF_CHAINS:
+            return None
+        lengths = (self.count - np.arange(_CHAINS) + _CHAINS - 1) // _CHAINS
+        means = self._chain_sums / lengths[:, None]
+        between = np.var(means, axis=0, ddof=1)  # B / N
+        within = self._squares - lengths @ (means - self.mean) ** 2
+        within /= self.count - _CHAINS
+        length = self.count / _CHAINS
+        varies = within > (_ROUNDING * np.abs(self.mean).max()) ** 2
+        ratio = np.divide(between, within, out=np.zeros_like(between), where=varies)
+        scale: NDArray[np.float64] = np.sqrt((length - 1) / length + ratio)
+        return scale
 
 
 def _seed_sequence(rng: Rng) -> np.random.SeedSequence:

@@ -1,9 +1,11 @@
-r"""Exact Shapley values by enumeration of all coalitions.
+r"""Exact Shapley values, and those of any other semivalue, by enumeration of all coalitions.
 
 The Shapley value of player :math:`i` of a game :math:`v` with :math:`n` players is the weighted sum (Shapley: *A value
 for n-person games*, Contributions to the Theory of Games II, 1953)
 
-.. math:: \phi_i = \sum_{S \not\ni i} \frac{1}{n \binom{n-1}{|S|}} \, [v(S \cup \{i\}) - v(S)].
+.. math:: \phi_i = \sum_{S \not\ni i} \frac{1}{n \binom{n-1}{|S|}} \, [v(S \cup \{i\}) - v(S)];
+
+for another semivalue its size distribution :math:`p` takes the place of :math:`1/n`, see `baselines.semivalues`.
 
 **Variance**: none; the values are exact to rounding.
 
@@ -12,17 +14,18 @@ doubles it, so that the limit is 20 players, a million coalitions.
 """
 
 import math
+from collections.abc import Callable
 from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from baselines.arguments import whole_number
-from baselines.game import Game, evaluate, player_count
+from baselines.game import Game, evaluate_in_batches, player_count
+from baselines.semivalues import shapley_sizes
 from baselines.valuation import Valuation
 
-__all__ = ["exact_shapley"]
+__all__ = ["exact_semivalue", "exact_shapley"]
 
 _MOST_PLAYERS = 20
 
@@ -53,40 +56,81 @@ def exact_shapley(game: Game, progress: bool = False, *, batch_size: int = 4096)
     ----------
     Shapley, A value for n-person games, Contributions to the Theory of Games II, 1953.
     """
+    return _enumerate("exact_shapley", game, shapley_sizes, progress, batch_size)
+
+
+def exact_semivalue(
+    game: Game,
+    sizes: Callable[[int], NDArray[np.float64]],
+    progress: bool = False,
+    *,
+    batch_size: int = 4096,
+) -> Valuation:
+    """Exact values of any semivalue from all 2^n coalitions.
+
+    Parameters
+    ----------
+    game : Game
+        A game of at most 20 players.
+    sizes : callable
+        From the number of players n to the size distribution, float64 [n], which sums to 1: for instance
+        `baselines.banzhaf_sizes`, or ``lambda n: baselines.beta_sizes(n, 4, 1)``.
+    progress : bool
+        Whether to show a progress bar, in evaluated coalitions, on stderr.
+    batch_size : int
+        Most coalitions that the game is asked for at a time.
+
+    Returns
+    -------
+    Valuation
+        `values` in units of the utility, no standard errors.
+
+    Raises
+    ------
+    TypeError
+        If `sizes` cannot be called.
+    ValueError
+        If the game has more than 20 players or returns something that is not a finite utility for each coalition, or
+        `sizes` does not give a distribution.
+
+    References
+    ----------
+    Dubey, Neyman, Weber, Value theory without efficiency, Mathematics of Operations Research 6, 1981.
+    """
+    return _enumerate("exact_semivalue", game, sizes, progress, batch_size)
+
+
+def _enumerate(
+    method: str, game: Game, sizes: Callable[[int], NDArray[np.float64]], progress: bool, batch_size: int
+) -> Valuation:
     start = perf_counter()
     n = player_count(game)
     whole_number("batch_size", batch_size)
     if n > _MOST_PLAYERS:
         raise ValueError(
-            f"exact_shapley enumerates all 2^n coalitions and is limited to n = {_MOST_PLAYERS} players, got n = {n}; "
-            "use permutation_shapley or tmc_shapley instead"
+            f"{method} enumerates all 2^n coalitions and is limited to n = {_MOST_PLAYERS} players, got n = {n}; "
+            "use permutation_shapley or kernel_shapley instead"
         )
-    values = _shapley_values(_all_utilities(game, n, batch_size, progress), n)
-    return Valuation(
-        values=values,
-        stderr=None,
-        evaluations=2**n,
-        seconds=perf_counter() - start,
-        method="exact_shapley",
-        parameters={},
-    )
-
-
-def _all_utilities(game: Game, n: int, batch_size: int, progress: bool) -> NDArray[np.float64]:
-    """Utilities of all coalitions (float64 [2^n]); player i is in the coalition number c if bit i of c is set."""
-    utilities = np.empty(2**n)
+    if not callable(sizes):
+        raise TypeError(f"sizes must be a function such as baselines.banzhaf_sizes, got {type(sizes).__name__}")
+    chance_of_size = np.asarray(sizes(n))
+    if chance_of_size.shape != (n,) or not np.isclose(chance_of_size.sum(), 1) or (chance_of_size < 0).any():
+        raise ValueError(f"sizes must give a distribution over the {n} sizes 0 to {n - 1}, got {chance_of_size}")
     players = np.arange(n)
-    with tqdm(total=2**n, desc="exact_shapley", unit="coalition", disable=not progress) as bar:
-        for first in range(0, 2**n, batch_size):
-            numbers = np.arange(first, min(first + batch_size, 2**n))
-            coalitions = (numbers[:, None] >> players & 1).astype(np.bool_)
-            utilities[numbers] = evaluate(game, coalitions)
-            bar.update(len(numbers))
-    return utilities
+    utilities = evaluate_in_batches(  # player i is in the coalition number c if bit i of c is set
+        game,
+        2**n,
+        lambda numbers: (numbers[:, None] >> players & 1).astype(np.bool_),
+        batch_size,
+        bar=method if progress else None,
+    )
+    values = _semivalues(utilities, n, chance_of_size)
+    return Valuation(values=values, stderr=None, evaluations=2**n, seconds=perf_counter() - start, method=method)
 
 
-def _shapley_values(utilities: NDArray[np.float64], n: int) -> NDArray[np.float64]:
-    weight_of_size = np.array([1 / (n * math.comb(n - 1, size)) for size in range(n)] + [0.0])
+def _semivalues(utilities: NDArray[np.float64], n: int, chance_of_size: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values (float64 [n]) from the utilities of all coalitions (float64 [2^n]), numbered by their bits."""
+    weight_of_size = np.array([p / math.comb(n - 1, size) for size, p in enumerate(chance_of_size)] + [0.0])
     weights = weight_of_size[np.bitwise_count(np.arange(2**n))]
     values = np.empty(n)
     for player in range(n):

@@ -4,14 +4,16 @@ A game is always asked for a whole batch of coalitions, since whoever evaluates 
 one tensor program, or on many cores) should never be asked for one at a time.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from baselines.arguments import whole_number
 
-__all__ = ["Game", "evaluate", "player_count"]
+__all__ = ["Game", "evaluate", "evaluate_in_batches", "player_count"]
 
 _MEMBERS_SHOWN = 10
 
@@ -90,6 +92,48 @@ def evaluate(game: Game, coalitions: NDArray[np.bool_]) -> NDArray[np.float64]:
             f"{_members(coalitions[row])}; not finite in this batch: {np.count_nonzero(~finite)} of {len(finite)}"
         )
     return utilities.astype(np.float64, copy=False)
+
+
+def evaluate_in_batches(
+    game: Game,
+    n_coalitions: int,
+    coalitions: Callable[[NDArray[np.intp]], NDArray[np.bool_]],
+    batch_size: int,
+    *,
+    bar: str | None = None,
+) -> NDArray[np.float64]:
+    """Utilities of numbered coalitions, of which no more are made at a time than a call of the game takes.
+
+    Parameters
+    ----------
+    game : Game
+        The game to be asked.
+    n_coalitions : int
+        Number of coalitions.
+    coalitions : callable
+        From numbers, intp [k] within 0 to n_coalitions - 1, to those coalitions, bool [k, n_players].
+    batch_size : int
+        Most coalitions that the game is asked for at a time.
+    bar : str, optional
+        Name of a progress bar on stderr, in coalitions; without a name there is none.
+
+    Returns
+    -------
+    float64 [n_coalitions]
+        Utilities.
+
+    Raises
+    ------
+    ValueError
+        As :func:`evaluate`.
+    """
+    utilities = np.empty(n_coalitions)
+    with tqdm(total=n_coalitions, desc=bar, unit="coalition", disable=bar is None) as shown:
+        for first in range(0, n_coalitions, batch_size):
+            numbers = np.arange(first, min(first + batch_size, n_coalitions))
+            utilities[numbers] = evaluate(game, coalitions(numbers))
+            shown.update(len(numbers))
+    return utilities
 
 
 def player_count(game: Game) -> int:

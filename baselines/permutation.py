@@ -20,23 +20,31 @@ late in the other; where the marginal contribution falls (or rises) steadily as 
 two largely cancel. For a game that is quadratic in membership, each pair gives the Shapley values exactly. The two are
 not independent, so a pair counts as one draw for standard errors and halves.
 
+**Stratified by position**: with `shifts` = :math:`K > 1` a permutation is followed by :math:`K - 1` cyclic shifts of
+it, by :math:`n/K` places each (rounded down in sum). So every player has one position in each of :math:`K` equal parts
+of the order (where :math:`K` divides :math:`n`), and most of the variance that comes from where a player stands, in
+small coalitions or large, goes. Each shift alone is a uniformly random permutation: the mean is unbiased. A permutation
+with its shifts (and their reverses, if antithetic) is one draw.
+
 **Cost**: :math:`2 + m (n - 1)` evaluated coalitions, the empty and the grand coalition being evaluated once.
 """
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterator
 from itertools import islice
 from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from baselines.arguments import either_permutations_or_budget, whole_number
+from baselines.arguments import whole_number
+from baselines.convergence import Estimate, StoppingRule
 from baselines.draws import Moments, Rng, random_permutations
-from baselines.game import Game, evaluate, player_count
+from baselines.game import Game, evaluate_in_batches, player_count
+from baselines.monte_carlo import Limits, draw_limits, ends, estimate_by_draws, from_moments
 from baselines.valuation import Valuation
 
-__all__ = ["permutation_shapley"]
+__all__ = ["Permutations", "permutation_limits", "permutation_shapley"]
 
 
 def permutation_shapley(
@@ -44,7 +52,9 @@ def permutation_shapley(
     n_permutations: int | None = None,
     *,
     budget: int | None = None,
+    stop: StoppingRule | None = None,
     antithetic: bool = False,
+    shifts: int = 1,
     rng: Rng = None,
     batch_size: int = 4096,
     progress: bool = False,
@@ -56,18 +66,23 @@ def permutation_shapley(
     game : Game
         The game of n players.
     n_permutations : int, optional
-        Number of permutations; even if `antithetic`. Give either this or `budget`.
+        Number of permutations, reverses and shifts included: a multiple of `shifts`, or of twice that if `antithetic`.
+        Give at least one of this, `budget` and `stop`; not the first two together.
     budget : int, optional
-        Most coalitions to evaluate, the empty and the grand coalition included; as many whole permutations (or pairs)
-        are used as it pays for.
+        Most coalitions to evaluate, the empty and the grand coalition included; as many whole draws are used as it pays
+        for.
+    stop : StoppingRule, optional
+        When to stop before that; see `baselines.convergence`.
     antithetic : bool
-        Whether each permutation drawn is followed by its reverse.
+        Whether each permutation is followed by its reverse.
+    shifts : int
+        Permutations that are made of each one drawn by cyclic shifts, itself included; at most n.
     rng : int, SeedSequence, Generator or None
         Seed; see `baselines.draws.random_permutations`. The result does not depend on `batch_size`.
     batch_size : int
         Most coalitions that the game is asked for at a time.
     progress : bool
-        Whether to show a progress bar, in permutations, on stderr.
+        Whether to show a progress bar, in evaluated coalitions, on stderr.
 
     Returns
     -------
@@ -79,8 +94,9 @@ def permutation_shapley(
     TypeError
         If a number is no integer, or `rng` is no seed.
     ValueError
-        If both or neither of `n_permutations` and `budget` are given, a number is too small, `n_permutations` is odd
-        with `antithetic`, or the game returns something that is not a finite utility for each coalition.
+        If none of `n_permutations`, `budget` and `stop` is given, or the first two together; if a number is out of
+        range, `n_permutations` is no whole number of draws, or the game returns something that is not a finite utility
+        for each coalition.
 
     References
     ----------
@@ -88,75 +104,144 @@ def permutation_shapley(
     Research 36, 2009. Mitchell, Cooper, Frank, Holmes, Sampling Permutations for Shapley Value Estimation, JMLR 23,
     2022, arXiv 2104.12199.
     """
-    start = perf_counter()
+    started = perf_counter()
     n = player_count(game)
-    whole_number("batch_size", batch_size)
-    orders_per_draw = 2 if antithetic else 1
-    draw_cost = orders_per_draw * (n - 1)
-    either_permutations_or_budget(n_permutations, budget, minimum_budget=2 + draw_cost)
-    if n_permutations is not None and n_permutations % orders_per_draw:
-        raise ValueError(f"n_permutations must be even with antithetic=True, got {n_permutations}")
-    if budget is not None:
-        # a single player has but one permutation, which costs nothing
-        n_permutations = orders_per_draw * ((budget - 2) // draw_cost if n > 1 else 1)
-    assert n_permutations is not None
-
-    permutations = random_permutations(rng, n)
-    if antithetic:
-        permutations = _with_reverses(permutations)
-    moments = Moments(n)
-    walks = _marginal_contributions(game, islice(permutations, n_permutations), batch_size)
-    with tqdm(walks, total=n_permutations, desc="permutation_shapley", unit="perm", disable=not progress) as bar:
-        for draw in _means_of_pairs(bar) if antithetic else bar:
-            moments.add(draw)
-    return Valuation(
-        values=moments.mean,
-        stderr=moments.stderr(),
-        evaluations=2 + n_permutations * (n - 1),
-        seconds=perf_counter() - start,
-        method="permutation_shapley",
-        parameters={"n_permutations": n_permutations, "budget": budget, "antithetic": antithetic},
-        halves=moments.halves(),
+    limits = permutation_limits(n_permutations, budget, stop, n_players=n, shifts=shifts, antithetic=antithetic)
+    return estimate_by_draws(
+        "permutation_shapley",
+        Permutations(game, rng, np.ones(n), antithetic=antithetic, shifts=shifts, batch_size=batch_size),
+        started=started,
+        limits=limits,
+        stop=stop,
+        progress=progress,
+        parameters=lambda draws: {
+            "n_permutations": draws * shifts * (2 if antithetic else 1),
+            "budget": budget,
+            "antithetic": antithetic,
+            "shifts": int(shifts),
+        },
     )
 
 
-def _with_reverses(permutations: Iterator[NDArray[np.intp]]) -> Iterator[NDArray[np.intp]]:
-    for permutation in permutations:
-        yield permutation
-        yield permutation[::-1]
+def permutation_limits(
+    n_permutations: int | None,
+    budget: int | None,
+    stop: StoppingRule | None,
+    *,
+    n_players: int,
+    shifts: int = 1,
+    antithetic: bool = False,
+) -> Limits:
+    """Return how far the estimate may grow, having checked that what limits it is given; see `permutation_shapley`."""
+    if whole_number("shifts", shifts) > n_players:
+        raise ValueError(f"shifts must be at most the number of players, {n_players}, got {shifts}")
+    orders_a_draw = shifts * (2 if antithetic else 1)
+    n_draws: float = math.inf
+    if n_permutations is not None:
+        if budget is not None:
+            raise ValueError(
+                "give n_permutations or a budget (in evaluated coalitions), not both; "
+                f"got n_permutations={n_permutations!r} and budget={budget!r}"
+            )
+        n_draws, rest = divmod(whole_number("n_permutations", n_permutations), orders_a_draw)
+        if rest:
+            raise ValueError(
+                f"n_permutations must be a multiple of {orders_a_draw}, a draw's permutations, got {n_permutations}"
+            )
+    elif budget is None and stop is None:
+        raise ValueError(
+            "give n_permutations, a budget (in evaluated coalitions), or a stopping rule (stop=); got none of them"
+        )
+    return draw_limits(budget, stop, n_draws=n_draws, fixed_cost=2, draw_cost=orders_a_draw * (n_players - 1))
 
 
-def _means_of_pairs(walks: Iterable[NDArray[np.float64]]) -> Iterator[NDArray[np.float64]]:
-    remaining = iter(walks)
-    for walk, reverse_walk in zip(remaining, remaining, strict=True):
-        yield (walk + reverse_walk) / 2
+class Permutations:
+    """Draws of permutations, and the moments of the marginal contributions along them, weighted by position.
 
+    Parameters
+    ----------
+    game : Game
+        The game.
+    rng : int, SeedSequence, Generator or None
+        Seed.
+    weights : float64 [n]
+        Of the marginal contribution of whoever joins first, second, ...: n times the probability that a semivalue gives
+        to a coalition of that size; all 1 for Shapley.
+    antithetic, shifts, batch_size
+        As in `permutation_shapley`.
+    """
 
-def _marginal_contributions(
-    game: Game, permutations: Iterator[NDArray[np.intp]], batch_size: int
-) -> Iterator[NDArray[np.float64]]:
-    """Marginal contributions (float64 [n], by player) of each permutation, many permutations to a call of the game."""
-    n = game.n_players
-    empty, grand = evaluate(game, np.array([[False] * n, [True] * n]))
-    permutations_per_group = max(1, batch_size // max(1, n - 1))
-    while group := list(islice(permutations, permutations_per_group)):
-        orders = np.array(group)  # [p, n]
-        utilities = np.empty((len(group), n + 1))
-        utilities[:, 0], utilities[:, n] = empty, grand
-        utilities[:, 1:n] = _utilities_of_inner_prefixes(game, orders, batch_size)
-        by_player = np.empty((len(group), n))
-        np.put_along_axis(by_player, orders, np.diff(utilities, axis=1), axis=1)
-        yield from by_player
+    least_draws = 1
 
+    def __init__(
+        self,
+        game: Game,
+        rng: Rng,
+        weights: NDArray[np.float64],
+        *,
+        antithetic: bool = False,
+        shifts: int = 1,
+        batch_size: int = 4096,
+    ) -> None:
+        self._game = game
+        self._weights = weights
+        self._batch_size = whole_number("batch_size", batch_size)
+        self._antithetic = antithetic
+        self._places = [k * game.n_players // shifts for k in range(shifts)]  # by which orders are shifted
+        self._orders_a_draw = shifts * (2 if antithetic else 1)
+        self._orders = self._all_orders(rng)
+        self._moments = Moments(game.n_players)
+        self._ends = ends(game)
 
-def _utilities_of_inner_prefixes(game: Game, orders: NDArray[np.intp], batch_size: int) -> NDArray[np.float64]:
-    """Utilities (float64 [p, n - 1]) of the prefixes of 1 to n - 1 players of the permutations `orders` [p, n]."""
-    p, n = orders.shape
-    ranks = np.argsort(orders, axis=1).astype(np.int32)  # the position at which each player joins
-    utilities = np.empty((p, n - 1))
-    lengths_per_call = batch_size // p  # all of them, unless there is just one permutation
-    for shortest in range(1, n, lengths_per_call):
-        lengths = np.arange(shortest, min(shortest + lengths_per_call, n), dtype=np.int32)
-        coalitions = ranks[:, None, :] < lengths[:, None]  # [p, lengths, n]
-        utilities[:, lengths - 1] = evaluate(game, coalitions.reshape(-1, n)).reshape(p, -1)
-    return utilities
+    def extend(self, n_draws: int) -> Iterator[int]:
+        """Follow so many permutations, each with its shifts and reverses."""
+        k = self._orders_a_draw
+        walks = self._marginal_contributions(islice(self._orders, n_draws * k))
+        for walk in walks:
+            draw = walk.copy()
+            for other in islice(walks, k - 1):
+                draw += other
+            self._moments.add(draw / k)
+            yield k * (self._game.n_players - 1)
+
+    def estimate(self, evaluations: int) -> Estimate:
+        """Return the mean of the draws."""
+        return from_moments(self._moments, evaluations)
+
+    def _all_orders(self, rng: Rng) -> Iterator[NDArray[np.intp]]:
+        permutations = random_permutations(rng, self._game.n_players)  # now: a seed that is none is refused here
+
+        def orders() -> Iterator[NDArray[np.intp]]:
+            for permutation in permutations:
+                for place in self._places:
+                    order = np.roll(permutation, place)
+                    yield order
+                    if self._antithetic:
+                        yield order[::-1]
+
+        return orders()
+
+    def _marginal_contributions(self, orders: Iterator[NDArray[np.intp]]) -> Iterator[NDArray[np.float64]]:
+        """Weighted marginal contributions (float64 [n], by player) along each order, many orders to a game's call."""
+        n = self._game.n_players
+        orders_at_a_time = max(1, self._batch_size // max(1, n - 1))
+        while group := list(islice(orders, orders_at_a_time)):
+            followed = np.array(group)  # [p, n]
+            utilities = np.empty((len(group), n + 1))
+            utilities[:, 0], utilities[:, n] = self._ends
+            utilities[:, 1:n] = self._utilities_of_inner_prefixes(followed)
+            by_player = np.empty((len(group), n))
+            np.put_along_axis(by_player, followed, np.diff(utilities, axis=1) * self._weights, axis=1)
+            yield from by_player
+
+    def _utilities_of_inner_prefixes(self, orders: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Utilities (float64 [p, n - 1]) of the prefixes of 1 to n - 1 players of the permutations `orders` [p, n]."""
+        p, n = orders.shape
+        ranks = np.argsort(orders, axis=1).astype(np.int32)  # the position at which each player joins
+
+        def prefixes(numbers: NDArray[np.intp]) -> NDArray[np.bool_]:
+            order, last = np.divmod(numbers, n - 1)
+            prefix: NDArray[np.bool_] = ranks[order] <= last[:, None]
+            return prefix
+
+        return evaluate_in_batches(self._game, p * (n - 1), prefixes, self._batch_size).reshape(p, n - 1)

@@ -26,19 +26,20 @@ stops, at most :math:`n - 1`. Where a game is much faster on many coalitions tha
 `lookahead` evaluates several prefixes of each at once, some of them in vain; the values are the same.
 """
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from baselines.arguments import either_permutations_or_budget, whole_number
+from baselines.arguments import whole_number
+from baselines.convergence import Estimate, StoppingRule
 from baselines.draws import Moments, Rng, random_permutations
 from baselines.game import Game, evaluate, player_count
+from baselines.monte_carlo import ends, estimate_by_draws, from_moments
+from baselines.permutation import permutation_limits
 from baselines.valuation import Valuation
 
 __all__ = ["tmc_shapley"]
@@ -52,6 +53,7 @@ def tmc_shapley(
     *,
     tolerance: float = 0.01,
     budget: int | None = None,
+    stop: StoppingRule | None = None,
     rng: Rng = None,
     batch_size: int = 4096,
     lookahead: int = 1,
@@ -64,7 +66,7 @@ def tmc_shapley(
     game : Game
         The game of n players.
     n_permutations : int, optional
-        Number of permutations. Give either this or `budget`.
+        Number of permutations. Give at least one of this, `budget` and `stop`; not the first two together.
     tolerance : float
         A permutation stops when the utility of the prefix differs from that of all players by less than `tolerance`
         times the difference between all players and none; in [0, 1], and 0 never truncates.
@@ -72,6 +74,8 @@ def tmc_shapley(
         Most coalitions to evaluate, the empty and the grand coalition included. A permutation is started if what its
         predecessors left over pays for all of it, n - 1 coalitions, wherever it will be truncated; so no evaluation
         is spent on a permutation that is then left out, and whether a permutation counts does not depend on its cost.
+    stop : StoppingRule, optional
+        When to stop before that; see `baselines.convergence`.
     rng : int, SeedSequence, Generator or None
         Seed; see `baselines.draws.random_permutations`. The result does not depend on `batch_size`.
     batch_size : int
@@ -80,7 +84,7 @@ def tmc_shapley(
         Prefixes of a permutation that are evaluated at a time. What a permutation tells does not depend on it, only
         how many coalitions are evaluated for it.
     progress : bool
-        Whether to show a progress bar on stderr, in permutations, or in evaluated coalitions with a budget.
+        Whether to show a progress bar, in evaluated coalitions, on stderr.
 
     Returns
     -------
@@ -93,57 +97,40 @@ def tmc_shapley(
     TypeError
         If a number is no integer, or `rng` is no seed.
     ValueError
-        If `tolerance` is not in [0, 1], both or neither of `n_permutations` and `budget` are given, a number is too
-        small, or the game returns something that is not a finite utility for each coalition.
+        If `tolerance` is not in [0, 1], none of `n_permutations`, `budget` and `stop` is given, or the first two
+        together, a number is too small, or the game returns something that is not a finite utility for each coalition.
 
     References
     ----------
     Ghorbani, Zou, Data Shapley: Equitable Valuation of Data for Machine Learning, ICML 2019, arXiv 1904.02868,
     Algorithm 1.
     """
-    start = perf_counter()
+    started = perf_counter()
     n = player_count(game)
     whole_number("batch_size", batch_size)
     whole_number("lookahead", lookahead)
-    either_permutations_or_budget(n_permutations, budget, minimum_budget=2 + n - 1)
     if not 0 <= tolerance <= 1:  # NaN fails as well
         raise ValueError(
             f"tolerance must be in [0, 1], got {tolerance}: it is a fraction of the difference between the utilities "
             "of all players and of none, so that above 1 all permutations would stop before they start"
         )
-    if n == 1:
-        n_permutations, budget = n_permutations or 1, None  # the only permutation costs nothing
-
-    empty, grand = evaluate(game, np.array([[False] * n, [True] * n]))
-    permutations = random_permutations(rng, n)
-    walks = _truncated_walks(
-        game, permutations, n_permutations, budget, empty, grand, tolerance, batch_size, min(lookahead, batch_size)
-    )
-    moments = Moments(n)
-    evaluations, skipped = 2, 0
-    in_permutations = n_permutations is not None
-    unit, done, total = ("perm", 0, n_permutations) if in_permutations else ("coalition", evaluations, budget)
-    with tqdm(initial=done, total=total, desc="tmc_shapley", unit=unit, disable=not progress) as bar:
-        for walk in walks:
-            draw = np.zeros(n)
-            draw[walk.players] = np.diff(walk.utilities)
-            moments.add(draw)
-            evaluations += walk.cost
-            skipped += n - len(walk.players)
-            bar.update(1 if in_permutations else walk.cost)
-    return Valuation(
-        values=moments.mean,
-        stderr=moments.stderr(),
-        evaluations=evaluations,
-        seconds=perf_counter() - start,
-        method="tmc_shapley",
-        parameters={
-            "n_permutations": moments.count,
+    limits = permutation_limits(n_permutations, budget, stop, n_players=n)
+    if n > 1:  # truncated, a permutation may cost a single coalition, so that more may be paid for
+        limits = replace(limits, draws=n_permutations or limits.evaluations - limits.fixed_cost)
+    estimator = _Walks(game, rng, tolerance, limits.evaluations, batch_size, min(lookahead, batch_size))
+    return estimate_by_draws(
+        "tmc_shapley",
+        estimator,
+        started=started,
+        limits=limits,
+        stop=stop,
+        progress=progress,
+        parameters=lambda draws: {
+            "n_permutations": draws,
             "budget": budget,
             "tolerance": float(tolerance),
-            "truncated": skipped / (moments.count * n),
+            "truncated": estimator.truncated(),
         },
-        halves=moments.halves(),
     )
 
 
@@ -156,75 +143,101 @@ class _Walk:
     cost: int  # coalitions evaluated
 
 
-def _truncated_walks(
-    game: Game,
-    permutations: Iterator[NDArray[np.intp]],
-    n_permutations: int | None,
-    budget: int | None,
-    empty: float,
-    grand: float,
-    tolerance: float,
-    batch_size: int,
-    lookahead: int,
-) -> Iterator[_Walk]:
-    """Walk along permutations in lock-step and yield them in the order in which they were drawn.
+class _Walks:
+    """Walks along permutations in lock-step, and the moments of the marginal contributions on the way."""
 
-    Each lane carries one permutation and goes `lookahead` players further at each step; all lanes make up one call of
-    the game. When a permutation stops, the next one takes over its lane, so that the calls stay full to the end.
-    """
-    n = game.n_players
-    full_cost = n - 1
-    if full_cost == 0:
-        for permutation in islice(permutations, n_permutations):
-            yield _Walk(permutation, np.array([empty, grand]), cost=0)
-        return
-    most_walks = math.inf if n_permutations is None else n_permutations
-    affordable = most_walks if budget is None else (budget - 2) // full_cost
-    n_lanes = int(max(1, min(batch_size // lookahead, _LANE_CELLS // (n * lookahead), affordable)))
-    under_way = np.zeros(n_lanes, dtype=np.bool_)
-    numbers = np.zeros(n_lanes, dtype=np.intp)  # of the permutations, in the order in which they are drawn
-    orders = np.empty((n_lanes, n), dtype=np.intp)
-    ranks = np.empty((n_lanes, n), dtype=np.intp)  # the place of each player in the lane's order
-    lengths = np.zeros(n_lanes, dtype=np.intp)  # of the longest prefix evaluated
-    utilities = np.empty((n_lanes, n + 1))
-    utilities[:, 0], utilities[:, n] = empty, grand
+    least_draws = 1
 
-    finished: dict[int, _Walk] = {}
-    started = yielded = 0
-    reserved = 2  # evaluations done, and those that permutations under way may still need
-    while True:
-        for lane in np.flatnonzero(~under_way):
-            if started >= most_walks or (budget is not None and reserved + full_cost > budget):
-                break
-            under_way[lane], numbers[lane], lengths[lane] = True, started, 0
-            orders[lane] = next(permutations)
-            ranks[lane, orders[lane]] = np.arange(n)
-            started += 1
-            reserved += full_cost
-        active = np.flatnonzero(under_way)
-        if active.size == 0:
-            return
+    def __init__(
+        self, game: Game, rng: Rng, tolerance: float, most_evaluations: float, batch_size: int, lookahead: int
+    ) -> None:
+        self._game = game
+        self._permutations = random_permutations(rng, game.n_players)
+        self._most_evaluations = most_evaluations
+        self._batch_size = batch_size
+        self._lookahead = lookahead
+        self._empty, self._grand = ends(game)
+        self._close = tolerance * abs(self._grand - self._empty)
+        self._moments = Moments(game.n_players)
+        self._evaluations = 2
+        self._skipped = 0  # marginal contributions that were set to zero
 
-        reached = lengths[active, None] + np.arange(1, lookahead + 1)  # prefix lengths, [active, lookahead]
-        real = reached <= full_cost
-        which, ahead = np.nonzero(real)
-        prefixes = ranks[active[which]] < reached[which, ahead, None]
-        utilities[active[which], reached[which, ahead]] = evaluate(game, prefixes)
+    def extend(self, n_draws: int) -> Iterator[int]:
+        """Walk along so many permutations, or as many as are paid for."""
+        n = self._game.n_players
+        for walk in self._walk(n_draws) if n > 1 else self._single(n_draws):
+            draw = np.zeros(n)
+            draw[walk.players] = np.diff(walk.utilities)
+            self._moments.add(draw)
+            self._evaluations += walk.cost
+            self._skipped += n - len(walk.players)
+            yield walk.cost
 
-        gaps = np.abs(grand - utilities[active[:, None], np.minimum(reached, full_cost)])
-        close = real & (gaps < tolerance * abs(grand - empty))
-        truncated = close.any(axis=1)
-        stops = reached[np.arange(active.size), close.argmax(axis=1)]
-        lengths[active] = np.minimum(reached[:, -1], full_cost)
-        ended = truncated | (lengths[active] == full_cost)
-        for lane, cut, stop in zip(active[ended], truncated[ended], stops[ended], strict=True):
-            cost = int(lengths[lane])
-            joined = int(stop) if cut else n  # the last player needs no evaluation: it completes the grand coalition
-            finished[int(numbers[lane])] = _Walk(
-                orders[lane, :joined].copy(), utilities[lane, : joined + 1].copy(), cost
-            )
-            reserved -= full_cost - cost
-        under_way[active[ended]] = False
-        while yielded in finished:
-            yield finished.pop(yielded)
-            yielded += 1
+    def estimate(self, evaluations: int) -> Estimate:
+        """Return the mean of the walks."""
+        return from_moments(self._moments, evaluations)
+
+    def truncated(self) -> float:
+        """Fraction of the marginal contributions that were set to zero."""
+        return self._skipped / (self._moments.count * self._game.n_players)
+
+    def _single(self, n_draws: int) -> Iterator[_Walk]:
+        for permutation in islice(self._permutations, n_draws):
+            yield _Walk(permutation, np.array([self._empty, self._grand]), cost=0)
+
+    def _walk(self, n_draws: int) -> Iterator[_Walk]:
+        """Walks along further permutations, in the order in which they were drawn.
+
+        Each lane carries one permutation and goes `lookahead` players further at each step; all lanes make up one call
+        of the game. When a permutation stops, the next one takes over its lane, so that the calls stay full to the end.
+        """
+        n, lookahead = self._game.n_players, self._lookahead
+        full_cost = n - 1
+        n_lanes = max(1, min(n_draws, self._batch_size // lookahead, _LANE_CELLS // (n * lookahead)))
+        under_way = np.zeros(n_lanes, dtype=np.bool_)
+        numbers = np.zeros(n_lanes, dtype=np.intp)  # of the permutations, in the order in which they are drawn
+        orders = np.empty((n_lanes, n), dtype=np.intp)
+        ranks = np.empty((n_lanes, n), dtype=np.intp)  # the place of each player in the lane's order
+        lengths = np.zeros(n_lanes, dtype=np.intp)  # of the longest prefix evaluated
+        utilities = np.empty((n_lanes, n + 1))
+        utilities[:, 0], utilities[:, n] = self._empty, self._grand
+
+        finished: dict[int, _Walk] = {}
+        started = yielded = 0
+        reserved = self._evaluations  # those made, and those that permutations under way may still need
+        while True:
+            for lane in np.flatnonzero(~under_way):
+                if started >= n_draws or reserved + full_cost > self._most_evaluations:
+                    break
+                under_way[lane], numbers[lane], lengths[lane] = True, started, 0
+                orders[lane] = next(self._permutations)
+                ranks[lane, orders[lane]] = np.arange(n)
+                started += 1
+                reserved += full_cost
+            active = np.flatnonzero(under_way)
+            if active.size == 0:
+                return
+
+            reached = lengths[active, None] + np.arange(1, lookahead + 1)  # prefix lengths, [active, lookahead]
+            real = reached <= full_cost
+            which, ahead = np.nonzero(real)
+            prefixes = ranks[active[which]] < reached[which, ahead, None]
+            utilities[active[which], reached[which, ahead]] = evaluate(self._game, prefixes)
+
+            gaps = np.abs(self._grand - utilities[active[:, None], np.minimum(reached, full_cost)])
+            close = real & (gaps < self._close)
+            truncated = close.any(axis=1)
+            stops = reached[np.arange(active.size), close.argmax(axis=1)]
+            lengths[active] = np.minimum(reached[:, -1], full_cost)
+            ended = truncated | (lengths[active] == full_cost)
+            for lane, cut, stop in zip(active[ended], truncated[ended], stops[ended], strict=True):
+                cost = int(lengths[lane])
+                joined = int(stop) if cut else n  # the last one needs no evaluation, it completes the grand coalition
+                finished[int(numbers[lane])] = _Walk(
+                    orders[lane, :joined].copy(), utilities[lane, : joined + 1].copy(), cost
+                )
+                reserved -= full_cost - cost
+            under_way[active[ended]] = False
+            while yielded in finished:
+                yield finished.pop(yielded)
+                yielded += 1

@@ -77,9 +77,14 @@ class Valuation:
                 f"{self.method} has no halves to correlate: they come from a Monte Carlo estimator with at least two "
                 "independent draws (permutations, or pairs of them if antithetic)"
             )
-        ranks = rankdata(self.halves, axis=1)
-        ranks -= ranks.mean(axis=1, keepdims=True)
-        spread = np.linalg.norm(ranks, axis=1)
-        if not spread.all():
+        if not np.ptp(self.halves, axis=1).all():
             raise ValueError(f"the values of all {len(self.values)} players are equal in one half: there is no ranking")
-        return float(ranks[0] @ ranks[1] / (spread[0] * spread[1]))
+        return rank_correlation(*self.halves)
+
+
+def rank_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Spearman correlation of two rankings (float64 [n] each, neither constant); equal values share their mean rank."""
+    ranks = rankdata([a, b], axis=1)
+    ranks -= ranks.mean(axis=1, keepdims=True)
+    spread = np.linalg.norm(ranks, axis=1)
+    return float(ranks[0] @ ranks[1] / (spread[0] * spread[1]))
