@@ -44,13 +44,14 @@ def load(
     name : str
         One of :func:`names`.
     seed : int
-        Source of the split, the flipped labels, the initial weights and the batch order; not negative.
+        Source of the split, the wrong targets, the initial weights and the batch order; not negative.
     recipe : str
         One of the task's recipes: ``"sgd"`` or ``"adamw"`` for the embedded ones.
     n_train : int, optional
         Number of training samples; the task's own default where None.
     flipped : float
-        Share of training labels that are made wrong, in [0, 1].
+        Share of training samples whose target is made wrong, in [0, 1]: another label, or in regression another
+        sample's number.
     dtype : torch.dtype
         Of features and weights. The same initial weights are rounded to it.
 

@@ -1,4 +1,4 @@
-"""From a whole dataset to train / validation / test samples with a known share of wrong labels."""
+"""From a whole dataset to train / validation / test samples with a known share of wrong targets."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ import torch
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
-__all__ = ["Split", "flip_labels", "partition", "standardise"]
+__all__ = ["Split", "exchange_targets", "flip_labels", "partition", "standardise"]
 
 Scaling = Literal["feature", "global"]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Samples of one part of a dataset: features `x` [n, ...] and class labels `y`, int64 [n]."""
+    """Samples of one part of a dataset: features `x` [n, ...] and targets `y`.
+
+    Targets are class labels, int64 [n] (of sequences: [n, T]), or, in regression, numbers in the dtype of `x`, [n].
+    """
 
     x: torch.Tensor
     y: torch.Tensor
@@ -33,7 +36,7 @@ def partition(labels: NDArray[np.int64], sizes: Sequence[int], seed: np.random.S
     Parameters
     ----------
     labels : int64 [n]
-        Class of each sample of the dataset.
+        Class of each sample of the dataset; where there are no classes, the same number for all.
     sizes : sequence of int
         Size of each part; their sum may be less than ``n``.
     seed : numpy.random.SeedSequence
@@ -63,7 +66,7 @@ def partition(labels: NDArray[np.int64], sizes: Sequence[int], seed: np.random.S
 
 
 def standardise(x: NDArray[np.float64], train: NDArray[np.int64], scaling: Scaling) -> NDArray[np.float64]:
-    """Centre and scale features with the statistics of the training samples alone.
+    """Centre and scale features [n, ...], or targets [n], with the statistics of the training samples alone.
 
     ``"feature"`` divides each feature by its own standard deviation (measurements in different units); ``"global"``
     divides all by one number (pixels, where a nearly constant corner must not be blown up).
@@ -97,10 +100,54 @@ def flip_labels(
     flipped : int64 [k]
         Indices of the flipped samples, ascending.
     """
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"the fraction of flipped labels must lie in [0, 1], got {fraction!r}")
     rng = np.random.default_rng(seed)
-    flipped = np.sort(rng.choice(len(labels), size=round(fraction * len(labels)), replace=False))
+    flipped = _choose(len(labels), fraction, rng)
     noisy = labels.copy()
     noisy[flipped] = (labels[flipped] + rng.integers(1, n_classes, size=len(flipped))) % n_classes
     return noisy, flipped
+
+
+def exchange_targets(
+    targets: NDArray[np.float64], fraction: float, seed: np.random.SeedSequence
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Give a share of the samples the target of another one, drawn evenly from those whose target differs.
+
+    That is to regression what :func:`flip_labels` is to classification: each chosen target is wrong, and none stands
+    out by its size.
+
+    Parameters
+    ----------
+    targets : float64 [n]
+        True targets.
+    fraction : float
+        Share of samples to change, in [0, 1]; rounded to whole samples.
+    seed : numpy.random.SeedSequence
+        Source of the draw.
+
+    Returns
+    -------
+    targets : float64 [n]
+        Targets after the exchange.
+    exchanged : int64 [k]
+        Indices of the changed samples, ascending.
+
+    Raises
+    ------
+    ValueError
+        If the fraction lies outside [0, 1], or samples are to change but all targets are the same.
+    """
+    rng = np.random.default_rng(seed)
+    exchanged = _choose(len(targets), fraction, rng)
+    if len(exchanged) and np.ptp(targets) == 0:
+        raise ValueError(f"all {len(targets)} training targets are {float(targets[0])!r}: none can be made wrong")
+    noisy = targets.copy()
+    for sample in exchanged:
+        noisy[sample] = rng.choice(targets[targets != targets[sample]])
+    return noisy, exchanged
+
+
+def _choose(n: int, fraction: float, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return the samples whose target is made wrong, ascending."""
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"flipped, the share of wrong training targets, must lie in [0, 1], got {fraction!r}")
+    return np.sort(rng.choice(n, size=round(fraction * n), replace=False))

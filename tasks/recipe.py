@@ -23,7 +23,7 @@ class Recipe:
     Parameters
     ----------
     optimizer : {"sgd", "adamw"}
-        ``torch.optim.SGD`` without momentum, or ``torch.optim.AdamW``.
+        ``torch.optim.SGD`` or ``torch.optim.AdamW``.
     learning_rate : float
         Constant over the run.
     batch_size : int
@@ -32,6 +32,9 @@ class Recipe:
         Passes over the training set, each in an order of its own.
     weight_decay : float
         Coupled (L2) for SGD, decoupled for AdamW, as in ``torch.optim``.
+    momentum : float
+        Of SGD, in [0, 1): share of the last step's velocity that is carried over. AdamW has its own averages, and takes
+        none.
     """
 
     optimizer: Literal["sgd", "adamw"]
@@ -39,6 +42,7 @@ class Recipe:
     batch_size: int
     epochs: int
     weight_decay: float = 0.0
+    momentum: float = 0.0
 
     def __post_init__(self) -> None:
         if self.optimizer not in ("sgd", "adamw"):
@@ -50,12 +54,18 @@ class Recipe:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ValueError(f"weight_decay must not be negative, got {self.weight_decay!r}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), got {self.momentum!r}")
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"momentum is for optimizer 'sgd' alone, got {self.momentum!r} with {self.optimizer!r}")
 
     def build_optimizer(self, parameters: Iterable[torch.Tensor]) -> torch.optim.Optimizer:
         """Return a fresh ``torch.optim`` optimiser over `parameters`, be they of one model or stacks of many."""
-        kinds: dict[str, type[torch.optim.SGD] | type[torch.optim.AdamW]]
-        kinds = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
-        return kinds[self.optimizer](list(parameters), lr=self.learning_rate, weight_decay=self.weight_decay)
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(
+                list(parameters), lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
+            )
+        return torch.optim.AdamW(list(parameters), lr=self.learning_rate, weight_decay=self.weight_decay)
 
     def batches(self, n_samples: int, seed: np.random.SeedSequence) -> list[torch.Tensor]:
         """Return the sample indices of every step, int64 [batch_size] each, in the order of the run."""

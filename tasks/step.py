@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from tasks.trajectory import Stack, stack_size, utilities
+from tasks import stacks
+from tasks.objective import Objective
+from tasks.stacks import Stack
 
 if TYPE_CHECKING:
     from tasks.task import Task
@@ -49,21 +51,30 @@ class StepGame:
 
     def __init__(self, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, index: torch.Tensor) -> None:
         self.n_players = len(index)
-        self._model = model
+        self._objective = task.objective
+        self._program = stacks.program_of(model, task.objective, task.train.x[:1])
         self._validation = task.validation
         self._weights = {name: p.detach().clone() for name, p in model.named_parameters()}
-        self._contributions = per_sample_contributions(model, task.train.x[index], task.train.y[index])
+        self._contributions = per_sample_contributions(model, task.objective, task.train.x[index], task.train.y[index])
         self._build_optimizer = task.recipe.build_optimizer
         self._settings = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
         self._state = {
             name: {k: v.clone() if torch.is_tensor(v) else v for k, v in optimizer.state.get(p, {}).items()}
             for name, p in model.named_parameters()
         }
+        each = stacks.footprint(
+            self._program,
+            stacks.stack_of(model, 1),
+            task.train.x[index],
+            copies=stacks.optimizer_copies(task.recipe.build_optimizer),
+            n_judged=len(task.validation),
+        )
+        self._stack_size = stacks.stack_size(each, task.train.x.device)
         self._empty_utility = float(self._stepped_utilities(torch.zeros(1, self.n_players))[0])
 
     def __call__(self, coalitions: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Return the drop of the validation loss in nats, float64 [m], of each coalition of bool [m, n_players]."""
-        chunks = torch.split(torch.from_numpy(np.asarray(coalitions)), stack_size(self._model))
+        chunks = torch.split(torch.from_numpy(np.asarray(coalitions)), self._stack_size)
         return torch.cat([self._stepped_utilities(c) for c in chunks]).numpy() - self._empty_utility
 
     def _stepped_utilities(self, coalitions: torch.Tensor) -> torch.Tensor:
@@ -79,14 +90,14 @@ class StepGame:
                 stacked = torch.is_tensor(value) and value.shape == weight.shape
                 optimizer.state[parameter][key] = value.expand_as(parameter).clone() if stacked else _copy(value)
         optimizer.step()
-        return utilities(self._model, stack, self._validation, "loss")
+        return stacks.judge(self._program, stack, self._objective, self._validation, self.n_players)["loss"]
 
 
-def per_sample_contributions(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Stack:
+def per_sample_contributions(model: nn.Module, objective: Objective, x: torch.Tensor, y: torch.Tensor) -> Stack:
     """Return each sample's part g_i of the gradient of the batch's mean loss, by name, each [batch, *shape]."""
 
     def loss(parameters: Stack, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return nn.functional.cross_entropy(functional_call(model, parameters, (x[None],)), y[None])
+        return objective.losses(functional_call(model, parameters, (x[None],)), y[None]).mean()
 
     weights = {name: p.detach() for name, p in model.named_parameters()}
     gradients: Any = vmap(grad(loss), in_dims=(None, 0, 0))(weights, x, y)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tasks.data import Scaling, Split, flip_labels, partition, standardise
+from tasks.data import Scaling, Split, exchange_targets, flip_labels, partition, standardise
+from tasks.learners import LogisticGame, RidgeGame
+from tasks.learners.parameters import one_of
+from tasks.objective import CLASSIFICATION, REGRESSION, Objective
 from tasks.recipe import Recipe
-from tasks.trajectory import TrajectoryGame
+from tasks.trajectory import Part, TrajectoryGame
 
 __all__ = ["Task", "TaskSpec"]
+
+Learner = Literal["logistic", "ridge"]
 
 
 @dataclass(frozen=True)
@@ -29,15 +34,19 @@ class Task:
     recipe_name : str
         Which of the task's recipes is in use.
     seed : int
-        Source of the split, the flipped labels, the initial weights and the batch order.
+        Source of the split, the wrong targets, the initial weights and the batch order.
     train, validation, test : Split
         Players of the games; judges of their utility; samples that no method ever sees.
-    n_classes : int
-        Labels lie in ``0 .. n_classes - 1``.
+    n_classes : int or None
+        Labels lie in ``0 .. n_classes - 1``; None where the targets are numbers (regression).
     flipped : int64 [k]
-        Indices of training samples whose label was flipped.
+        Indices of training samples whose target was made wrong.
     recipe : Recipe
         Optimiser, batch size, epochs.
+    architecture : callable
+        Returns a model with fresh weights from torch's global generator.
+    learner : {"logistic", "ridge"} or None
+        How the model is fitted to its optimum, where it has a single one; see :meth:`optimum_game`.
     """
 
     name: str
@@ -46,22 +55,30 @@ class Task:
     train: Split
     validation: Split
     test: Split
-    n_classes: int
+    n_classes: int | None
     flipped: NDArray[np.int64]
     recipe: Recipe
     architecture: Callable[[], nn.Module]
+    learner: Learner | None = None
 
     def __post_init__(self) -> None:
         for part in ("train", "validation", "test"):
             split: Split = getattr(self, part)
             if len(split) == 0:
                 raise ValueError(f"the {part} set of task {self.name!r} is empty; it needs at least one sample")
+            if self.n_classes is None:
+                continue
             low, high = int(split.y.min()), int(split.y.max())
             if low < 0 or high >= self.n_classes:
                 raise ValueError(
                     f"labels of the {part} set of task {self.name!r} lie in {low} .. {high}; "
                     f"with n_classes = {self.n_classes} they must lie in 0 .. {self.n_classes - 1}"
                 )
+
+    @property
+    def objective(self) -> Objective:
+        """What training minimises, and the utilities by which a model can be judged."""
+        return REGRESSION if self.n_classes is None else CLASSIFICATION
 
     @property
     def n_train(self) -> int:
@@ -83,9 +100,9 @@ class Task:
         return self.recipe.batches(self.n_train, np.random.SeedSequence([self.seed, 3]))
 
     def loss(self, model: nn.Module, split: Split, index: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the mean cross-entropy in nats, a scalar, of `model` on (the samples `index` of) `split`."""
+        """Return the objective's mean loss, a scalar, of `model` on (the samples `index` of) `split`."""
         x, y = (split.x, split.y) if index is None else (split.x[index], split.y[index])
-        return nn.functional.cross_entropy(model(x), y)
+        return self.objective.losses(model(x), y).mean()
 
     def train_on(self, model: nn.Module, optimizer: torch.optim.Optimizer, index: torch.Tensor) -> None:
         """Take one training step on the samples `index`."""
@@ -94,10 +111,49 @@ class Task:
         optimizer.zero_grad()
 
     def trajectory_game(
-        self, utility: Literal["loss", "accuracy"] = "loss", split: Literal["validation", "test"] = "validation"
+        self, utility: str = "loss", split: Part = "validation", *, renormalised: bool = False
     ) -> TrajectoryGame:
-        """Return the game of retraining: players are training samples, worth is the utility of the trained model."""
-        return TrajectoryGame(self, utility=utility, split=split)
+        """Return the game of retraining: players are training samples, worth is the utility of the trained model.
+
+        `utility` is one of those of the objective; see :class:`tasks.trajectory.TrajectoryGame`.
+        """
+        return TrajectoryGame(self, utility, split, renormalised=renormalised)
+
+    def optimum_game(
+        self, utility: str = "loss", split: Part = "validation", *, l2: float = 1.0
+    ) -> LogisticGame | RidgeGame:
+        """Return the convex twin of the trajectory game: the task's model, fitted to its optimum on each coalition.
+
+        It knows no recipe: what a sample is worth here does not depend on learning rate, batch order or epochs.
+
+        Parameters
+        ----------
+        utility : str
+            ``"loss"`` or, of a logistic regression, ``"accuracy"``; of a ridge regression, ``"r2"``.
+        split : {"validation", "test"}
+            Samples on which the fitted model is judged.
+        l2 : float
+            Penalty on all coefficients, positive; see :class:`tasks.learners.LogisticGame` and
+            :class:`tasks.learners.RidgeGame`.
+
+        Returns
+        -------
+        LogisticGame or RidgeGame
+
+        Raises
+        ------
+        ValueError
+            If the task declares no learner, or an argument is not among those allowed.
+        """
+        if self.learner is None:
+            raise ValueError(
+                f"task {self.name!r} declares no learner ('logistic' or 'ridge'): its model need not have a single "
+                "optimum, so that only trajectory_game() can judge it"
+            )
+        judges: Split = getattr(self, one_of("split", split, get_args(Part)))
+        samples = (array.numpy() for part in (self.train, judges) for array in (part.x.flatten(1), part.y))
+        game: Any = {"logistic": LogisticGame, "ridge": RidgeGame}[self.learner]
+        return cast(LogisticGame | RidgeGame, game(*samples, l2=l2, utility=utility))
 
 
 @dataclass(frozen=True)
@@ -107,28 +163,35 @@ class TaskSpec:
     Attributes
     ----------
     dataset : callable
-        Returns the whole dataset: features float64 [n, d] and labels int64 [n].
+        Returns the whole dataset: features float64 [n, ...], and labels int64 [n] or, for regression, numbers
+        float64 [n].
     architecture : callable
         Returns a model with fresh weights from torch's global generator.
     recipes : mapping
         Named recipes; ``"sgd"`` is the default one.
-    n_classes, n_train, n_validation, n_test : int
-        Classes, and default sizes of the three parts.
+    n_classes : int or None
+        Number of classes. None makes the task a regression: targets are standardised, too, and the model's output is
+        [B] or [B, 1].
+    n_train, n_validation, n_test : int
+        Default sizes of the three parts.
     scaling : {"feature", "global"}
         How features are standardised, see :func:`tasks.data.standardise`.
     summary : str
         One line for listings.
+    learner : {"logistic", "ridge"}, optional
+        For a linear model: how it is fitted to its optimum, see :meth:`Task.optimum_game`.
     """
 
-    dataset: Callable[[], tuple[NDArray[np.float64], NDArray[np.int64]]]
+    dataset: Callable[[], tuple[NDArray[np.float64], NDArray[np.int64] | NDArray[np.float64]]]
     architecture: Callable[[], nn.Module]
     recipes: Mapping[str, Recipe]
-    n_classes: int
+    n_classes: int | None
     n_train: int
     n_validation: int
     n_test: int
     scaling: Scaling
     summary: str
+    learner: Learner | None = None
 
     def build(
         self,
@@ -140,19 +203,20 @@ class TaskSpec:
         flipped: float,
         dtype: torch.dtype,
     ) -> Task:
-        """Draw the split, flip labels, and put the task together; see :func:`tasks.load`."""
+        """Draw the split, make targets wrong, and put the task together; see :func:`tasks.load`."""
         size = self.n_train if n_train is None else n_train
         if size < 1:
             raise ValueError(f"n_train must be at least 1, got {size}")
         x, y = self.dataset()
-        streams = {key: np.random.SeedSequence([seed, stream]) for stream, key in enumerate(("split", "flip"), 1)}
-        parts = partition(y, [size, self.n_validation, self.n_test], streams["split"])
+        split, flip = (np.random.SeedSequence([seed, stream]) for stream in (1, 2))
+        strata = np.zeros(len(y), dtype=np.int64) if self.n_classes is None else y.astype(np.int64)
+        parts = partition(strata, [size, self.n_validation, self.n_test], split)
         x = standardise(x, parts[0], self.scaling)
-        labels = [y[part] for part in parts]
-        labels[0], flips = flip_labels(labels[0], self.n_classes, flipped, streams["flip"])
+        targets, wrong = self._targets(y, parts[0], flipped, flip)
+        target_dtype = dtype if self.n_classes is None else torch.int64
         train, validation, test = (
-            Split(torch.from_numpy(x[part]).to(dtype), torch.from_numpy(label))
-            for part, label in zip(parts, labels, strict=True)
+            Split(torch.from_numpy(x[part]).to(dtype), torch.from_numpy(targets[part]).to(target_dtype))
+            for part in parts
         )
         return Task(
             name=name,
@@ -162,7 +226,25 @@ class TaskSpec:
             validation=validation,
             test=test,
             n_classes=self.n_classes,
-            flipped=flips,
+            flipped=wrong,
             recipe=self.recipes[recipe],
             architecture=self.architecture,
+            learner=self.learner,
         )
+
+    def _targets(
+        self, y: NDArray[Any], train: NDArray[np.int64], fraction: float, seed: np.random.SeedSequence
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Return the dataset's targets, a share of those of training samples made wrong, and which samples these are.
+
+        Numbers are standardised with the statistics of the true targets.
+        """
+        targets: NDArray[Any]
+        if self.n_classes is None:
+            targets = standardise(y, train, "feature")
+            targets[train], wrong = exchange_targets(targets[train], fraction, seed)
+        else:
+            labels = y.astype(np.int64)
+            labels[train], wrong = flip_labels(labels[train], self.n_classes, fraction, seed)
+            targets = labels
+        return targets, wrong

@@ -6,38 +6,71 @@ denominator of a batch's mean stays that of the full batch::
 
     w_{t+1} = w_t - u_t( (1 / |B_t|) sum_{i in B_t and S} grad l_i(w_t) )
 
-This is the retraining game that In-Run Data Shapley approximates step by step; the empty coalition learns nothing and
-is worth what the initial weights are worth.
+This is the retraining game that In-Run Data Shapley approximates step by step (arXiv 2406.11011); the empty coalition
+learns nothing and is worth what the initial weights are worth, up to weight decay.
 
-All models of a chunk of coalitions are trained as one batched tensor program: parameters carry a leading coalition
-axis, gradients come from ``vmap(grad(...))``, and since the recipe's optimisers are element-wise, one
-``torch.optim`` optimiser over the stacked parameters is the optimiser of every model in the stack.
+Renormalised, the mean is that of the samples present, ``1 / |B_t and S|``: what training on the dataset S alone would
+do, had each batch lost its absent samples. A batch of which no sample is present still makes a step, with a zero
+gradient, so that all coalitions make the same number of steps, with the same decay and momentum.
+
+All models of a chunk of coalitions are trained as one batched tensor program (:mod:`tasks.stacks`). Plain SGD is part
+of that program; since the recipe's other optimisers are element-wise, one ``torch.optim`` optimiser over the stacked
+parameters is the optimiser of every model in the stack.
+
+Cost on two cores, in float32: digits-mlp (64-32-10, 50 steps of 20 samples, 300 validation samples) 7700 trainings a
+second in stacks of 512, 60 to 140 times those of a Python loop.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
-from torch.func import functional_call, grad, vmap
+from torch import Tensor, nn
+
+from tasks import stacks
+from tasks.data import Split
 
 if TYPE_CHECKING:
-    from tasks.data import Split
     from tasks.task import Task
 
-__all__ = ["Stack", "TrajectoryGame", "retrain", "train_coalitions", "utilities"]
+__all__ = ["DivergedError", "TrajectoryGame", "retrain"]
 
-Stack: TypeAlias = dict[str, torch.Tensor]
-"""Parameters of m models by name, each [m, *shape]."""
-
-Utility = Literal["loss", "accuracy"]
 Part = Literal["validation", "test"]
 
-COALITIONS_AT_A_TIME = 512
-LARGEST_TENSOR = 30 * 2**20  # bytes; allocators give larger blocks back at once, and fetch fresh pages at every step
+_MEMBERS_SHOWN = 10
+
+
+class DivergedError(ValueError):
+    """Some models diverged: their weights or their losses are not finite, and they have no utility.
+
+    Attributes
+    ----------
+    coalitions : bool [m, n_players]
+        All that were asked for.
+    utilities : float64 [m]
+        Those of all models, NaN where a model diverged.
+    """
+
+    def __init__(self, coalitions: NDArray[np.bool_], utilities: NDArray[np.float64]) -> None:
+        super().__init__(coalitions, utilities)
+        self.coalitions = coalitions
+        self.utilities = utilities
+
+    def __str__(self) -> str:
+        diverged = np.isnan(self.utilities)
+        members = np.flatnonzero(self.coalitions[np.argmax(diverged)])
+        shown = ", ".join(map(str, members[:_MEMBERS_SHOWN]))
+        more = ", ..." if len(members) > _MEMBERS_SHOWN else ""
+        return (
+            f"{np.count_nonzero(diverged)} of {len(diverged)} models diverged (weights or losses are not finite), "
+            f"the first one with the coalition of size {len(members)} with members [{shown}{more}]; "
+            "a smaller learning rate may help, and the other utilities are kept in this error's 'utilities'"
+        )
 
 
 class TrajectoryGame:
@@ -47,15 +80,24 @@ class TrajectoryGame:
     ----------
     task : Task
         Data, model and recipe.
-    utility : {"loss", "accuracy"}
-        Minus the mean cross-entropy in nats, or the share of samples classified correctly; higher is better.
+    utility : str
+        Which of the objective's utilities: ``"loss"``, minus the mean loss (of classification in nats), or
+        ``"accuracy"``, the share of samples classified correctly. Higher is better.
     split : {"validation", "test"}
         Samples on which the trained model is judged.
+    renormalised : bool
+        Whether a batch's mean is over the samples present, rather than over the full batch.
+    memory_bytes : int, optional
+        What the models that are trained at the same time may take. Default: half of what is free.
+    device : torch.device or str, optional
+        Where to train. Default: where the training samples are.
 
     Attributes
     ----------
     n_players : int
         Number of training samples.
+    measures : tuple of str
+        Names of the columns of :meth:`measure`: all utilities of the task's objective, in the objective's order.
 
     Examples
     --------
@@ -64,23 +106,96 @@ class TrajectoryGame:
     >>> empty_and_full = np.stack([np.zeros(game.n_players, bool), np.ones(game.n_players, bool)])
     >>> bool(np.diff(game(empty_and_full)) > 0)
     True
+    >>> game.measures
+    ('loss', 'accuracy')
     """
 
-    def __init__(self, task: Task, utility: Utility = "loss", split: Part = "validation") -> None:
-        for name, value, allowed in (("utility", utility, get_args(Utility)), ("split", split, get_args(Part))):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    def __init__(
+        self,
+        task: Task,
+        utility: str = "loss",
+        split: Part = "validation",
+        *,
+        renormalised: bool = False,
+        memory_bytes: int | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        _check_measure(task, utility, split)
         self.task = task
-        self.utility: Utility = utility
+        self.utility = utility
         self.split: Part = split
+        self.renormalised = renormalised
+        self.memory_bytes = memory_bytes
+        self.device = device
         self.n_players = task.n_train
+        self.measures = tuple(task.objective.utilities)
 
     def __call__(self, coalitions: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """Return the utility, float64 [m], of each coalition of bool [m, n_players]."""
-        return retrain(self.task, coalitions, [(self.utility, self.split)])[:, 0]
+        """Return the utility, float64 [m], of each coalition of bool [m, n_players].
+
+        Raises
+        ------
+        DivergedError
+            If some models diverged; the error has the utilities of the others.
+        """
+        utilities = self.measure(coalitions)[:, self.measures.index(self.utility)]
+        if np.isnan(utilities).any():
+            raise DivergedError(coalitions, utilities)
+        return utilities
+
+    def measure(self, coalitions: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Return all utilities of each coalition from one training.
+
+        Parameters
+        ----------
+        coalitions : bool [m, n_players]
+            Which training samples each model sees.
+
+        Returns
+        -------
+        float64 [m, len(measures)]
+            One column for each of `measures`; a row of NaN where the model diverged.
+        """
+        return retrain(
+            self.task,
+            coalitions,
+            [(utility, self.split) for utility in self.measures],
+            renormalised=self.renormalised,
+            memory_bytes=self.memory_bytes,
+            device=self.device,
+        )
+
+    def identity(self) -> str:
+        """Return a SHA-256 of all that defines :meth:`measure`, as 64 hexadecimal digits: a key for stored utilities.
+
+        It covers the bits of the training samples and of the split that judges, the architecture and its initial
+        weights, the batch order, the recipe, the objective, and `renormalised`. Not covered is what changes utilities
+        by no more than rounding: chunks, device, versions; nor `utility`, which only picks a column.
+        """
+        judge: Split = getattr(self.task, self.split)
+        entries = [
+            ("train x", self.task.train.x),
+            ("train y", self.task.train.y),
+            ("judge x", judge.x),
+            ("judge y", judge.y),
+            *_architecture(self.task.model()),
+            *(("batch", index) for index in self.task.batches()),
+            ("recipe", self.task.recipe),
+            ("objective", self.task.objective.name),
+            ("renormalised", self.renormalised),
+        ]
+        return _digest(entries)
 
 
-def retrain(task: Task, coalitions: NDArray[np.bool_], measures: list[tuple[Utility, Part]]) -> NDArray[np.float64]:
+def retrain(
+    task: Task,
+    coalitions: NDArray[np.bool_],
+    measures: Sequence[tuple[str, Part]],
+    *,
+    renormalised: bool = False,
+    memory_bytes: int | None = None,
+    device: torch.device | str | None = None,
+) -> NDArray[np.float64]:
     """Train on each coalition once and judge the models by several measures.
 
     Parameters
@@ -89,13 +204,21 @@ def retrain(task: Task, coalitions: NDArray[np.bool_], measures: list[tuple[Util
         Data, model and recipe.
     coalitions : bool [m, n_train]
         Which training samples each model sees.
-    measures : list of (utility, split)
+    measures : sequence of (utility, split)
         For instance ``[("loss", "test"), ("accuracy", "test")]``.
+    renormalised, memory_bytes, device
+        As in :class:`TrajectoryGame`.
 
     Returns
     -------
     float64 [m, len(measures)]
-        Utilities; ``"loss"`` is minus the loss, so that higher is better.
+        Utilities; ``"loss"`` is minus the loss, so that higher is better. NaN, whatever the utility, where a model's
+        weights or one of its utilities on the split are not finite.
+
+    Raises
+    ------
+    ValueError
+        If `coalitions` is not bool [m, n_train], a measure is unknown, or `memory_bytes` is too small for one model.
     """
     coalitions = np.asarray(coalitions)
     if coalitions.ndim != 2 or coalitions.shape[1] != task.n_train or coalitions.dtype != np.bool_:
@@ -103,53 +226,64 @@ def retrain(task: Task, coalitions: NDArray[np.bool_], measures: list[tuple[Util
             f"coalitions must be a bool array of shape [m, {task.n_train}], "
             f"got {coalitions.dtype} of shape {list(coalitions.shape)}"
         )
+    for measure in measures:
+        _check_measure(task, *measure)
+    where = task.train.x.device if device is None else torch.device(device)
+    train, model, recipe = _moved(task.train, where), task.model().to(where), task.recipe
+    parts = {part: _moved(getattr(task, part), where) for _, part in measures}
+    batches = [index.to(where) for index in task.batches()]
+    program = stacks.program_of(model, task.objective, train.x[:1])
+    each = stacks.footprint(
+        program,
+        stacks.stack_of(model, 1),
+        train.x[: recipe.batch_size],
+        copies=stacks.optimizer_copies(recipe.build_optimizer),
+        n_judged=max(map(len, parts.values()), default=0),
+    )
+    size = stacks.stack_size(each, where, memory_bytes)
     out = np.empty((len(coalitions), len(measures)))
-    size = stack_size(task.model())
     for start in range(0, len(coalitions), size):
         chunk = slice(start, start + size)
-        stack = train_coalitions(task, torch.from_numpy(coalitions[chunk]))
+        present = torch.from_numpy(coalitions[chunk]).to(where)
+        stack = stacks.stack_of(model, len(present))
+        stacks.train(program, stack, recipe, train, batches, present, renormalised=renormalised)
+        judged = {
+            part: stacks.judge(program, stack, task.objective, split, recipe.batch_size)
+            for part, split in parts.items()
+        }
         for column, (utility, part) in enumerate(measures):
-            split: Split = getattr(task, part)
-            out[chunk, column] = utilities(task.model(), stack, split, utility).numpy()
+            out[chunk, column] = judged[part][utility].cpu().numpy()
     return out
 
 
-def stack_size(model: nn.Module) -> int:
-    """Return how many models like `model` are best stacked: many, but no stacked parameter larger than a block."""
-    largest = max(p.numel() * p.element_size() for p in model.parameters())
-    return max(1, min(COALITIONS_AT_A_TIME, LARGEST_TENSOR // largest))
+def _check_measure(task: Task, utility: str, split: str) -> None:
+    for name, value, allowed in (("utility", utility, task.objective.utilities), ("split", split, get_args(Part))):
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
-def train_coalitions(task: Task, coalitions: torch.Tensor) -> Stack:
-    """Train one model a coalition, bool [m, n_train], as one batched program; return the trained parameters."""
-    model = task.model()
-    stack = {name: p.detach().expand(len(coalitions), *p.shape).clone() for name, p in model.named_parameters()}
-    optimizer = task.recipe.build_optimizer(stack.values())
-    x, y = task.train.x, task.train.y
-    present = coalitions.to(x.dtype)
-
-    def batch_loss(parameters: Stack, present: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        losses = nn.functional.cross_entropy(functional_call(model, parameters, (x,)), y, reduction="none")
-        return (losses * present).sum() / len(y)
-
-    gradient: Any = vmap(grad(batch_loss), in_dims=(0, 0, None, None))
-    for index in task.batches():
-        gradients = gradient(stack, present[:, index], x[index], y[index])
-        for name, parameter in stack.items():
-            parameter.grad = gradients[name]
-        optimizer.step()
-    return stack
+def _moved(split: Split, device: torch.device) -> Split:
+    return Split(split.x.to(device), split.y.to(device))
 
 
-@torch.no_grad()
-def utilities(model: nn.Module, stack: Stack, split: Split, utility: Utility) -> torch.Tensor:
-    """Return the utility on `split`, float64 [m], of each of the m models in `stack`."""
+def _architecture(model: nn.Module) -> Iterator[tuple[str, object]]:
+    """Yield what tells one architecture and its initial weights from another: layers, their settings, their tensors."""
+    for name, layer in model.named_modules():
+        yield name, f"{type(layer).__module__}.{type(layer).__qualname__}"
+        for key, value in sorted(vars(layer).items()):
+            if not key.startswith("_") and isinstance(value, bool | int | float | str | tuple | None):
+                yield key, value
+    yield from model.state_dict().items()
 
-    def judge(parameters: Stack) -> torch.Tensor:
-        logits: torch.Tensor = functional_call(model, parameters, (split.x,))
-        if utility == "accuracy":
-            return (logits.argmax(dim=-1) == split.y).double().mean()
-        return -nn.functional.cross_entropy(logits, split.y)
 
-    judged: torch.Tensor = vmap(judge)(stack)
-    return judged.double()
+def _digest(entries: Iterable[tuple[str, object]]) -> str:
+    """Return the SHA-256 of named entries: of tensors the dtype, the shape and the bits, of others the repr."""
+    digest = hashlib.sha256()
+    for name, value in entries:
+        if isinstance(value, Tensor):
+            array = value.detach().cpu().contiguous()
+            digest.update(f"{name}: {array.dtype} {list(array.shape)}\n".encode())
+            digest.update(array.flatten().view(torch.uint8).numpy().data)
+        else:
+            digest.update(f"{name}: {value!r}\n".encode())
+    return digest.hexdigest()

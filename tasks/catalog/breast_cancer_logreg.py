@@ -28,4 +28,5 @@ TASK = TaskSpec(
     n_test=269,
     scaling="feature",
     summary="breast cancer, logistic regression",
+    learner="logistic",
 )

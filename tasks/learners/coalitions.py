@@ -1,0 +1,81 @@
+"""Coalitions as a learner's game gets them: checked, named in errors, and worked off in chunks that fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+
+__all__ = ["checked_coalitions", "coalition_name", "in_chunks"]
+
+_MEMBERS_SHOWN = 10
+_CACHE_BYTES = 2**23  # a chunk's tensors: larger ones leave the processor's cache, and are slower
+_SHARE_OF_FREE_MEMORY = 0.25
+_torch_threads_are_set = Lock()
+
+
+def checked_coalitions(coalitions: NDArray[np.bool_], n_players: int) -> NDArray[np.bool_]:
+    """Return `coalitions`, having checked that they are bool [m, n_players]; a ValueError otherwise."""
+    coalitions = np.asarray(coalitions)
+    if coalitions.dtype != np.bool_ or coalitions.ndim != 2 or coalitions.shape[1] != n_players:
+        raise ValueError(
+            f"coalitions must be a bool array of shape (m, {n_players}), got {coalitions.dtype} of shape "
+            f"{coalitions.shape}"
+        )
+    return coalitions
+
+
+def coalition_name(coalition: NDArray[np.bool_]) -> str:
+    """Name a coalition, bool [n], by its size and its first members."""
+    members = np.flatnonzero(coalition)
+    shown = ", ".join(map(str, members[:_MEMBERS_SHOWN]))
+    more = ", ..." if len(members) > _MEMBERS_SHOWN else ""
+    return f"the coalition of size {len(members)} with members [{shown}{more}]"
+
+
+def in_chunks(evaluate: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, bytes_a_row: int) -> torch.Tensor:
+    """Concatenate what `evaluate` returns for chunks of the rows.
+
+    On a processor, as many chunks as torch has threads (`torch.get_num_threads`) are worked on at a time, each on one
+    thread: an operation on a chunk is too small to be divided. While that lasts torch has one thread elsewhere too.
+
+    Parameters
+    ----------
+    evaluate : callable
+        From some of the rows, [k, ...], to one result for each, [k, ...].
+    rows : tensor [m, ...]
+        What to evaluate, where to evaluate it: on the processor, or on a GPU.
+    bytes_a_row : int
+        Memory that evaluating one row takes.
+
+    Returns
+    -------
+    tensor [m, ...]
+        Results in the order of the rows.
+    """
+    if rows.is_cuda:
+        free = torch.cuda.mem_get_info(rows.device)[0]
+        chunks = rows.split(_rows_that_fit(_SHARE_OF_FREE_MEMORY * free, bytes_a_row))
+        return torch.cat([evaluate(chunk) for chunk in chunks])
+    threads = torch.get_num_threads()
+    free = psutil.virtual_memory().available
+    most = _rows_that_fit(min(_CACHE_BYTES, _SHARE_OF_FREE_MEMORY * free / threads), bytes_a_row)
+    chunks = rows.split(max(1, min(most, -(-len(rows) // threads))))
+    if threads == 1 or len(chunks) == 1:
+        return torch.cat([evaluate(chunk) for chunk in chunks])
+    with _torch_threads_are_set:
+        torch.set_num_threads(1)  # new threads start with this number
+        try:
+            with ThreadPoolExecutor(threads) as pool:
+                return torch.cat(list(pool.map(evaluate, chunks)))
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _rows_that_fit(available: float, bytes_a_row: int) -> int:
+    return max(1, int(available / bytes_a_row))

@@ -1,0 +1,24 @@
+"""Stacks: many models of one architecture, trained as one batched tensor program.
+
+A stack holds the parameters of m models, each [m, *shape]. Two programs compute with stacks: chains of known layers run
+by a few large products (:mod:`tasks.stacks.sequential`, with the layers in :mod:`tasks.stacks.layers`), any other
+model by ``torch.func.vmap`` (:mod:`tasks.stacks.vmapped`). :func:`program_of` chooses; tests hold both against a plain
+training loop.
+"""
+
+from tasks.stacks.memory import footprint, optimizer_copies, stack_size
+from tasks.stacks.program import Program, program_of
+from tasks.stacks.stack import Stack, stack_of
+from tasks.stacks.training import judge, train
+
+__all__ = [
+    "Program",
+    "Stack",
+    "footprint",
+    "judge",
+    "optimizer_copies",
+    "program_of",
+    "stack_of",
+    "stack_size",
+    "train",
+]
