@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from inrun_bench import __version__
+from inrun_bench.backends import BACKENDS
 from inrun_bench.experiments import EXPERIMENTS
 from inrun_bench.figures import FIGURES, draw_figures
 from inrun_bench.methods import METHODS
@@ -54,6 +55,7 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError(f"--jobs must be a positive number, or -1 for one a core; got {options.jobs}")
     if any(seed < 0 for seed in options.seed):
         raise ValueError(f"--seed must not be negative, got {min(options.seed)}")
+    BACKENDS[options.backend]
     profile = PROFILES[options.profile]
     plan = Plan(
         profile=profile,
@@ -65,7 +67,14 @@ def _run(options: argparse.Namespace) -> int:
     chosen = EXPERIMENTS.choose(options.experiment or default)
     units = [unit for name in chosen for unit in EXPERIMENTS[name].units(plan)]
     store = Store(_folder(options))
-    outcome = run(units, store, jobs=options.jobs, progress=not options.quiet)
+    outcome = run(
+        units,
+        store,
+        jobs=options.jobs,
+        backend=options.backend,
+        scheduler=options.scheduler,
+        progress=not options.quiet,
+    )
     if outcome.done or outcome.failed:
         print(f"{outcome.done} units done, {outcome.skipped} were there already, {len(outcome.failed)} failed")
     else:
@@ -113,7 +122,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--task", nargs="+", default=[], help="tasks (default: all)")
     command.add_argument("--method", nargs="+", default=[], help="methods (default: all)")
     command.add_argument("--seed", nargs="+", type=int, default=[], help="seeds (default: the profile's)")
-    command.add_argument("--jobs", type=int, default=-1, help="processes at a time (default: -1, one a core)")
+    command.add_argument("--jobs", type=int, default=-1, help="units at a time (default: -1, one a core)")
+    command.add_argument("--backend", default="local", help=f"where units run: {', '.join(BACKENDS)} (default: local)")
+    command.add_argument(
+        "--scheduler",
+        help="a cluster that is running, tcp://host:port (dask), or host:port, auto or ray://host:port (ray); "
+        "without it one of --jobs workers is started on this machine",
+    )
     command.add_argument("--quiet", action="store_true", help="show no progress bar")
     _add_place(command)
     command.set_defaults(command=_run)

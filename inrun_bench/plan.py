@@ -34,6 +34,8 @@ class Profile:
         Rounds of the overhead experiment.
     workloads : mapping of str to int
         Large models whose steps the overhead experiment times, and its rounds of each.
+    tasks, methods : tuple of str
+        What runs where none is named on the command line; all that there are, of other packages too, where empty.
     """
 
     seeds: tuple[int, ...]
@@ -45,6 +47,8 @@ class Profile:
     removal_draws: int
     timing_repeats: int
     workloads: Mapping[str, int]
+    tasks: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
 
     def permutations_for(self, task: str) -> int:
         """Return the number of permutations behind the reference values of `task`."""
@@ -64,10 +68,20 @@ PROFILES = {
         removal_draws=20,
         timing_repeats=9,
         workloads={"gpt-64": 5, "gpt-256": 4, "mlp": 9, "cnn": 5},
+        tasks=("breast-cancer-logreg", "digits-mlp", "mnist-mlp"),
+        methods=("random", "inrun-first", "inrun-second", "inrun-integrated", "knn", "mc-2", "mc-10", "tmc-10"),
     ),
     "standard": Profile(
         seeds=(0, 1, 2, 3, 4),
-        reference_permutations={"breast-cancer-logreg": 4000, "digits-mlp": 800, "default": 400},
+        reference_permutations={
+            "breast-cancer-logreg": 4000,
+            "diabetes-ridge": 4000,
+            "digits-mlp": 800,
+            "digits-sgd-large-lr": 800,
+            "iris-logreg": 4000,
+            "wine-logreg": 4000,
+            "default": 400,
+        },
         reference_blocks=20,
         step_permutations=400,
         moments={"sgd": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), "adamw": ADAMW_MOMENTS},

@@ -1,26 +1,47 @@
 """The runner: units in, rows in the store; it knows nothing of what is measured.
 
-Units run in parallel processes, each with one thread, so that what a unit returns does not depend on how many run
-beside it. A unit writes its own file when it is done; one that fails writes a row that says why, and the others go on.
-Killing a run loses the units in flight and nothing else.
+Units run in the worker processes of a backend, each with one thread, so that what a unit returns does not depend on
+how many run beside it, or where. A worker gets a unit with the rows that the unit needs, and returns rows; this
+process alone reads and writes the store, so that workers need not share its disk.
+
+- A unit is claimed before it is sent and until its rows are written: of several runs into one folder each does what
+  no other is doing.
+- A unit that fails leaves a row that says why, and the others go on.
+- A unit whose worker dies is sent again, and fails when it has cost :data:`LIVES` workers.
+- Killing a run loses the units in flight and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
-from pathlib import Path
+from graphlib import TopologicalSorter
+from typing import TypeAlias
 
 import joblib
+import pandas as pd
 import torch
+from filelock import FileLock
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from inrun_bench import __version__
+from inrun_bench.backends import BACKENDS, Workers
 from inrun_bench.experiments import EXPERIMENTS
 from inrun_bench.store import Store
-from inrun_bench.unit import Unit
+from inrun_bench.unit import Row, Unit
 
-__all__ = ["Outcome", "run"]
+__all__ = ["LIVES", "Outcome", "run"]
+
+LIVES = 3
+"""Workers that a unit may cost: a death may be the machine's fault, three in a row are the unit's."""
+
+POLL_SECONDS = 0.2  # between looks at who is there: workers, and other runs that hold claims
+PATIENCE_SECONDS = 60  # without a single worker
+
+Measure: TypeAlias = Callable[[Unit, dict[Unit, pd.DataFrame]], list[Row]]
 
 
 @dataclass(frozen=True)
@@ -32,7 +53,23 @@ class Outcome:
     failed: tuple[tuple[Unit, str], ...]
 
 
-def run(units: Sequence[Unit], store: Store, *, jobs: int = 1, progress: bool = False) -> Outcome:
+@dataclass(frozen=True)
+class _Answer:
+    """The rows of a unit, None where another run has stored them, or a message that says why there are none."""
+
+    rows: list[Row] | None = None
+    message: str = ""
+
+
+def run(
+    units: Sequence[Unit],
+    store: Store,
+    *,
+    jobs: int = 1,
+    backend: str = "local",
+    scheduler: str | None = None,
+    progress: bool = False,
+) -> Outcome:
     """Run `units`, and before them the units that they need, but for those whose rows are there.
 
     Parameters
@@ -42,7 +79,12 @@ def run(units: Sequence[Unit], store: Store, *, jobs: int = 1, progress: bool = 
     store : Store
         Where rows go.
     jobs : int
-        Processes at a time; -1 for one a core. Units of experiments that measure time run alone, after all others.
+        Units at a time; -1 for one a core of this machine, or of the cluster at `scheduler`. Units of experiments that
+        measure time run alone, after all others.
+    backend : str
+        Where units run, a name of :data:`inrun_bench.backends.BACKENDS`.
+    scheduler : str, optional
+        Address of a cluster of that kind that is running already; without it one is started here, and ended.
     progress : bool
         Show a bar on stderr.
 
@@ -50,46 +92,30 @@ def run(units: Sequence[Unit], store: Store, *, jobs: int = 1, progress: bool = 
     -------
     Outcome
         Failed units come with their messages.
+
+    Raises
+    ------
+    ConnectionError
+        If the cluster is not there, or is lost with all its workers. What was finished is in the store.
+    ValueError
+        If the backend is unknown, its package is not installed, or the scheduler does not go with it.
     """
     everything = _with_needs(units)
     missing = [unit for unit in everything if not store.has(unit)]
-    if missing:
-        store.record_run(jobs, sorted({unit.seed for unit in missing}), len(missing))
+    if not missing:
+        return Outcome(0, len(everything), ())
     failed: list[tuple[Unit, str]] = []
-    with tqdm(total=len(missing), unit="unit", disable=not progress, smoothing=0) as bar:
-        for wave, alone in _waves(missing):
-            workers = joblib.Parallel(n_jobs=1 if alone else jobs, return_as="generator_unordered")
-            for unit, message in workers(joblib.delayed(_work)(unit, store.root) for unit in wave):
-                bar.set_postfix_str(str(unit), refresh=False)
-                bar.update()
-                if message:
-                    failed.append((unit, message))
+    with (
+        BACKENDS[backend].connect(jobs, scheduler) as workers,
+        tqdm(total=len(missing), unit="unit", disable=not progress, smoothing=0) as bar,
+    ):
+        store.record_run(jobs, sorted({unit.seed for unit in missing}), len(missing), backend)
+        for unit, message in _settle(missing, store, workers, jobs):
+            bar.set_postfix_str(str(unit), refresh=False)
+            bar.update()
+            if message:
+                failed.append((unit, message))
     return Outcome(len(missing) - len(failed), len(everything) - len(missing), tuple(failed))
-
-
-def _work(unit: Unit, root: Path) -> tuple[Unit, str]:
-    """Do one unit in this process and write its rows; return it with an error message, empty where all went well."""
-    store = Store(root)
-    with store.claim(unit):
-        if store.has(unit):  # another run was faster
-            return unit, ""
-        torch.set_num_threads(1)
-        try:
-            needs = {need: store.read(need) for need in unit.needs if _usable(store, need)}
-            with threadpool_limits(1):
-                rows = EXPERIMENTS[unit.experiment].measure(unit, needs)
-            store.write(unit, rows)
-        except Exception as error:  # whatever a unit raises belongs into its row
-            message = f"{type(error).__name__}: {error}"
-            store.write(unit, [{"metric": "error", "status": "error", "message": message}])
-            return unit, message
-        return unit, ""
-
-
-def _usable(store: Store, need: Unit) -> bool:
-    if not store.has(need):
-        raise RuntimeError(f"needs '{need}', which failed")
-    return True
 
 
 def _with_needs(units: Iterable[Unit]) -> list[Unit]:
@@ -106,10 +132,124 @@ def _with_needs(units: Iterable[Unit]) -> list[Unit]:
     return list(ordered)
 
 
-def _waves(units: Sequence[Unit]) -> list[tuple[list[Unit], bool]]:
-    """Group units, given needs first, so that a wave needs only earlier ones; those that must run alone come last."""
-    depth: dict[Unit, int] = {}
-    for unit in units:
-        depth[unit] = 1 + max((depth.get(need, -1) for need in unit.needs), default=-1)
-    keys = {unit: (EXPERIMENTS[unit.experiment].EXCLUSIVE, depth[unit]) for unit in units}
-    return [([u for u in units if keys[u] == key], key[0]) for key in sorted(set(keys.values()))]
+@dataclass
+class _Flight:
+    """A unit that is with a worker, and how many workers it has cost."""
+
+    unit: Unit
+    claim: FileLock
+    deaths: int = 0
+
+
+def _settle(units: Sequence[Unit], store: Store, workers: Workers, jobs: int) -> Iterator[tuple[Unit, str]]:
+    """Run `units`; yield each when its rows are stored, with the message of its error, empty where all went well."""
+    todo = set(units)
+    order = TopologicalSorter({unit: todo.intersection(unit.needs) for unit in units})
+    order.prepare()
+    ready: list[Unit] = []
+    flights: dict[Future[_Answer], _Flight] = {}
+    slots = _slots(workers, jobs)
+    try:
+        while order.is_active():
+            ready += order.get_ready()
+            free = [unit for unit in ready if not EXPERIMENTS[unit.experiment].EXCLUSIVE]
+            room = next(slots) if free else 1  # exclusive units start when no other can, and only while nothing runs
+            for unit in free or ready:
+                if len(flights) >= room:
+                    break
+                claim = store.claim(unit)
+                if claim is not None:  # else another run is at it: look again later
+                    ready.remove(unit)
+                    flights[_send(unit, store, workers)] = _Flight(unit, claim)
+            for flight, answer in _landed(flights, workers):
+                if answer is None:
+                    flights[_send(flight.unit, store, workers)] = flight
+                    continue
+                message = _keep(answer, flight.unit, store)
+                flight.claim.release()
+                order.done(flight.unit)
+                yield flight.unit, message
+    finally:
+        for flight in flights.values():
+            flight.claim.release()
+
+
+def _slots(workers: Workers, jobs: int) -> Iterator[int]:
+    """Yield, each time, how many units may be in flight; at least one, so that a cluster that grows has a reason to."""
+    seen = time.monotonic()
+    while True:
+        slots = workers.slots()
+        if slots:
+            seen = time.monotonic()
+        elif time.monotonic() - seen > PATIENCE_SECONDS:
+            raise ConnectionError(f"the cluster has had no worker for {PATIENCE_SECONDS} s; start some, and run again")
+        yield max(1, slots if jobs == -1 else min(slots, jobs))
+
+
+def _send(unit: Unit, store: Store, workers: Workers) -> Future[_Answer]:
+    """Have a worker measure the unit, unless there is no need to, or no way."""
+    if store.has(unit):  # another run was faster
+        return _settled(_Answer())
+    for need in unit.needs:
+        if not store.has(need):
+            return _settled(_Answer(message=f"RuntimeError: needs '{need}', which failed"))
+    needs = {need: store.read(need) for need in unit.needs}
+    return workers.submit(_measure, EXPERIMENTS[unit.experiment].measure, unit, needs, __version__)
+
+
+def _settled(answer: _Answer) -> Future[_Answer]:
+    future: Future[_Answer] = Future()
+    future.set_result(answer)
+    return future
+
+
+def _landed(flights: dict[Future[_Answer], _Flight], workers: Workers) -> Iterator[tuple[_Flight, _Answer | None]]:
+    """Wait a little; take what came back out of `flights`, Futures too: a cluster keeps results while someone does."""
+    if not flights:
+        time.sleep(POLL_SECONDS)  # for other runs
+    for future in wait(flights, POLL_SECONDS, FIRST_COMPLETED).done:
+        flight = flights.pop(future)
+        yield flight, _answer(future, flight, workers)
+
+
+def _answer(future: Future[_Answer], flight: _Flight, workers: Workers) -> _Answer | None:
+    """Return what came back; None where it was the death of a worker, but the unit has another life."""
+    error = future.exception()
+    if error is None:
+        return future.result()
+    deaths = workers.deaths(error)
+    if not deaths:
+        return _Answer(message=_described(error))
+    flight.deaths += deaths
+    if flight.deaths < LIVES:
+        return None
+    return _Answer(message=f"WorkerDied: a worker died {flight.deaths} times while running this unit: {error}")
+
+
+def _keep(answer: _Answer, unit: Unit, store: Store) -> str:
+    """Store the unit's rows, or the row that says why there are none; return that message."""
+    message = answer.message
+    if answer.rows is not None:
+        try:
+            store.write(unit, answer.rows)
+        except Exception as error:  # rows that are no table
+            message = _described(error)
+    if message:
+        store.write(unit, [{"metric": "error", "status": "error", "message": message}])
+    return message
+
+
+def _measure(measure: Measure, unit: Unit, needs: dict[Unit, pd.DataFrame], version: str) -> _Answer:
+    """Measure a unit in this process, whichever it is."""
+    if version != __version__:
+        return _Answer(message=f"RuntimeError: this is a run of inrun-bench {version}, the worker has {__version__}")
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1), joblib.parallel_config("sequential"):
+            return _Answer(measure(unit, needs))
+    except Exception as error:  # whatever a unit raises belongs into its row
+        return _Answer(message=_described(error))
+
+
+def _described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -25,7 +25,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from inrun_bench import __version__
 from inrun_bench.unit import Row, Unit
@@ -114,16 +114,22 @@ class Store:
         with _replacing(path) as partial:
             pq.write_table(table, partial, compression="zstd")
 
-    @contextmanager
-    def claim(self, unit: Unit) -> Iterator[None]:
-        """Keep other processes of this machine from the same unit; the claim ends with the process that holds it."""
-        with self._lock(unit.key):
-            yield
+    def claim(self, unit: Unit) -> FileLock | None:
+        """Keep other runs of this machine from the unit until the lock is released, or this process ends.
 
-    def record_run(self, jobs: int, seeds: Sequence[int], units: int) -> None:
-        """Add a run that is about to do `units` units of work, and what it ran on, to the manifest."""
+        Returns None, at once, where another run holds it.
+        """
+        lock = self._lock(unit.key)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return None
+        return lock
+
+    def record_run(self, jobs: int, seeds: Sequence[int], units: int, backend: str = "local") -> None:
+        """Add a run that is about to do `units` units of work, and the machine that drives it, to the manifest."""
         path = self.root / "manifest.json"
-        run = {"units": units, "jobs": jobs, "seeds": list(seeds), **_environment()}
+        run = {"units": units, "backend": backend, "jobs": jobs, "seeds": list(seeds), **_environment()}
         with self._lock("manifest"):
             runs = json.loads(path.read_text()) if path.exists() else []
             _write_atomically(path, json.dumps([*runs, run], indent=2) + "\n")

@@ -1,7 +1,8 @@
-"""Detection: how well low values point at the training samples whose label was flipped.
+"""Detection: how well low values point at the training samples whose target was made wrong.
 
-AUROC is the chance that a flipped sample has a lower value than a clean one (0.5 for random values); average precision
-is that of a search from the lowest value upwards (the share of flipped samples for random values).
+These are flipped labels or, in regression, the targets of other samples (:mod:`tasks.data`). AUROC is the chance that
+such a sample has a lower value than a clean one (0.5 for random values); average precision is that of a search from the
+lowest value upwards (the share of flipped samples for random values).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from inrun_bench.experiments.values import read_reference, read_values, referenc
 from inrun_bench.plan import Plan
 from inrun_bench.unit import REFERENCE, Row, Unit
 
-SUMMARY = "AUROC and average precision of low values for flipped labels"
+SUMMARY = "AUROC and average precision of low values for wrong labels and targets"
 EXCLUSIVE = False
 DEFAULT = True
 
@@ -36,7 +37,7 @@ def units(plan: Plan) -> list[Unit]:
 
 
 def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
-    """Score one method's values as detectors of the task's flipped labels."""
+    """Score one method's values as detectors of the task's wrong targets."""
     task = tasks.load(unit.task, unit.seed)
     flipped = np.zeros(task.n_train, dtype=bool)
     flipped[task.flipped] = True

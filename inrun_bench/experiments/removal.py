@@ -3,11 +3,12 @@
 Removing what a method calls most valuable should hurt more than removing samples at random, and removing the least
 valuable should hurt less, or help. The area between the two curves, over the share removed, is the summary: larger is
 better. Retraining is that of the trajectory game: removed samples contribute nothing, steps keep their denominator.
+There is a curve for each utility of the task: the loss, and where there are classes, the accuracy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -19,12 +20,11 @@ from inrun_bench.experiments.values import read_reference, read_values, referenc
 from inrun_bench.plan import Plan
 from inrun_bench.unit import REFERENCE, Row, Unit
 
-SUMMARY = "test accuracy and loss after retraining without the top or bottom samples"
+SUMMARY = "test loss and accuracy after retraining without the top or bottom samples"
 EXCLUSIVE = False
 DEFAULT = True
 
 FRACTIONS = np.arange(0, 0.501, 0.05)
-METRICS = ("accuracy", "loss")
 
 
 def units(plan: Plan) -> list[Unit]:
@@ -55,24 +55,26 @@ def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
             values = read_values(needs[unit.needs[0]])
         ascending = np.argsort(values, kind="stable")
         orders = {"top": ascending[::-1], "bottom": ascending}
-    curves = _curves(task, orders)
+    utilities = list(task.objective.utilities)
+    curves = _curves(task, orders, utilities)
     rows: list[Row] = [
-        {"metric": f"test_{metric}", "direction": name, "fraction": float(fraction), "value": float(value)}
+        {"metric": f"test_{utility}", "direction": name, "fraction": float(fraction), "value": float(value)}
         for name, curve in curves.items()
-        for metric, column in zip(METRICS, curve.T, strict=True)
-        for fraction, value in zip(FRACTIONS, column, strict=True)
+        for utility, column in zip(utilities, curve.T, strict=True)
+        for fraction, value in zip(FRACTIONS, -column if utility == "loss" else column, strict=True)
     ]
     if unit.method != "random":
-        gap = trapezoid(curves["bottom"] - curves["top"], FRACTIONS, axis=0)
-        areas = zip(METRICS, gap * (1, -1), strict=True)  # positive where the method tells good from bad
-        rows += [{"metric": f"area_{metric}", "value": float(area)} for metric, area in areas]
+        areas = trapezoid(curves["bottom"] - curves["top"], FRACTIONS, axis=0)  # > 0 where good is told from bad
+        rows += [{"metric": f"area_{name}", "value": float(area)} for name, area in zip(utilities, areas, strict=True)]
     return rows
 
 
-def _curves(task: tasks.Task, orders: Mapping[str, NDArray[np.intp]]) -> dict[str, NDArray[np.float64]]:
-    """Return test accuracy and test loss, float64 [fractions, 2], as ever more of each order is removed."""
+def _curves(
+    task: tasks.Task, orders: Mapping[str, NDArray[np.intp]], utilities: Sequence[str]
+) -> dict[str, NDArray[np.float64]]:
+    """Return utilities on the test set, float64 [fractions, utilities], as ever more of each order is removed."""
     removed = np.round(FRACTIONS * task.n_train).astype(int)
     places = np.argsort(np.stack(list(orders.values())), axis=1)  # of each sample in each order, [orders, n_train]
     keep = places[:, None, :] >= removed[:, None]  # [orders, fractions, n_train]
-    outcomes = tasks.retrain(task, keep.reshape(-1, task.n_train), [("accuracy", "test"), ("loss", "test")]) * (1, -1)
-    return dict(zip(orders, outcomes.reshape(len(orders), len(FRACTIONS), 2), strict=True))
+    outcomes = tasks.retrain(task, keep.reshape(-1, task.n_train), [(utility, "test") for utility in utilities])
+    return dict(zip(orders, outcomes.reshape(len(orders), len(FRACTIONS), len(utilities)), strict=True))

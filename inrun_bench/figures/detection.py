@@ -1,4 +1,4 @@
-"""Detection: how well low values point at flipped labels."""
+"""Detection: how well low values point at wrong labels and targets."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ def draw(rows: pd.DataFrame) -> Figure:
             ax.set_xlim(0, 1.02)
             ax.set_xlabel(label)
         axes_row[0].set_yticks(range(len(methods)), [look(m).label for m in methods])
-    figure.suptitle("flipped labels found by their low values (mean, 95 % CI over seeds; dotted: chance)", fontsize=10)
+    figure.suptitle("wrong labels found by their low values (mean, 95 % CI over seeds; dotted: chance)", fontsize=10)
     return figure

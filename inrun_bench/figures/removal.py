@@ -9,18 +9,27 @@ from matplotlib.patches import Patch
 from inrun_bench.figures.style import in_order, legend, look, panels
 
 DIRECTIONS = {"top": "most valuable removed first", "bottom": "least valuable removed first"}
-METRICS = {"test_accuracy": "test accuracy", "test_loss": "test loss (nats)"}
+METRICS = {"test_accuracy": "test accuracy", "test_loss": "test loss"}
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """Draw means over seeds, one row of panels a metric and direction, with the band of random removal."""
+    """Draw means over seeds, one row of panels a metric and direction, with the band of random removal.
+
+    Losses are in nats, or squared errors. Regression has no accuracy: its panel says so, and is left out where no task
+    has any.
+    """
     curves = rows[rows["metric"].isin(METRICS)]
-    choices = [(metric, direction) for metric in METRICS for direction in DIRECTIONS]
+    measured = set(curves["metric"])
+    choices = [(metric, direction) for metric in METRICS if metric in measured for direction in DIRECTIONS]
     figure, names, axes = panels(curves, len(choices), height=2.4, sharex=True, sharey=False)
     methods = in_order(m for m in rows["method"] if m != "random")
     for axes_row, (metric, direction) in zip(axes, choices, strict=True):
         for ax, task in zip(axes_row, names, strict=True):
             here = curves[(curves["task"] == task) & (curves["metric"] == metric)]
+            if here.empty:
+                ax.set_yticks([])
+                ax.text(0.5, 0.5, "none: no classes", transform=ax.transAxes, ha="center", va="center", color="0.4")
+                continue
             band = here[here["method"] == "random"].groupby("fraction")["value"]
             if len(band):
                 low, high = band.quantile(0.05), band.quantile(0.95)

@@ -11,8 +11,11 @@ from scipy import stats
 
 import tasks
 from baselines import Valuation
+from baselines.knn import knn_regression_shapley, knn_shapley
 from inrun_bench.experiments import EXPERIMENTS, agreement, detection, fidelity, overhead, removal, values
+from inrun_bench.figures import FIGURES
 from inrun_bench.methods import METHODS
+from inrun_bench.methods.knn import embed
 from inrun_bench.plan import PROFILES
 from inrun_bench.unit import Unit
 from tests.inrun_bench.tiny import PLAN, TASK, units_of
@@ -32,10 +35,10 @@ def rows_of(vector, evaluations=1, seconds=1.0):
     return pd.concat([frame, pd.DataFrame([cost])])
 
 
-def judged(experiment, vector):
+def judged(experiment, vector, task=TASK):
     """What an experiment says of a method with these values."""
-    need = values.values_unit(TASK, "method", 0)
-    unit = Unit("judged", TASK, "method", 0, needs=(need,))
+    need = values.values_unit(task, "method", 0)
+    unit = Unit("judged", task, "method", 0, needs=(need,))
     return pd.DataFrame(experiment.measure(unit, {need: rows_of(vector)}))
 
 
@@ -186,7 +189,43 @@ def test_the_area_is_that_between_the_curves_and_turns_with_the_values(task):
     assert float(rows[rows["metric"] == "area_loss"]["value"].iloc[0]) > 0
 
 
+def test_a_regression_is_judged_by_its_loss_alone():
+    regression = tasks.load("diabetes-ridge", 0)
+    vector = np.random.default_rng(0).normal(size=regression.n_train)
+    vector[regression.flipped] -= 10
+    rows = judged(removal, vector, "diabetes-ridge")
+    assert set(rows["metric"]) == {"test_loss", "area_loss"}
+    model = regression.model()
+    optimizer = regression.optimizer(model)
+    for index in regression.batches():
+        regression.train_on(model, optimizer, index)
+    loss = regression.loss(model, regression.test).item()
+    for direction in ("top", "bottom"):
+        assert curve(rows, "test_loss", direction)[0.0] == pytest.approx(loss, rel=1e-4)
+
+
+def test_curves_of_tasks_with_and_without_an_accuracy_share_a_figure():
+    vector = np.random.default_rng(0).normal(size=150)
+    named = {"method": "inrun-first", "seed": 0}
+    regression = judged(removal, vector, "diabetes-ridge").assign(task="diabetes-ridge", **named)
+    classification = judged(removal, vector[:100]).assign(task=TASK, **named)
+    both = FIGURES["removal"].draw(pd.concat([regression, classification]))
+    panels = np.array(both.axes).reshape(4, 2)
+    has_curves = [[bool(ax.lines) for ax in row] for row in panels]
+    assert has_curves == [[False, True], [False, True], [True, True], [True, True]]
+    assert {text.get_text() for ax in panels[:2, 0] for text in ax.texts} == {"none: no classes"}
+    assert len(FIGURES["removal"].draw(regression).axes) == 2
+
+
 # --- detection ---
+
+
+def test_wrong_numbers_are_detected_as_wrong_labels_are():
+    regression = tasks.load("diabetes-ridge", 0)
+    vector = np.zeros(regression.n_train)
+    vector[regression.flipped] = -1
+    rows = judged(detection, vector, "diabetes-ridge").set_index("metric")["value"]
+    assert rows.to_dict() == {"auroc": 1, "average_precision": 1, "share_flipped": 0.1}
 
 
 @settings(max_examples=20)
@@ -331,6 +370,59 @@ def test_a_task_is_trained_by_the_recipes_that_it_has(monkeypatch):
     assert {unit.settings["recipe"] for unit in fidelity.units(PLAN)} == {"sgd"}
 
 
+# --- methods ---
+
+SEED = np.random.SeedSequence(0)
+
+
+def trained(task):
+    model = task.model()
+    optimizer = task.optimizer(model)
+    for index in task.batches():
+        task.train_on(model, optimizer, index)
+    return model
+
+
+@pytest.mark.parametrize("name", ["breast-cancer-logreg", "diabetes-ridge"])
+def test_the_embedding_of_a_linear_model_is_its_features_and_costs_one_training(name):
+    linear = tasks.load(name)
+    plain, embedded = (METHODS[method](linear, SEED) for method in ("knn", "knn-embedding"))
+    np.testing.assert_array_equal(embedded.values, plain.values)
+    assert (plain.evaluations, embedded.evaluations) == (0, 1)
+
+
+@pytest.mark.parametrize("name", ["digits-mlp", "mnist-cnn"])
+def test_neighbours_are_those_of_what_the_last_layer_of_the_trained_model_sees(name):
+    deep = tasks.load(name, n_train=40)
+    body = trained(deep)[:-1]
+    with torch.no_grad():
+        train, validation = (body(split.x).flatten(1).double().numpy() for split in (deep.train, deep.validation))
+    expected = knn_shapley(train, deep.train.y, validation, deep.validation.y, k=5)
+    np.testing.assert_array_equal(METHODS["knn-embedding"](deep, SEED).values, expected.values)
+    assert not np.allclose(METHODS["knn"](deep, SEED).values, expected.values)
+
+
+def test_neighbours_in_regression_tell_numbers():
+    linear = tasks.load("diabetes-ridge")
+    train, validation = linear.train, linear.validation
+    expected = knn_regression_shapley(*(part.numpy() for part in (train.x, train.y, validation.x, validation.y)), k=5)
+    np.testing.assert_array_equal(METHODS["knn"](linear, SEED).values, expected.values)
+
+
+def test_a_model_without_a_linear_layer_has_no_embedding():
+    with pytest.raises(ValueError, match=r"ReLU has no nn\.Linear"):
+        embed(torch.nn.ReLU(), torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("task_name", ["iris-logreg", "diabetes-ridge", "mnist-cnn"])
+def test_every_method_values_the_samples_of_every_kind_of_task(name, task_name):
+    few = tasks.load(task_name, n_train=12)
+    valuation = METHODS[name](few, SEED)
+    assert valuation.values.shape == (12,)
+    assert np.isfinite(valuation.values).all()
+
+
 # --- values and overhead ---
 
 
@@ -462,8 +554,10 @@ def test_a_units_definition_does_not_depend_on_what_else_is_planned():
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_profiles_can_be_cut_into_their_blocks(name):
+def test_profiles_name_what_there_is_and_can_be_cut_into_their_blocks(name):
     profile = PROFILES[name]
+    assert set(profile.tasks) <= set(tasks.names())
+    assert set(profile.methods) <= set(METHODS)
     assert profile.reference_blocks % 2 == 0
     assert profile.step_permutations % 2 == 0
     assert profile.rate_factors.keys() == profile.moments.keys()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import SimpleNamespace
 
 import joblib
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 
 from inrun_bench import runner
+from inrun_bench.backends import BACKENDS, Workers
 from inrun_bench.cli import main
 from inrun_bench.runner import run
 from inrun_bench.store import Store
@@ -75,10 +77,27 @@ PARENTS = tuple(unit(f"parent-{i}", GRANDPARENT) for i in range(3))
 CHILDREN = tuple(unit(f"child-{i}", *PARENTS) for i in range(4))
 
 
+@contextlib.contextmanager
+def threads(jobs, scheduler):
+    """Workers that share this process, and so the laboratory."""
+    with ThreadPoolExecutor(jobs) as pool:
+        yield Workers(pool.submit, slots=lambda: jobs, deaths=lambda _: 0)
+
+
+@pytest.fixture
+def local(monkeypatch):
+    """Put workers of the test's own in the place of processes."""
+
+    def replace(connect):
+        monkeypatch.setitem(BACKENDS._all(), "local", SimpleNamespace(connect=connect))
+
+    return replace
+
+
 @pytest.fixture(params=[1, 2, 4])
-def jobs(request):
-    with joblib.parallel_config("threading"):  # where fake experiments are seen
-        yield request.param
+def jobs(request, local):
+    local(threads)
+    return request.param
 
 
 # --- needs ---
@@ -103,18 +122,35 @@ def test_a_unit_gets_the_rows_of_its_needs(laboratory, store):
     assert rows["child-0"] == 1 + 3 * 2
 
 
-def test_units_without_needs_of_each_other_run_at_once(laboratory, store):
+def test_units_without_needs_of_each_other_run_at_once(laboratory, store, local):
+    local(threads)
     together = threading.Barrier(3)
     for parent in PARENTS:
         laboratory.bodies[parent] = lambda: [{"metric": "place", "value": together.wait(10)}]
-    with joblib.parallel_config("threading"):
-        assert run(PARENTS, store, jobs=3).failed == ()
+    assert run(PARENTS, store, jobs=3).failed == ()
+
+
+def test_a_unit_starts_when_its_own_needs_are_done_whatever_else_runs(laboratory, store, local):
+    local(threads)
+    slow, quick = unit("slow"), unit("quick")
+    child, done = unit("child", quick), threading.Event()
+    laboratory.bodies[slow] = lambda: [{"metric": "waited", "value": done.wait(10)}]
+    laboratory.bodies[child] = lambda: [{"metric": "set", "value": done.set() or 1.0}]
+    run([slow, quick, child], store, jobs=2)
+    assert store.read(slow)["value"].tolist() == [1.0]
+
+
+def test_an_exclusive_unit_may_be_needed_by_another(laboratory, store, jobs):
+    timed = unit("timed", GRANDPARENT, experiment="alone")
+    assert run([unit("child", timed), *PARENTS], store, jobs=jobs).failed == ()
+    assert laboratory.beside[timed] == set()
+    assert laboratory.measured[-2:] == [timed, unit("child", timed)]
 
 
 def test_exclusive_units_come_last_and_alone(laboratory, store, jobs):
     exclusive = [unit(f"timed-{i}", *PARENTS[:i], experiment="alone") for i in range(3)]
     for u in (*exclusive, *PARENTS):
-        laboratory.bodies[u] = lambda: [{"metric": "slept", "value": time.sleep(0.02)}]
+        laboratory.bodies[u] = lambda: [{"metric": "slept", "value": time.sleep(0.1)}]
     run([exclusive[0], *CHILDREN, *exclusive[1:]], store, jobs=jobs)
     assert set(laboratory.measured[-3:]) == set(exclusive)
     assert all(laboratory.beside[u] == set() for u in exclusive)
@@ -183,6 +219,135 @@ def test_rows_that_cannot_be_stored_fail_their_unit_alone(laboratory, store):
     assert failed == PARENTS[0]
     assert "not a number" in message
     assert outcome.done == 3
+
+
+# --- workers ---
+
+
+def mortal(deaths, counted=1):
+    """Workers of which as many die of each unit as `deaths` says, by method; each Future tells of `counted` deaths."""
+    left = dict(deaths)
+
+    def submit(call, measure, unit, *arguments):
+        future = Future()
+        if left.get(unit.method, 0) > 0:
+            left[unit.method] -= counted
+            future.set_exception(ChildProcessError("killed"))
+        else:
+            future.set_result(call(measure, unit, *arguments))
+        return future
+
+    @contextlib.contextmanager
+    def connect(jobs, scheduler):
+        yield Workers(submit, slots=lambda: 1, deaths=lambda error: counted * isinstance(error, ChildProcessError))
+
+    return connect
+
+
+@pytest.mark.parametrize("deaths", range(runner.LIVES + 3))
+@pytest.mark.parametrize("counted", [1, 2])
+def test_a_unit_may_cost_so_many_workers_and_no_more(laboratory, store, local, deaths, counted):
+    local(mortal({"parent-1": deaths}, counted))
+    outcome = run(PARENTS, store)
+    told = counted * -(-deaths // counted)  # deaths come to light in groups
+    if told < runner.LIVES:
+        assert (outcome.done, outcome.failed) == (4, ())
+    else:
+        reached = counted * -(-runner.LIVES // counted)
+        message = f"WorkerDied: a worker died {reached} times while running this unit: killed"
+        assert (outcome.done, outcome.failed) == (3, ((PARENTS[1], message),))
+        assert store.read(PARENTS[1])["message"].tolist() == [message]
+
+
+def test_what_goes_wrong_on_the_way_fails_its_unit_alone(laboratory, store, local):
+    @contextlib.contextmanager
+    def connect(jobs, scheduler):
+        def submit(call, measure, unit, *arguments):
+            future = Future()
+            if unit == PARENTS[0]:
+                future.set_exception(ModuleNotFoundError("No module named 'acme'"))
+            else:
+                future.set_result(call(measure, unit, *arguments))
+            return future
+
+        yield Workers(submit, slots=lambda: 1, deaths=lambda _: 0)
+
+    local(connect)
+    outcome = run(PARENTS, store)
+    assert outcome.failed == ((PARENTS[0], "ModuleNotFoundError: No module named 'acme'"),)
+    assert outcome.done == 3
+
+
+def test_a_cluster_that_has_lost_all_its_workers_ends_the_run_and_what_is_done_is_kept(
+    laboratory, store, local, monkeypatch
+):
+    monkeypatch.setattr(runner, "PATIENCE_SECONDS", 0.3)
+
+    @contextlib.contextmanager
+    def connect(jobs, scheduler):
+        def submit(call, *arguments):
+            future = Future()
+            if not laboratory.measured:
+                future.set_result(call(*arguments))
+            return future
+
+        yield Workers(submit, slots=lambda: 0 if laboratory.measured else 2, deaths=lambda _: 0)
+
+    local(connect)
+    with pytest.raises(ConnectionError, match="has had no worker for"):
+        run(CHILDREN, store, jobs=-1)
+    assert store.has(GRANDPARENT)
+    assert store.claim(PARENTS[0]) is not None  # the claims of what was in flight are given back
+
+
+def test_units_in_flight_are_no_more_than_jobs_and_no_more_than_there_are_workers(laboratory, store, local):
+    seen, slots = [], 3
+
+    @contextlib.contextmanager
+    def connect(jobs, scheduler):
+        def submit(call, *arguments):
+            seen.append(future := pool.submit(call, *arguments))
+            in_flight.append(sum(not f.done() for f in seen))
+            return future
+
+        with ThreadPoolExecutor(8) as pool:
+            yield Workers(submit, slots=lambda: slots, deaths=lambda _: 0)
+
+    local(connect)
+    for seed, (jobs, most) in enumerate([(2, 2), (8, 3), (-1, 3)]):
+        units = [unit(f"slow-{i}", seed=seed) for i in range(8)]
+        for u in units:
+            laboratory.bodies[u] = lambda: [{"metric": "slept", "value": time.sleep(0.05)}]
+        in_flight = []
+        run(units, store, jobs=jobs)
+        assert max(in_flight) == most
+
+
+def test_a_worker_with_another_version_refuses_the_unit(laboratory, store, local, monkeypatch):
+    monkeypatch.setattr(runner, "__version__", "99.1.2")
+
+    @contextlib.contextmanager
+    def connect(jobs, scheduler):
+        def submit(call, measure, unit, needs, version):
+            future = Future()
+            future.set_result(call(measure, unit, needs, "0.0.1"))
+            return future
+
+        yield Workers(submit, slots=lambda: 1, deaths=lambda _: 0)
+
+    local(connect)
+    ((_, message),) = run([GRANDPARENT], store).failed
+    assert "inrun-bench 0.0.1, the worker has 99.1.2" in message
+    assert laboratory.measured == []
+
+
+def test_a_unit_keeps_to_one_process_whatever_it_asks_joblib_for(laboratory, store):
+    pids = joblib.delayed(os.getpid)
+    laboratory.bodies[GRANDPARENT] = lambda: [
+        {"metric": "elsewhere", "value": float({*joblib.Parallel(n_jobs=2)(pids() for _ in range(4))} != {os.getpid()})}
+    ]
+    run([GRANDPARENT], store)
+    assert store.read(GRANDPARENT)["value"].tolist() == [0.0]
 
 
 # --- processes ---

@@ -1,64 +1,73 @@
-"""Rivals: the same values from another library, in the same process, taking turns.
+"""KNN-Shapley against pyDVL, each on all cores, and at a size that must fit into a bounded memory.
 
-KNN-Shapley of 4000 MNIST digits judged by 1000, k = 5, against pyDVL, each on all cores. Values differ only where
-distances tie, as those of whole-numbered pixels do now and then: there the order of neighbours is anyone's choice.
-
-It needs ``pip install inrun-bench[rivals]`` and does not run unless it is named.
+k = 5. Values differ only where distances tie, as those of whole-numbered pixels do now and then: there the order of
+neighbours is anyone's choice.
 """
 
 from __future__ import annotations
 
-import statistics
+import multiprocessing
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import joblib
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 import tasks
 from baselines import knn_shapley
-from inrun_bench.plan import Plan
+from inrun_bench.experiments.rivals.turns import compare
 from inrun_bench.unit import Row, Unit
 
-SUMMARY = "speed of knn_shapley against pyDVL on 4000 + 1000 MNIST digits (needs pydvl)"
-EXCLUSIVE = True
-DEFAULT = False
+__all__ = ["against_pydvl", "large"]
 
 K = 5
 N_TRAIN = 4000
+LARGE = (60_000, 10_000, 784)  # training points, test points, features
+LARGE_BYTES = 8 * 2**30
 
 
-def units(plan: Plan) -> list[Unit]:
-    """One unit."""
-    return [Unit("rivals", "mnist-mlp", "knn", plan.seeds[0], {"repeats": 5, "k": K, "n_train": N_TRAIN})]
-
-
-def measure(unit: Unit, _needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
-    """Time both libraries in turn and compare their values."""
+def against_pydvl(unit: Unit) -> list[Row]:
+    """Time both libraries on 4000 + 1000 MNIST digits in turn, and compare their values."""
     x, y = tasks.CATALOG[unit.task].dataset()
     order = np.random.default_rng(unit.random_seed).permutation(len(x))
-    x_train, x_test = np.split(x[order] / 255.0, [N_TRAIN])
+    x_train, x_test = np.split(x.reshape(len(x), -1)[order] / 255.0, [N_TRAIN])
     y_train, y_test = np.split(y[order], [N_TRAIN])
     contenders: dict[str, Callable[[], NDArray[np.float64]]] = {
-        "knn": lambda: knn_shapley(x_train, y_train, x_test, y_test, k=K, n_jobs=-1).values,
-        "pydvl-knn": lambda: _pydvl(x_train, y_train, x_test, y_test),
+        "inrun-bench": lambda: knn_shapley(x_train, y_train, x_test, y_test, k=K, n_jobs=-1).values,
+        "pydvl": lambda: _pydvl(x_train, y_train, x_test, y_test),
     }
-    values = {name: run() for name, run in contenders.items()}  # warms up, too
-    rounds = [{name: _seconds(run) for name, run in contenders.items()} for _ in range(int(unit.settings["repeats"]))]
-    rows: list[Row] = [
-        {"method": name, "metric": "seconds", "value": statistics.median(taken[name] for taken in rounds)}
-        for name in contenders
-    ]
-    ratio = statistics.median(taken["pydvl-knn"] / taken["knn"] for taken in rounds)
-    difference = float(np.abs(values["knn"] - values["pydvl-knn"]).max() / np.abs(values["knn"]).max())
+    ours, theirs = (run() for run in contenders.values())  # warms up, too
+    difference = float(np.abs(ours - theirs).max() / np.abs(ours).max())
     return [
-        *rows,
-        {"metric": "speedup", "value": ratio},
+        *compare(contenders, "pydvl", repeats=int(unit.settings["repeats"])),
         {"metric": "largest_relative_difference", "value": difference},
     ]
+
+
+def large(unit: Unit) -> list[Row]:
+    """Value 60 000 points by 10 000 in a process that may not have more than 8 GiB."""
+    seed = unit.random_seed.generate_state(1)[0]
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        seconds, peak = pool.apply(_value_many, (int(seed), *LARGE))
+    return [
+        {"contender": "inrun-bench", "metric": "seconds", "value": seconds},
+        {"contender": "inrun-bench", "metric": "peak_gib", "value": peak / 2**30},
+    ]
+
+
+def _value_many(seed: int, n_train: int, n_test: int, n_features: int) -> tuple[float, int]:
+    import resource  # not on every system
+
+    resource.setrlimit(resource.RLIMIT_DATA, (LARGE_BYTES, LARGE_BYTES))
+    rng = np.random.default_rng(seed)
+    x = rng.random((n_train + n_test, n_features))
+    y = rng.integers(10, size=n_train + n_test)
+    start = time.perf_counter()
+    knn_shapley(x[:n_train], y[:n_train], x[n_train:], y[n_train:], k=K, n_jobs=-1)
+    seconds = time.perf_counter() - start
+    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _pydvl(*data: NDArray[Any]) -> NDArray[np.float64]:
@@ -74,9 +83,3 @@ def _pydvl(*data: NDArray[Any]) -> NDArray[np.float64]:
     values: NDArray[np.float64] = np.empty(N_TRAIN)
     values[result.indices] = result.values
     return values
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start

@@ -1,0 +1,128 @@
+"""Reference: Shapley values of a task's trajectory game, with the utilities of all coalitions that they come from.
+
+A unit is a block: some permutations, each with its reverse and ten cyclic shifts (`baselines.permutation`), for all of
+the objective's utilities from the same trainings; a game of few players is enumerated instead, and has one block. The
+utilities are kept, in the order in which the estimator asked for them. So anyone can replay the estimator on them, and
+retrain any of the coalitions: see :mod:`inrun_bench.reference`, which combines blocks until they are reliable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+import tasks
+from baselines import Game, Valuation, exact_shapley, permutation_shapley
+from baselines.cache import MeasuredGame
+from inrun_bench.plan import Plan
+from inrun_bench.unit import REFERENCE, Row, Unit
+
+SUMMARY = "reference values and the utilities behind them; 'inrun-bench reference' makes as many blocks as it takes"
+EXCLUSIVE = False
+DEFAULT = False
+
+MOST_ENUMERATED = 16  # players; 65 536 trainings
+SHIFTS = 10  # permutations that share a draw, and as many reverses
+DRAWS = 4  # a block
+
+
+def units(plan: Plan) -> list[Unit]:
+    """The first block of each task and seed."""
+    return [block(task, seed, 0) for task in plan.tasks for seed in plan.seeds]
+
+
+def block(task: str, seed: int, number: int) -> Unit:
+    """Return a block of the reference of a task."""
+    return Unit("reference", task, REFERENCE, seed, {"block": number, "shifts": SHIFTS, "draws": DRAWS})
+
+
+def measure(unit: Unit, _needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
+    """Train on the coalitions of one block."""
+    game = tasks.load(unit.task, unit.seed).trajectory_game()
+    recorder = _Recorder(game)
+    valuations = {game.measures[0]: estimate(recorder, unit)}
+    recorded = np.concatenate(recorder.answers)
+    for column, utility in enumerate(game.measures[1:], 1):
+        valuations[utility] = estimate(Replay(game.n_players, recorded[:, column]), unit)
+    rows: list[Row] = []
+    for column, (utility, valuation) in enumerate(valuations.items()):
+        about = {
+            "utility": utility,
+            "evaluations": valuation.evaluations,
+            "seconds": valuations[game.measures[0]].seconds,
+        }
+        rows.append({"metric": "utilities", "utilities": recorded[:, column].tolist(), **about})
+        rows += value_rows(valuation, utility)
+    return [{**row, "identity": game.identity()} for row in rows]
+
+
+def estimate(game: Game, unit: Unit) -> Valuation:
+    """Return the values of one block; the order in which it asks for coalitions depends on nothing but the unit."""
+    if game.n_players <= MOST_ENUMERATED:
+        return exact_shapley(game)
+    shifts = int(unit.settings["shifts"])
+    return permutation_shapley(
+        game,
+        n_permutations=2 * shifts * int(unit.settings["draws"]),
+        antithetic=True,
+        shifts=shifts,
+        rng=unit.random_seed,
+    )
+
+
+def value_rows(valuation: Valuation, utility: str) -> list[Row]:
+    """Return one row a sample: its value, standard error, and the values from even and from odd draws."""
+    n = len(valuation.values)
+    stderr = np.zeros(n) if valuation.stderr is None else valuation.stderr  # enumeration has no error
+    halves = np.stack([valuation.values] * 2) if valuation.halves is None else valuation.halves
+    columns = zip(valuation.values.tolist(), stderr.tolist(), *halves.tolist(), strict=True)
+    return [
+        {"metric": "value", "utility": utility, "sample": i, "value": v, "stderr": e, "even": even, "odd": odd}
+        for i, (v, e, even, odd) in enumerate(columns)
+    ]
+
+
+class Replay:
+    """A game that answers from a list, in the order in which it is asked.
+
+    Parameters
+    ----------
+    n_players : int
+        Number of players.
+    utilities : float64 [m]
+        The answers.
+    watched : set of int
+        Positions whose coalitions are kept in `seen`.
+    """
+
+    def __init__(self, n_players: int, utilities: NDArray[np.float64], watched: frozenset[int] = frozenset()) -> None:
+        self.n_players = n_players
+        self.seen: dict[int, NDArray[np.bool_]] = {}
+        self._utilities = utilities
+        self._watched = watched
+        self._asked = 0
+
+    def __call__(self, coalitions: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Return the next utilities, float64 [m], one for each coalition of bool [m, n_players]."""
+        first, self._asked = self._asked, self._asked + len(coalitions)
+        if self._asked > len(self._utilities):
+            raise ValueError(f"only {len(self._utilities)} utilities are stored, but the estimator asks for more")
+        for position in self._watched.intersection(range(first, self._asked)):
+            self.seen[position] = coalitions[position - first].copy()
+        return self._utilities[first : self._asked]
+
+
+class _Recorder:
+    """Plays a game for the first of its measures, and keeps all of them."""
+
+    def __init__(self, game: MeasuredGame) -> None:
+        self.n_players = game.n_players
+        self.answers: list[NDArray[np.float64]] = []
+        self._game = game
+
+    def __call__(self, coalitions: NDArray[np.bool_]) -> NDArray[np.float64]:
+        self.answers.append(self._game.measure(coalitions))
+        return self.answers[-1][:, 0]

@@ -1,0 +1,50 @@
+"""Rivals: the same work by another library, or by a plain loop, in the same process, taking turns.
+
+- ``knn``: KNN-Shapley of 4000 MNIST digits judged by 1000, against pyDVL;
+- ``knn-large``: KNN-Shapley of 60 000 points judged by 10 000, within 8 GiB of memory (nobody to compare with);
+- ``logistic``: utilities of logistic regressions, 100 samples of breast cancer, against pyDVL;
+- ``training-loop``: trainings of digits-mlp, against one model at a time;
+- ``estimators``: what the estimators themselves cost, on a game that returns at once.
+
+It needs ``pip install inrun-bench[rivals]`` and does not run unless it is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import pandas as pd
+
+from inrun_bench.experiments.rivals import estimators, logistic, neighbours, training_loop
+from inrun_bench.experiments.rivals.turns import threads
+from inrun_bench.plan import Plan
+from inrun_bench.unit import Row, Unit
+
+SUMMARY = "speed against pyDVL and against a training loop, and what estimators cost themselves (needs pydvl)"
+EXCLUSIVE = True
+DEFAULT = False
+
+REPEATS = 5
+
+_MEASURES: dict[str, Callable[[Unit], list[Row]]] = {
+    "knn": neighbours.against_pydvl,
+    "knn-large": neighbours.large,
+    "logistic": logistic.against_pydvl,
+    "training-loop": training_loop.against_batches,
+    "estimators": estimators.overhead,
+}
+
+_TASKS = {"logistic": "breast-cancer-logreg", "training-loop": "digits-mlp", "estimators": "none"}
+
+
+def units(plan: Plan) -> list[Unit]:
+    """One unit a comparison."""
+    return [
+        Unit("rivals", _TASKS.get(what, "mnist-mlp"), what, plan.seeds[0], {"repeats": REPEATS}) for what in _MEASURES
+    ]
+
+
+def measure(unit: Unit, _needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
+    """Run one comparison, on all cores."""
+    with threads():
+        return _MEASURES[unit.method](unit)

@@ -1,0 +1,56 @@
+"""Estimators: error against the reference over trainings and over seconds, one line an estimator."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from inrun_bench.figures.style import in_order, legend, look
+from inrun_bench.unit import REFERENCE
+
+COLUMNS = 4  # tasks side by side
+AXES = {"evaluations": "trainings", "seconds": "seconds on one core"}
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """Draw two panels a task: medians over repetitions on logarithmic axes, and the error of the reference itself."""
+    errors = rows[rows["metric"] == "error"]
+    names = list(dict.fromkeys(errors["task"]))
+    methods = in_order(m for m in errors["method"] if m != REFERENCE)
+    columns = min(COLUMNS, len(names))
+    lines = -(-len(names) // columns) if names else 0
+    figure = Figure(figsize=(max(3.3 * columns, 4.5), 2.7 * 2 * lines), layout="constrained")
+    if not names:
+        return figure
+    grid = figure.subplots(2 * lines, columns, squeeze=False)
+    for ax in grid.flat:
+        ax.set_visible(False)
+    for number, task in enumerate(names):
+        own = errors[errors["task"] == task]
+        for row, (axis, label) in enumerate(AXES.items()):
+            ax = grid[2 * (number // columns) + row, number % columns]
+            ax.set_visible(True)
+            _panel(ax, own, methods, axis)
+            ax.set_xlabel(label)
+            if row == 0:
+                ax.set_title(task)
+            if number % columns == 0:
+                ax.set_ylabel("error (spread of the values = 1)")
+    noise = Line2D([], [], color="black", linestyle="--", label="standard error of the reference itself")
+    legend(figure, methods, [noise], columns=4)
+    return figure
+
+
+def _panel(ax: Axes, errors: pd.DataFrame, methods: list[str], axis: str) -> None:
+    for method in methods:
+        found = errors[errors["method"] == method].groupby("look")[[axis, "value"]].median()
+        if len(found):
+            style = look(method)
+            ax.plot(found[axis], found["value"], color=style.color, marker=style.marker, markersize=3, linewidth=1.3)
+    noise = errors[errors["method"] == REFERENCE]["value"]
+    if len(noise) and noise.iloc[0] > 0:
+        ax.axhline(noise.iloc[0], color="black", linewidth=1, linestyle="--")
+    ax.set_xscale("log")
+    ax.set_yscale("log")

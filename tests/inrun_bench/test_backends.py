@@ -1,0 +1,182 @@
+import contextlib
+import os
+import socket
+import sys
+import time
+
+import pandas as pd
+import psutil
+import pytest
+
+from inrun_bench import runner
+from inrun_bench.backends import BACKENDS, dask
+from inrun_bench.cli import main
+from inrun_bench.runner import run
+from inrun_bench.store import Store
+from tests.inrun_bench import hazards
+from tests.inrun_bench.tiny import TASK, files, without_timings
+
+CLUSTERS = ("dask", "ray")
+CHOSEN = ["agreement", "--task", TASK, "--method", "random", "knn", "--seed", "0", "--quiet"]
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+# --- clusters that are running already: two workers each ---
+
+
+@contextlib.contextmanager
+def dask_cluster():
+    import dask as dask_itself
+    from distributed import LocalCluster
+
+    with (
+        dask_itself.config.set({"distributed.scheduler.allowed-failures": 1}),
+        LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster,
+    ):
+        yield cluster.scheduler_address
+
+
+@contextlib.contextmanager
+def ray_cluster():
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+@pytest.fixture(params=["local", *CLUSTERS])
+def running(request):
+    """Return the name of a backend and the address of its cluster."""
+    start = {"local": contextlib.nullcontext, "dask": dask_cluster, "ray": ray_cluster}[request.param]
+    with start() as address:
+        yield request.param, address
+
+
+# --- laws ---
+
+
+@pytest.fixture(scope="module")
+def rows_of_one_process(tmp_path_factory):
+    from inrun_bench.plan import PROFILES
+    from tests.inrun_bench.tiny import PROFILE
+
+    root = tmp_path_factory.mktemp("one-process")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PROFILES, "quick", PROFILE)
+        assert main(["run", *CHOSEN, "--jobs", "1", "--out", str(root / "out")]) == 0
+    return Store(root / "out")
+
+
+@pytest.mark.usefixtures("tiny_profile")
+@pytest.mark.parametrize("backend", ["local", *CLUSTERS])
+def test_rows_do_not_depend_on_where_they_are_made_and_no_process_is_left(
+    backend, rows_of_one_process, tmp_path, capsys
+):
+    before = set(psutil.Process().children(recursive=True))
+    assert main(["run", *CHOSEN, "--jobs", "2", "--backend", backend, "--out", str(tmp_path / "out")]) == 0
+    assert "0 were there already, 0 failed" in capsys.readouterr().out
+    store = Store(tmp_path / "out")
+    assert set(files(store.root)) == set(files(rows_of_one_process.root))
+    for experiment in ("values", "agreement"):
+        expected = without_timings(rows_of_one_process, experiment)
+        pd.testing.assert_frame_equal(without_timings(store, experiment), expected, check_exact=True)
+    started = set(psutil.Process().children(recursive=True)) - before
+    assert not [p.name() for p in psutil.wait_procs(started, timeout=20)[1] if "resource_tracker" not in _command(p)]
+
+
+def test_what_dies_with_its_worker_is_done_by_another_and_what_kills_every_worker_fails_alone(
+    running, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(runner, "EXPERIMENTS", {"hazards": hazards})
+    monkeypatch.setattr(runner, "LIVES", 2)
+    backend, address = running
+    need = hazards.unit("need")
+    poison = hazards.unit("poison", need)
+    unlucky = hazards.unit("unlucky", need, dies_once=str(tmp_path / "died"))
+    others = [hazards.unit(f"other-{i}", need) for i in range(4)]
+    child = hazards.unit("child", unlucky, *others)
+    orphan = hazards.unit("orphan", poison)
+    store = Store(tmp_path / "out")
+
+    outcome = run([poison, unlucky, *others, child, orphan], store, jobs=2, backend=backend, scheduler=address)
+
+    failed = dict(outcome.failed)
+    assert set(failed) == {poison, orphan}
+    assert failed[poison].startswith("WorkerDied: a worker died 2 times while running this unit: ")
+    assert failed[orphan] == f"RuntimeError: needs '{poison}', which failed"
+    for unit, message in failed.items():
+        assert store.read(unit)[["status", "message"]].values.tolist() == [["error", message]]
+    rows = store.read_all("hazards").set_index("method")
+    assert (tmp_path / "died").exists()
+    assert rows["value"].to_dict() == {"need": 1, "unlucky": 2, **{u.method: 2 for u in others}, "child": 1 + 5 * 2}
+    assert os.getpid() not in set(rows["pid"])
+
+    kept = files(store.root)
+    monkeypatch.setattr(hazards, "measure", _never)
+    again = run([unlucky, *others, child], store, jobs=2)  # whatever made them, rows are rows
+    assert (again.done, again.skipped, again.failed) == (0, 7, ())
+    assert files(store.root) == kept
+
+
+# --- clusters that are not there ---
+
+
+@pytest.mark.usefixtures("tiny_profile")
+@pytest.mark.parametrize(("backend", "address"), [("dask", "tcp://{}"), ("ray", "{}"), ("ray", "ray://{}")])
+def test_a_cluster_that_is_not_there_is_named_within_seconds_and_nothing_is_lost(
+    backend, address, free_port, rows_of_one_process, capsys, monkeypatch
+):
+    monkeypatch.setattr(dask, "SECONDS_TO_ANSWER", 1)
+    address = address.format(f"127.0.0.1:{free_port}")
+    before = files(rows_of_one_process.root)
+    more = [*CHOSEN, "--seed", "1", "--out", str(rows_of_one_process.root)]
+    start = time.monotonic()
+    assert main(["run", *more, "--backend", backend, "--scheduler", address]) == 2
+    assert time.monotonic() - start < 30
+    message = capsys.readouterr().err
+    assert f"no {backend.capitalize()}" in message
+    assert f"answers at '{address}', tried for" in message
+    assert files(rows_of_one_process.root) == before
+
+
+@pytest.mark.parametrize(("backend", "package"), [("dask", "distributed"), ("ray", "ray")])
+def test_a_package_that_is_missing_is_named_with_the_extra_that_brings_it(backend, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with (
+        pytest.raises(ValueError, match=rf"needs the package '{package}'.*pip install 'inrun-bench\[{backend}\]'"),
+        BACKENDS[backend].connect(2, None),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("backend", "scheduler", "message"),
+    [
+        ("local", "tcp://127.0.0.1:8786", "scheduler 'tcp://127.0.0.1:8786' goes with a cluster"),
+        ("ray", "here", "must be host:port, ray://host:port or auto; got 'here'"),
+        ("ray", "localhost:port", "must be host:port, ray://host:port or auto; got 'localhost:port'"),
+        ("dask", "here", "here"),
+    ],
+)
+def test_an_address_that_is_none_is_refused(backend, scheduler, message):
+    with pytest.raises(ValueError, match=message), BACKENDS[backend].connect(2, scheduler):
+        pass
+
+
+def _command(process):
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def _never(_unit, _needs):
+    raise AssertionError("measured again")
