@@ -20,23 +20,33 @@ Examples
 
 from baselines.banzhaf import banzhaf
 from baselines.beta import beta_shapley
+from baselines.cache import CachedGame
 from baselines.complementary import complementary_shapley
 from baselines.convergence import Estimate, budget, gelman_rubin_below, rank_stability, stderr_below
 from baselines.exact import exact_semivalue, exact_shapley
 from baselines.game import Game, evaluate
 from baselines.group_testing import group_testing_shapley
 from baselines.kernel import kernel_shapley
-from baselines.knn import knn_shapley
+from baselines.knn import (
+    knn_regression_shapley,
+    knn_shapley,
+    soft_knn_shapley,
+    threshold_knn_shapley,
+    weighted_knn_shapley,
+)
 from baselines.leave_one_out import leave_one_out
 from baselines.owen import owen_shapley
 from baselines.permutation import permutation_shapley
 from baselines.semivalues import banzhaf_sizes, beta_sizes, shapley_sizes
+from baselines.store import UtilityStore
 from baselines.tmc import tmc_shapley
 from baselines.valuation import Valuation
 
 __all__ = [
+    "CachedGame",
     "Estimate",
     "Game",
+    "UtilityStore",
     "Valuation",
     "banzhaf",
     "banzhaf_sizes",
@@ -50,12 +60,16 @@ __all__ = [
     "gelman_rubin_below",
     "group_testing_shapley",
     "kernel_shapley",
+    "knn_regression_shapley",
     "knn_shapley",
     "leave_one_out",
     "owen_shapley",
     "permutation_shapley",
     "rank_stability",
     "shapley_sizes",
+    "soft_knn_shapley",
     "stderr_below",
+    "threshold_knn_shapley",
     "tmc_shapley",
+    "weighted_knn_shapley",
 ]

@@ -83,8 +83,10 @@ def banzhaf(
     least_draws = 21 + math.ceil(math.log2(n))
     limits = draw_limits(budget, stop, draw_cost=1, least_draws=least_draws)
 
+    streams = random_streams(rng)
+
     def blocks() -> Iterator[NDArray[np.bool_]]:
-        for stream in random_streams(rng):
+        for stream in streams:
             yield stream.integers(2, size=(DRAWS_A_STREAM, 1, n), dtype=np.uint8).view(np.bool_)
 
     return estimate_by_draws(

@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.game import Game, _members, player_count
+from baselines.game import Game, described, player_count
 from baselines.store import UtilityStore
 
 __all__ = ["CachedGame", "MeasuredGame"]
@@ -135,7 +135,7 @@ class CachedGame:
         if self.replay_only:
             raise LookupError(
                 f"the store {str(self.store.path)!r} lacks {len(missing)} coalitions of the game {self._identity!r} "
-                f"that it was asked for, the first of {_members(missing[0])}; without replay_only they are evaluated"
+                f"that it was asked for, first {described(missing[0])}; without replay_only they are evaluated"
             )
         self.misses += len(missing)
         if isinstance(self.game, MeasuredGame):

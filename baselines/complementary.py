@@ -85,6 +85,7 @@ def complementary_shapley(
     strata = n // 2
     least_draws = 2 * strata
     limits = draw_limits(budget, stop, fixed_cost=2, draw_cost=2, least_draws=least_draws)
+    pairs = complementary_pairs(rng, n)
     empty, grand = ends(game)
 
     def formula(
@@ -103,7 +104,7 @@ def complementary_shapley(
 
     return estimate_by_draws(
         "complementary_shapley",
-        SampledCoalitions(game, complementary_pairs(rng, n), formula, least_draws=least_draws, batch_size=batch_size),
+        SampledCoalitions(game, pairs, formula, least_draws=least_draws, batch_size=batch_size),
         started=started,
         limits=limits,
         stop=stop,

@@ -43,6 +43,7 @@ __all__ = [
     "allowance",
     "budget",
     "gelman_rubin_below",
+    "name_of",
     "rank_stability",
     "stderr_below",
 ]
@@ -103,14 +104,14 @@ class Rule:
 
     def __or__(self, other: StoppingRule) -> "Rule":
         return Rule(
-            f"({self} | {other})",
+            f"({self} | {name_of(other)})",
             lambda estimate: self(estimate) or other(estimate),
             min(self.most_evaluations, allowance(other)),
         )
 
     def __and__(self, other: StoppingRule) -> "Rule":
         return Rule(
-            f"({self} & {other})",
+            f"({self} & {name_of(other)})",
             lambda estimate: self(estimate) and other(estimate),
             max(self.most_evaluations, allowance(other)),
         )
@@ -123,6 +124,11 @@ def allowance(rule: StoppingRule | None) -> float:
     """Coalitions beyond which a rule holds whatever has been seen; infinity for rules that do not count them."""
     most: float = getattr(rule, "most_evaluations", math.inf)
     return most
+
+
+def name_of(rule: StoppingRule) -> str:
+    """How a rule reads: the text of a :class:`Rule`, the name of a function."""
+    return str(rule) if isinstance(rule, Rule) else getattr(rule, "__qualname__", type(rule).__name__)
 
 
 def budget(evaluations: int) -> Rule:
@@ -154,7 +160,7 @@ def stderr_below(limit: float, share: float = 1.0) -> Rule:
     limit : float
         In units of the utility; positive.
     share : float
-        Share of the players for whom it must hold, in (0, 1]; 1 for all, 0.5 for the median.
+        Share of the players for whom it must hold, in (0, 1]; 1 for all, 0.5 for the better half.
 
     Returns
     -------

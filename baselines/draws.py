@@ -100,16 +100,20 @@ def complementary_pairs(
     -------
     Iterator of bool [pairs, 2, n]
     """
-    streams = random_streams(rng)
+    streams = random_streams(rng)  # now: a seed that is none is refused here
     largest = n_players // 2
-    rounds = _sizes_in_rounds(next(streams), largest)
-    for stream in streams:
-        if chance_of_size is None:
-            sizes = np.fromiter(rounds, np.intp, DRAWS_A_STREAM)
-        else:
-            sizes = 1 + stream.choice(largest, size=DRAWS_A_STREAM, p=chance_of_size)
-        members = random_coalitions(stream, sizes, n_players)
-        yield np.stack([members, ~members], axis=1)
+
+    def blocks() -> Iterator[NDArray[np.bool_]]:
+        rounds = _sizes_in_rounds(next(streams), largest)
+        for stream in streams:
+            if chance_of_size is None:
+                sizes = np.fromiter(rounds, np.intp, DRAWS_A_STREAM)
+            else:
+                sizes = 1 + stream.choice(largest, size=DRAWS_A_STREAM, p=chance_of_size)
+            members = random_coalitions(stream, sizes, n_players)
+            yield np.stack([members, ~members], axis=1)
+
+    return blocks()
 
 
 def _sizes_in_rounds(stream: np.random.Generator, largest: int) -> Iterator[int]:

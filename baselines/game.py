@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from baselines.arguments import whole_number
 
-__all__ = ["Game", "evaluate", "evaluate_in_batches", "player_count"]
+__all__ = ["Game", "described", "evaluate", "evaluate_in_batches", "player_count"]
 
 _MEMBERS_SHOWN = 10
 
@@ -88,8 +88,8 @@ def evaluate(game: Game, coalitions: NDArray[np.bool_]) -> NDArray[np.float64]:
     if not finite.all():
         row = int(np.argmin(finite))
         raise ValueError(
-            f"a game must return finite utilities, got {utilities[row]} from {_name(game)} for the coalition of "
-            f"{_members(coalitions[row])}; not finite in this batch: {np.count_nonzero(~finite)} of {len(finite)}"
+            f"a game must return finite utilities, got {utilities[row]} from {_name(game)} for "
+            f"{described(coalitions[row])}; not finite in this batch: {np.count_nonzero(~finite)} of {len(finite)}"
         )
     return utilities.astype(np.float64, copy=False)
 
@@ -168,8 +168,9 @@ def _name(game: Game) -> str:
     return type(game).__name__
 
 
-def _members(coalition: NDArray[np.bool_]) -> str:
+def described(coalition: NDArray[np.bool_]) -> str:
+    """Return what an error calls a coalition (bool [n]): its size and its first members."""
     members = np.flatnonzero(coalition)
     shown = ", ".join(map(str, members[:_MEMBERS_SHOWN]))
     more = ", ..." if len(members) > _MEMBERS_SHOWN else ""
-    return f"size {len(members)} with members [{shown}{more}]"
+    return f"the coalition of size {len(members)} with members [{shown}{more}]"

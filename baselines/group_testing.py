@@ -84,13 +84,14 @@ def group_testing_shapley(
     whole_number("n_players of a game to be tested in groups", n, minimum=2)
     whole_number("batch_size", batch_size)
     limits = draw_limits(budget, stop, fixed_cost=2, draw_cost=1)
+    streams = random_streams(rng)
     empty, grand = ends(game)
     sizes = np.arange(1, n)
     chance_of_size = 1 / sizes + 1 / (n - sizes)
     scale = chance_of_size.sum()  # Z
 
     def blocks() -> Iterator[NDArray[np.bool_]]:
-        for stream in random_streams(rng):
+        for stream in streams:
             drawn = stream.choice(sizes, size=DRAWS_A_STREAM, p=chance_of_size / scale)
             yield random_coalitions(stream, drawn, n)[:, None]
 

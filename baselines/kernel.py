@@ -12,12 +12,17 @@ AISTATS 2021, arXiv 2012.01536), reweighted by the chance of being sampled. Two 
 
 - ``"leverage"``: by the leverage score of a row of the problem, which is the same for all coalitions of a size in sum:
   all sizes are equally likely (Musco, Witter: *Provably Accurate Shapley Value Estimation via Leverage Score Sampling*,
-  ICLR 2025, arXiv 2410.01917). Sizes come in rounds, each size once a round. Weights are :math:`1 / (s (n - s))`.
+  ICLR 2025, arXiv 2410.01917). Sizes come in rounds, each size equally often. Weights are :math:`1 / (s (n - s))`.
 - ``"kernel"``: by :math:`\mu` itself, the original; small and large coalitions dominate, and weights are equal.
 
 For a pair the two residuals combine into one, of :math:`(v(S) - v(N \setminus S)) / 2`: whatever is even in
 complementation cancels, and with the total split evenly the fit is a regression on centred membership,
 :math:`x_i = \mathbb{1}[i \in S] - s/n`, in the space of values that sum to zero.
+
+Membership has the mean :math:`s/n` over all coalitions of a size, so whatever the size alone explains may be taken off
+the targets without changing what is estimated. ``"leverage"`` does: its fit has an intercept for each size. A model's
+utility is far from linear in the number of samples, and on such games this is most of the error: on logistic regression
+with 60 samples, 2500 pairs, it falls from 0.9 to 0.36 standard deviations of the values.
 
 **Bias**: a ratio estimator's, of order :math:`1/m` in the number of pairs, beside an error of order :math:`m^{-1/2}`;
 games that are additive plus anything even in complementation are exact.
@@ -26,7 +31,7 @@ games that are additive plus anything even in complementation are exact.
 :math:`r` and leverages :math:`h = w x^\top A^{-1} x` (White's heteroskedasticity-consistent "sandwich" in the form HC2
 of MacKinnon, White, Journal of Econometrics 29, 1985, which makes up for residuals being smaller than errors).
 
-**Cost**: 2 evaluated coalitions, and 2 for each pair, at least :math:`2 n` pairs; and some :math:`3 m n^2 + n^3`
+**Cost**: 2 evaluated coalitions, and 2 for each pair, at least :math:`3 n` pairs and 20; and some :math:`3 m n^2 + n^3`
 operations.
 """
 
@@ -70,7 +75,7 @@ def kernel_shapley(
     game : Game
         The game of n players, at least 2.
     budget : int, optional
-        Most coalitions to evaluate, the empty and the grand coalition included; at least 2 + 4 n.
+        Most coalitions to evaluate, the empty and the grand coalition included; at least 2 + 6 n, and 42.
     stop : StoppingRule, optional
         When to stop before the budget is spent; see `baselines.convergence`.
     sampling : {"leverage", "kernel"}
@@ -105,27 +110,27 @@ def kernel_shapley(
     whole_number("batch_size", batch_size)
     if sampling not in get_args(Sampling):
         raise ValueError(f"sampling must be one of {', '.join(map(repr, get_args(Sampling)))}, got {sampling!r}")
-    least_draws = 2 * n
+    least_draws = max(3 * n, 20)  # with few players, enough to have met the few coalitions that there are
     limits = draw_limits(budget, stop, fixed_cost=2, draw_cost=2, least_draws=least_draws)
-    empty, grand = ends(game)
     chance_of_size = None
     if sampling == "kernel":
         sizes = np.arange(1, n // 2 + 1)
         chance_of_size = np.where(2 * sizes == n, 0.5, 1.0) / (sizes * (n - sizes))  # of both sizes of a pair
         chance_of_size /= chance_of_size.sum()
+    pairs = complementary_pairs(rng, n, chance_of_size)
+    empty, grand = ends(game)
 
     def formula(
         members: NDArray[np.bool_], utilities: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         sizes = np.count_nonzero(members, axis=1)
+        targets = (utilities[:, 0] - utilities[:, 1]) / 2 + (grand - empty) * (0.5 - sizes / n)
         weights = np.ones(len(members))
         if sampling == "leverage":  # rounds hold the size n/2 as often as others, though it makes half as many pairs
             weights = np.where(2 * sizes == n, 0.5, 1.0) / (sizes * (n - sizes))
-        targets = (utilities[:, 0] - utilities[:, 1]) / 2 + (grand - empty) * (0.5 - sizes / n)
-        deviations, stderr = _fit(members, sizes, targets, weights)
+        deviations, stderr = _fit(members, sizes, targets, weights, stratified=sampling == "leverage")
         return (grand - empty) / n + deviations, stderr
 
-    pairs = complementary_pairs(rng, n, chance_of_size)
     return estimate_by_draws(
         "kernel_shapley",
         SampledCoalitions(game, pairs, formula, least_draws=least_draws, batch_size=batch_size),
@@ -138,21 +143,32 @@ def kernel_shapley(
 
 
 def _fit(
-    members: NDArray[np.bool_], sizes: NDArray[np.intp], targets: NDArray[np.float64], weights: NDArray[np.float64]
+    members: NDArray[np.bool_],
+    sizes: NDArray[np.intp],
+    targets: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    *,
+    stratified: bool,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Least-squares deviations from the mean value (they sum to zero), and their standard errors (float64 [n] each)."""
     m, n = members.shape
+    centres = np.tile(np.arange(n + 1)[:, None] / n, n)  # [size, player]: mean membership of all coalitions of a size
+    levels, shares = np.zeros(n + 1), np.zeros(n + 1)  # of a size: mean target, and what it takes of the freedom
+    for size in np.unique(sizes) if stratified else []:
+        drawn = np.flatnonzero(sizes == size)
+        centres[size], levels[size], shares[size] = members[drawn].mean(axis=0), targets[drawn].mean(), 1 / len(drawn)
     parts = [slice(first, first + ROWS_AT_A_TIME) for first in range(0, m, ROWS_AT_A_TIME)]
 
     def centred(part: slice) -> NDArray[np.float64]:
-        x: NDArray[np.float64] = members[part] - (sizes[part] / n)[:, None]
+        x: NDArray[np.float64] = members[part] - centres[sizes[part]]
         return x
 
+    responses = targets - levels[sizes]
     gram, moment = np.zeros((n, n)), np.zeros(n)
     for part in parts:
         x = centred(part)
         gram += (x.T * weights[part]) @ x
-        moment += (weights[part] * targets[part]) @ x
+        moment += (weights[part] * responses[part]) @ x
     # All x are orthogonal to (1, ..., 1), so that the gram matrix is singular there and nowhere else; filling that one
     # direction makes it regular and, since the moment has no part in it, changes nothing in the solution.
     filled = gram + np.trace(gram) / n**2
@@ -167,7 +183,7 @@ def _fit(
     for part in parts:
         x = centred(part)
         influence = x @ inverse  # [rows, n]: of a row's weighted residual on each value
-        leverages = weights[part] * np.einsum("ij,ij->i", influence, x)
-        residuals = weights[part] * (targets[part] - x @ deviations)
+        leverages = weights[part] * np.einsum("ij,ij->i", influence, x) + shares[sizes[part]]
+        residuals = weights[part] * (responses[part] - x @ deviations)
         variance += (residuals**2 / np.maximum(1 - leverages, _LEAST_FREEDOM)) @ influence**2
     return deviations, np.sqrt(variance)

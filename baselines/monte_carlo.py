@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from baselines.arguments import whole_number
-from baselines.convergence import Estimate, StoppingRule, allowance
+from baselines.convergence import Estimate, StoppingRule, allowance, name_of
 from baselines.draws import Moments
 from baselines.game import Game, evaluate, evaluate_in_batches
 from baselines.valuation import Valuation
@@ -184,7 +184,7 @@ def estimate_by_draws(
         evaluations=evaluations,
         seconds=perf_counter() - started,
         method=method,
-        parameters={**parameters(done), "stop": None if stop is None else str(stop)},
+        parameters={**parameters(done), "stop": None if stop is None else name_of(stop)},
         halves=found.halves,
     )
 

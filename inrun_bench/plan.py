@@ -34,6 +34,10 @@ class Profile:
         Rounds of the overhead experiment.
     workloads : mapping of str to int
         Large models whose steps the overhead experiment times, and its rounds of each.
+    estimator_budgets : mapping of str to int
+        Trainings per sample that the estimators experiment spends on a task, at most; ``"default"`` as above.
+    repetitions : int
+        Runs of each estimator there.
     tasks, methods : tuple of str
         What runs where none is named on the command line; all that there are, of other packages too, where empty.
     """
@@ -47,12 +51,18 @@ class Profile:
     removal_draws: int
     timing_repeats: int
     workloads: Mapping[str, int]
+    estimator_budgets: Mapping[str, int]
+    repetitions: int
     tasks: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
 
     def permutations_for(self, task: str) -> int:
         """Return the number of permutations behind the reference values of `task`."""
         return self.reference_permutations.get(task, self.reference_permutations["default"])
+
+    def budget_for(self, task: str) -> int:
+        """Return the trainings per sample that the estimators experiment spends on `task`."""
+        return self.estimator_budgets.get(task, self.estimator_budgets["default"])
 
 
 ADAMW_MOMENTS = (0.0, 0.02, 0.04, 0.06, 0.1, 0.2, 0.4, 0.7, 1.0)  # of 50 steps: 0, 1, 2, 3, 5, 10, 20, 34, 49
@@ -68,6 +78,8 @@ PROFILES = {
         removal_draws=20,
         timing_repeats=9,
         workloads={"gpt-64": 5, "gpt-256": 4, "mlp": 9, "cnn": 5},
+        estimator_budgets={"mnist-cnn": 4, "default": 20},
+        repetitions=2,
         tasks=("breast-cancer-logreg", "digits-mlp", "mnist-mlp"),
         methods=("random", "inrun-first", "inrun-second", "inrun-integrated", "knn", "mc-2", "mc-10", "tmc-10"),
     ),
@@ -89,6 +101,8 @@ PROFILES = {
         removal_draws=100,
         timing_repeats=51,
         workloads={"gpt-64": 21, "gpt-256": 21, "gpt-1024": 9, "mlp": 51, "cnn": 21},
+        estimator_budgets={"mnist-cnn": 10, "mnist-mlp": 50, "default": 100},
+        repetitions=3,
     ),
 }
 

@@ -14,6 +14,7 @@ process alone reads and writes the store, so that workers need not share its dis
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
@@ -132,13 +133,12 @@ def _with_needs(units: Iterable[Unit]) -> list[Unit]:
     return list(ordered)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Flight:
-    """A unit that is with a worker, and how many workers it has cost."""
+    """A unit that is with a worker."""
 
     unit: Unit
     claim: FileLock
-    deaths: int = 0
 
 
 def _settle(units: Sequence[Unit], store: Store, workers: Workers, jobs: int) -> Iterator[tuple[Unit, str]]:
@@ -148,6 +148,7 @@ def _settle(units: Sequence[Unit], store: Store, workers: Workers, jobs: int) ->
     order.prepare()
     ready: list[Unit] = []
     flights: dict[Future[_Answer], _Flight] = {}
+    deaths: Counter[Unit] = Counter()
     slots = _slots(workers, jobs)
     try:
         while order.is_active():
@@ -161,14 +162,14 @@ def _settle(units: Sequence[Unit], store: Store, workers: Workers, jobs: int) ->
                 if claim is not None:  # else another run is at it: look again later
                     ready.remove(unit)
                     flights[_send(unit, store, workers)] = _Flight(unit, claim)
-            for flight, answer in _landed(flights, workers):
-                if answer is None:
-                    flights[_send(flight.unit, store, workers)] = flight
-                    continue
-                message = _keep(answer, flight.unit, store)
+            for flight, answer in _landed(flights, workers, deaths):
+                message = _keep(answer, flight.unit, store) if answer else ""
                 flight.claim.release()
-                order.done(flight.unit)
-                yield flight.unit, message
+                if answer:
+                    order.done(flight.unit)
+                    yield flight.unit, message
+                else:
+                    ready.insert(0, flight.unit)
     finally:
         for flight in flights.values():
             flight.claim.release()
@@ -203,27 +204,30 @@ def _settled(answer: _Answer) -> Future[_Answer]:
     return future
 
 
-def _landed(flights: dict[Future[_Answer], _Flight], workers: Workers) -> Iterator[tuple[_Flight, _Answer | None]]:
+def _landed(
+    flights: dict[Future[_Answer], _Flight], workers: Workers, deaths: Counter[Unit]
+) -> Iterator[tuple[_Flight, _Answer | None]]:
     """Wait a little; take what came back out of `flights`, Futures too: a cluster keeps results while someone does."""
     if not flights:
         time.sleep(POLL_SECONDS)  # for other runs
     for future in wait(flights, POLL_SECONDS, FIRST_COMPLETED).done:
         flight = flights.pop(future)
-        yield flight, _answer(future, flight, workers)
+        yield flight, _answer(future, flight.unit, workers, deaths)
 
 
-def _answer(future: Future[_Answer], flight: _Flight, workers: Workers) -> _Answer | None:
+def _answer(future: Future[_Answer], unit: Unit, workers: Workers, deaths: Counter[Unit]) -> _Answer | None:
     """Return what came back; None where it was the death of a worker, but the unit has another life."""
     error = future.exception()
     if error is None:
         return future.result()
-    deaths = workers.deaths(error)
-    if not deaths:
+    died = workers.deaths(error)
+    if not died:
         return _Answer(message=_described(error))
-    flight.deaths += deaths
-    if flight.deaths < LIVES:
+    deaths[unit] += died
+    if deaths[unit] < LIVES:
         return None
-    return _Answer(message=f"WorkerDied: a worker died {flight.deaths} times while running this unit: {error}")
+    last = " ".join(str(error).split())
+    return _Answer(message=f"WorkerDied: a worker died {deaths[unit]} times while running this unit: {last}")
 
 
 def _keep(answer: _Answer, unit: Unit, store: Store) -> str:

@@ -18,9 +18,21 @@ from tasks.recipe import Recipe
 from tasks.registry import Registry, unknown_name
 from tasks.step import StepGame
 from tasks.task import Task, TaskSpec
-from tasks.trajectory import TrajectoryGame, retrain
+from tasks.trajectory import DivergedError, TrajectoryGame, retrain
 
-__all__ = ["CATALOG", "Recipe", "Split", "StepGame", "Task", "TaskSpec", "TrajectoryGame", "load", "names", "retrain"]
+__all__ = [
+    "CATALOG",
+    "DivergedError",
+    "Recipe",
+    "Split",
+    "StepGame",
+    "Task",
+    "TaskSpec",
+    "TrajectoryGame",
+    "load",
+    "names",
+    "retrain",
+]
 
 
 CATALOG: Registry[TaskSpec] = Registry(

@@ -1,16 +1,22 @@
 """What the documentation says is supported is what the code supports."""
 
+import inspect
 import re
 from pathlib import Path
+from typing import get_type_hints
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import baselines
 from inrun_bench import InRunShapley
 from inrun_bench.attribution import supported_layers
 from inrun_bench.attribution.probes import PROBES
 from inrun_bench.attribution.updates import is_linear
+from tests.baselines.known_games import Saturating, Table
+from tests.baselines.neighbour_games import FAMILY, dataset
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "engine.md").read_text()
@@ -59,6 +65,97 @@ def test_the_table_of_orders_is_that_of_the_probes():
 
 
 def test_links_of_the_documentation_lead_somewhere():
-    for page in (ROOT / "docs" / "engine.md", ROOT / "README.md", ROOT / "results" / "README.md"):
+    for page in (
+        ROOT / "docs" / "engine.md",
+        ROOT / "docs" / "baselines.md",
+        ROOT / "README.md",
+        ROOT / "results" / "README.md",
+    ):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+BASELINES = (ROOT / "docs" / "baselines.md").read_text()
+
+
+def estimators_of_the_page():
+    """Rows of the table of estimators, by name: cells under their headings."""
+    body = BASELINES.partition("<!-- estimators: begin -->")[2].partition("<!-- estimators: end -->")[0]
+    heading, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in body.strip().splitlines()]
+    assert all(len(row) == len(heading) for row in rows)
+    return {row[0].strip("`"): dict(zip(heading, row, strict=True)) for row in rows}
+
+
+ESTIMATORS = estimators_of_the_page()
+DRAWS = {  # what the page calls m, where parameters call it otherwise
+    "permutation_shapley": "n_permutations",
+    "tmc_shapley": "n_permutations",
+    "beta_shapley": "n_permutations",
+    "owen_shapley": "draws",
+    "complementary_shapley": "pairs",
+    "kernel_shapley": "pairs",
+    "group_testing_shapley": "tests",
+    "banzhaf": "coalitions",
+}
+
+
+def run_on_a_game(name, game):
+    estimator = getattr(baselines, name)
+    if name in DRAWS:
+        return estimator(game, budget=150, rng=0, **({"tolerance": 0.0} if name == "tmc_shapley" else {}))
+    return estimator(game, baselines.banzhaf_sizes) if name == "exact_semivalue" else estimator(game)
+
+
+def run_on_neighbours(name):
+    """The valuation of a nearest-neighbour estimator, and what its values should add up to."""
+    case = next(case for case in FAMILY if case.__name__ == name)
+    data = dataset(n=9, t=4, d=2, classes=2)
+    return case.estimate(*data, case.arguments(3)), case.game(*data, k=3).grand_less_empty()
+
+
+def test_the_table_of_estimators_has_every_one_and_no_other():
+    functions = {name: getattr(baselines, name) for name in baselines.__all__}
+    public = {
+        name
+        for name, function in functions.items()
+        if inspect.isfunction(function) and get_type_hints(function).get("return") is baselines.Valuation
+    }
+    assert set(ESTIMATORS) == public
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_estimators_are_as_the_table_says(name):
+    row = ESTIMATORS[name]
+    expression, *rest = re.findall(r"`(.*?)`", row["cost"])
+    assert not rest
+    if "knn" in name:
+        valuation, total = run_on_neighbours(name)
+        letters = {}
+    else:
+        game = Table(np.random.default_rng(0).normal(size=2**6))
+        valuation, total = run_on_a_game(name, game), game.utilities[-1] - game.utilities[0]
+        letters = {"n": 6, "L": valuation.parameters.get("levels"), "m": valuation.parameters.get(DRAWS.get(name))}
+    assert valuation.evaluations == eval(expression, letters)  # noqa: S307
+    assert (valuation.stderr is not None) is {"yes": True, "no": False}[row["standard errors"]]
+    adds_up = abs(valuation.values.sum() - total) < 1e-10
+    assert adds_up == {"yes": True, "within τ": True, "no": False}[row["efficient"]]
+
+
+def test_at_most_is_said_of_truncation_alone():
+    assert [name for name, row in ESTIMATORS.items() if row["cost"].endswith("at most")] == ["tmc_shapley"]
+    valuation = baselines.tmc_shapley(Saturating(np.ones(6)), 20, tolerance=0.1, rng=0)
+    assert valuation.evaluations < 2 + 20 * 5
+
+
+def test_each_arxiv_number_leads_to_itself():
+    links = re.findall(r"\[(\d{4}\.\d{5})\]\(https://arxiv\.org/abs/([\d.]+)\)", BASELINES)
+    assert len(links) > 10
+    assert all(number == target for number, target in links)
+
+
+def test_the_snippets_of_the_page_run():
+    namespace = {}
+    snippets = re.findall(r"```python\n(.*?)```", BASELINES, re.DOTALL)
+    assert len(snippets) > 5
+    for snippet in snippets:
+        exec(snippet, namespace)  # noqa: S102

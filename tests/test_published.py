@@ -7,11 +7,9 @@ import pytest
 
 from inrun_bench.experiments import EXPERIMENTS
 from inrun_bench.figures import FIGURES
-from inrun_bench.methods import METHODS
 from inrun_bench.plan import PROFILES, Plan
 from inrun_bench.report import headline, update_section, write_summary
 from inrun_bench.store import Store
-from tasks import CATALOG
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,7 +39,7 @@ def test_every_figure_is_published(published):
 
 def test_the_published_rows_are_those_of_the_quick_profile_and_none_failed(published):
     profile = PROFILES["quick"]
-    plan = Plan(profile, tuple(CATALOG), tuple(METHODS), profile.seeds)
+    plan = Plan(profile, profile.tasks, profile.methods, profile.seeds)
     units = [unit for experiment in EXPERIMENTS.values() if experiment.DEFAULT for unit in experiment.units(plan)]
     everything = {*units, *(need for unit in units for need in unit.needs)}
     assert len(everything) == len(list((published.root / "rows").iterdir()))

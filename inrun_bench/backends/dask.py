@@ -2,8 +2,12 @@
 
 Not through joblib's Dask backend: it survives the loss of a worker, since the scheduler runs the task again elsewhere,
 but a task that kills every worker it meets leaves joblib (1.6) waiting for ever, where unordered results are asked
-for: the scheduler gives it up after its own bound (``allowed-failures``, 3 unless configured otherwise) and raises
-KilledWorker for this task, which joblib does not pass on. The futures themselves tell.
+for: the scheduler gives it up and raises KilledWorker for this task, which joblib does not pass on. The futures do.
+
+How many deaths the scheduler takes before it gives a task up is its own setting,
+``distributed.scheduler.allowed-failures``. With its default, 3, it blames whatever is assigned to a dying worker,
+running there or waiting. With 0, which a cluster that is started here has, it tells the runner of each death, and the
+runner never has more units in flight than there are workers, so that a death has one suspect.
 
 A worker does one unit at a time, whatever its number of threads, since torch's generator, its number of threads and
 its default types belong to the process. So start workers with one thread: ``dask worker ADDRESS --nworkers 8
@@ -12,7 +16,6 @@ its default types belong to the process. So start workers with one thread: ``das
 
 from __future__ import annotations
 
-import pickle
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
@@ -24,6 +27,12 @@ import joblib
 from inrun_bench.backends import SECONDS_TO_ANSWER, Workers, needed_package
 
 __all__ = ["connect"]
+
+OF_THIS_MACHINE = {
+    "distributed.scheduler.allowed-failures": 0,
+    "distributed.deploy.lost-worker-timeout": "10 minutes",  # a loaded machine may need more than 15 s to start one
+}
+"""What a cluster of this machine has beyond Dask's defaults: each death is reported, and each worker comes back."""
 
 ONE_AT_A_TIME = threading.Lock()
 
@@ -47,8 +56,10 @@ def connect(jobs: int, scheduler: str | None) -> Iterator[Workers]:
         If ``distributed`` is not installed.
     """
     distributed = needed_package("distributed", backend="dask")
+    config = needed_package("dask.config", backend="dask")
     with ExitStack() as stack:
         if scheduler is None:
+            stack.enter_context(config.set(OF_THIS_MACHINE))
             cluster = distributed.LocalCluster(
                 n_workers=joblib.effective_n_jobs(jobs),
                 threads_per_worker=1,
@@ -68,7 +79,7 @@ def connect(jobs: int, scheduler: str | None) -> Iterator[Workers]:
         executor = stack.enter_context(client).get_executor(pure=False)
 
         def submit(call: Callable[..., Any], *arguments: object) -> Future[Any]:
-            future: Future[Any] = executor.submit(_deferred(call, *arguments))
+            future: Future[Any] = executor.submit(_do, call, *arguments)
             return future
 
         def deaths(error: BaseException) -> int:
@@ -82,23 +93,6 @@ def connect(jobs: int, scheduler: str | None) -> Iterator[Workers]:
             ) from error
 
 
-def _deferred(call: Callable[..., Any], *arguments: object) -> Callable[[], Any]:
-    """Return a function that unpickles the call where it runs, in a worker's thread.
-
-    Dask unpickles a task in the worker's event loop. To import torch there takes so long that a worker which comes back
-    after a death, and finds work waiting, is given up by its nanny before it has begun. The function that is returned
-    travels by value, being a closure, and imports nothing until it is called.
-    """
-    content = pickle.dumps((_in_turn, call, arguments))
-
-    def run() -> Any:
-        do, call, arguments = pickle.loads(content)  # noqa: S301 - what the driver sent
-        return do(call, *arguments)
-
-    return run
-
-
-def _in_turn(call: Callable[..., Any], *arguments: object) -> Any:
-    """Do the call when no other thread of this process is at one."""
+def _do(call: Callable[..., Any], *arguments: object) -> Any:
     with ONE_AT_A_TIME:
         return call(*arguments)

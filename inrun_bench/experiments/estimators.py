@@ -34,7 +34,7 @@ from inrun_bench import reference
 from inrun_bench.experiments.agreement import metrics
 from inrun_bench.plan import Plan
 from inrun_bench.store import Store
-from inrun_bench.unit import REFERENCE, Row, Unit
+from inrun_bench.unit import REFERENCE, Row, Setting, Unit
 
 SUMMARY = "error of each retraining estimator against the reference, over trainings and seconds"
 EXCLUSIVE = True
@@ -42,7 +42,7 @@ DEFAULT = False
 
 Run = Callable[[Game, int, Rng, StoppingRule | None], Valuation]
 
-SHIFTS = 10
+SHIFTS = 5
 
 
 def _permutation(**options: bool | int) -> Run:
@@ -75,7 +75,7 @@ def units(plan: Plan) -> list[Unit]:
     store = Store(reference.FOLDER, create=False)
     for task in plan.tasks:
         of_task = reference.read(store, task)
-        settings = {"reference": of_task.digest(), "budget_per_player": plan.profile.budget_for(task)}
+        settings: dict[str, Setting] = {"reference": of_task.digest(), "budget_per_player": plan.profile.budget_for(task)}
         found.append(Unit("estimators", task, REFERENCE, 0, settings))
         found += [
             Unit("estimators", task, name, 0, {**settings, "repetition": repetition})

@@ -152,7 +152,7 @@ def _wide(task: tasks.Task, width: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(task.seed)
         layers = (nn.Linear(n_features, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
-        return nn.Sequential(*layers, nn.Linear(width, task.n_classes))
+        return nn.Sequential(nn.Flatten(), *layers, nn.Linear(width, task.n_classes or 1))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Reference: Shapley values of a task's trajectory game, with the utilities of all coalitions that they come from.
 
-A unit is a block: some permutations, each with its reverse and ten cyclic shifts (`baselines.permutation`), for all of
+A unit is a block: some permutations, each with five cyclic shifts and their reverses (`baselines.permutation`), for all of
 the objective's utilities from the same trainings; a game of few players is enumerated instead, and has one block. The
 utilities are kept, in the order in which the estimator asked for them. So anyone can replay the estimator on them, and
 retrain any of the coalitions: see :mod:`inrun_bench.reference`, which combines blocks until they are reliable.
@@ -25,8 +25,8 @@ EXCLUSIVE = False
 DEFAULT = False
 
 MOST_ENUMERATED = 16  # players; 65 536 trainings
-SHIFTS = 10  # permutations that share a draw, and as many reverses
-DRAWS = 4  # a block
+SHIFTS = 5  # of each permutation, and as many reverses: one draw
+DRAWS = 8  # a block
 
 
 def units(plan: Plan) -> list[Unit]:

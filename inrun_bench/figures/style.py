@@ -48,6 +48,7 @@ _KNOWN = {
     "kernel": Look("KernelSHAP, kernel sampling", "#6baed6", "v"),
     "group-testing": Look("group testing", "0.55", "x"),
     "knn": Look("KNN-Shapley", "#009e73", "P"),
+    "knn-embedding": Look("KNN-Shapley on embeddings", "#66c2a4", "X"),
     "random": Look("random", "0.6", "x"),
     "regular": Look("regular step", "0.75", "s"),
     "validation": Look("validation gradient alone", "0.75", "s"),

@@ -1,7 +1,7 @@
 """The task ``digits-mlp`` at learning rates where a Taylor expansion of the loss breaks, though training converges.
 
 SGD's rate is five times that of ``digits-mlp``, the largest of a grid of tenths at which the training loss falls from
-epoch to epoch in every seed (of ten). Scores of single steps are then wrong by 20 to 170 % at first order and by up to
+epoch to epoch in every seed (of ten). Scores of single steps are then off by 12 to 170 % at first order and by up to
 26 % at second.
 """
 

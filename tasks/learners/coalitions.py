@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["checked_coalitions", "coalition_name", "in_chunks"]
+from tasks.memory import free_bytes
 
-_MEMBERS_SHOWN = 10
+__all__ = ["checked_coalitions", "in_chunks"]
+
 _CACHE_BYTES = 2**23  # a chunk's tensors: larger ones leave the processor's cache, and are slower
 _SHARE_OF_FREE_MEMORY = 0.25
 _torch_threads_are_set = Lock()
@@ -28,14 +28,6 @@ def checked_coalitions(coalitions: NDArray[np.bool_], n_players: int) -> NDArray
             f"{coalitions.shape}"
         )
     return coalitions
-
-
-def coalition_name(coalition: NDArray[np.bool_]) -> str:
-    """Name a coalition, bool [n], by its size and its first members."""
-    members = np.flatnonzero(coalition)
-    shown = ", ".join(map(str, members[:_MEMBERS_SHOWN]))
-    more = ", ..." if len(members) > _MEMBERS_SHOWN else ""
-    return f"the coalition of size {len(members)} with members [{shown}{more}]"
 
 
 def in_chunks(evaluate: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, bytes_a_row: int) -> torch.Tensor:
@@ -58,12 +50,11 @@ def in_chunks(evaluate: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tens
     tensor [m, ...]
         Results in the order of the rows.
     """
+    free = free_bytes(rows.device)
     if rows.is_cuda:
-        free = torch.cuda.mem_get_info(rows.device)[0]
         chunks = rows.split(_rows_that_fit(_SHARE_OF_FREE_MEMORY * free, bytes_a_row))
         return torch.cat([evaluate(chunk) for chunk in chunks])
     threads = torch.get_num_threads()
-    free = psutil.virtual_memory().available
     most = _rows_that_fit(min(_CACHE_BYTES, _SHARE_OF_FREE_MEMORY * free / threads), bytes_a_row)
     chunks = rows.split(max(1, min(most, -(-len(rows) // threads))))
     if threads == 1 or len(chunks) == 1:

@@ -44,7 +44,8 @@ from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.metrics import check_scoring
 
 from baselines.arguments import whole_number
-from tasks.learners.coalitions import checked_coalitions, coalition_name
+from baselines.game import described
+from tasks.learners.coalitions import checked_coalitions
 from tasks.learners.identity import identity_of
 from tasks.learners.samples import class_codes, features, real_targets
 
@@ -219,7 +220,7 @@ def _utility(learner: _Learner, coalition: NDArray[np.bool_]) -> float:
         fitted = _constant
     elif learner.unfit == "raise":
         raise RuntimeError(
-            f"{coalition_name(coalition)} cannot be fitted: it takes at least {learner.min_samples} members"
+            f"{described(coalition)} cannot be fitted: it takes at least {learner.min_samples} members"
             f"{'' if learner.classes is None else ' and two classes'}; set unfit to 'constant' or a number"
         )
     else:
@@ -228,12 +229,12 @@ def _utility(learner: _Learner, coalition: NDArray[np.bool_]) -> float:
         score = learner.score(fitted(learner, coalition), learner.x_validation, learner.y_validation)
     except Exception as error:  # whatever an estimator raises, the user has to know on what
         raise RuntimeError(
-            f"{learner.estimator} failed on {coalition_name(coalition)}: {type(error).__name__}: {error}; if it needs "
+            f"{learner.estimator} failed on {described(coalition)}: {type(error).__name__}: {error}; if it needs "
             f"more members, raise min_samples={learner.min_samples}"
         ) from error
     if not isinstance(score, Real) or not np.isfinite(score):
         raise RuntimeError(
-            f"a score must be a finite number, got {score!r} of {learner.estimator} on {coalition_name(coalition)}"
+            f"a score must be a finite number, got {score!r} of {learner.estimator} on {described(coalition)}"
         )
     return float(score)
 

@@ -37,7 +37,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from baselines.arguments import whole_number
-from tasks.learners.coalitions import checked_coalitions, coalition_name, in_chunks
+from baselines.game import described
+from tasks.learners.coalitions import checked_coalitions, in_chunks
 from tasks.learners.design import DesignMatrix, span_of_samples, with_intercept
 from tasks.learners.identity import identity_of
 from tasks.learners.newton import cross_entropies, fit_logistic
@@ -73,7 +74,7 @@ class LogisticGame:
         Whether a coalition's loss is the mean over its members in place of the sum: `l2` times its size in place of
         `l2`.
     dtype : torch.dtype
-        float64, or float32: about twice as fast, with utilities good to some five digits.
+        float64, or float32: half the memory, and utilities good to some five digits where the penalty is not small.
     device : str or torch.device
         Where to compute.
     tolerance : float
@@ -167,7 +168,7 @@ class LogisticGame:
         failed = np.isnan(measured[:, 0])
         if failed.any():
             raise RuntimeError(
-                f"the fit to {coalition_name(coalitions[np.argmax(failed)])} did not come within tolerance="
+                f"the fit to {described(coalitions[np.argmax(failed)])} did not come within tolerance="
                 f"{self.tolerance} of the optimum in {self.max_factors} factorisations in {self._targets.dtype}; not "
                 f"within it in this batch: {np.count_nonzero(failed)} of {len(failed)}. Raise l2={self.l2}, "
                 f"standardise the features, or raise tolerance or max_factors"

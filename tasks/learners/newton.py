@@ -107,6 +107,7 @@ def fit_logistic(
             else:
                 before = _objective(coefficients, margins, targets, weights, penalties)
                 after = _objective(coefficients + step, margins + margin_step, targets, weights, penalties)
+                reach = reach.clamp(min=torch.finfo(reach.dtype).tiny)
                 safe = torch.log1p(reach * torch.exp(-travelled)) / reach
                 length = torch.where(near | (after <= before - decrement / 4), 1.0, safe)
             coefficients = coefficients + length[:, None, None] * step

@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from tasks.learners.coalitions import checked_coalitions, coalition_name, in_chunks
+from baselines.game import described
+from tasks.learners.coalitions import checked_coalitions, in_chunks
 from tasks.learners.design import DesignMatrix, span_of_samples, with_intercept
 from tasks.learners.identity import identity_of
 from tasks.learners.parameters import one_of, positive
@@ -55,7 +56,7 @@ class RidgeGame:
         Whether a coalition's loss is the mean over its members in place of the sum: `l2` times its size in place of
         `l2`.
     dtype : torch.dtype
-        float64, or float32: about twice as fast, with utilities good to some five digits.
+        float64, or float32: half the memory, and utilities good to some five digits where the penalty is not small.
     device : str or torch.device
         Where to compute.
 
@@ -128,7 +129,7 @@ class RidgeGame:
         if singular.any():
             raise ValueError(
                 f"l2={self.l2} is too small for {self._y.dtype}: the normal equations of "
-                f"{coalition_name(coalitions[np.argmax(singular)])} are singular to working precision"
+                f"{described(coalitions[np.argmax(singular)])} are singular to working precision"
             )
         return -errors if self.utility == "loss" else 1 - errors / self._spread
 

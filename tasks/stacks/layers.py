@@ -18,13 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["OPERANDS", "affine", "find_forward"]
+__all__ = ["OPERANDS", "Forward", "affine", "find_forward", "stacked"]
 
 Parameters: TypeAlias = Mapping[str, Tensor]
 """Parameters of one layer by their name on it, each [m, *shape]."""
@@ -175,40 +176,20 @@ def _scaled(h: Tensor, parameters: Parameters) -> Tensor:
     return h
 
 
-class _Windows(torch.autograd.Function):
-    """Windows of images, by one strided slice for each position in a window.
-
-    The backward adds the slices into one buffer; autograd alone would make, fill and add a whole image for each.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, size: _Pair, stride: _Pair, dilation: _Pair) -> Tensor:
-        ctx.shape, ctx.geometry = h.shape, (size, stride, dilation)
-        return torch.stack(_slices(h, size, stride, dilation), dim=2)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        total = gradients[0].new_zeros(ctx.shape)
-        for place, part in zip(_slices(total, *ctx.geometry), gradients[0].unbind(2), strict=True):
-            place += part
-        return total, None, None, None
-
-
-def _slices(h: Tensor, size: _Pair, stride: _Pair, dilation: _Pair) -> list[Tensor]:
-    """Return, for each position in a window, its numbers in all windows: views [m, C, rows, columns, B]."""
-
-    def ranges(axis: int) -> list[slice]:
-        starts = range(0, dilation[axis] * size[axis], dilation[axis])
-        last = h.shape[2 + axis] - starts[-1]  # where the last window may start, exclusive
-        return [slice(start, start + last, stride[axis]) for start in starts]
-
-    return [h[:, :, rows, columns] for rows in ranges(0) for columns in ranges(1)]
-
-
 def _windows(h: Tensor, size: _Pair, stride: _Pair, dilation: _Pair = (1, 1)) -> Tensor:
     """Return the windows of images [m, C, height, width, B]: [m, C, size, rows, columns, B], a window along axis 2."""
-    windows: Tensor = _Windows.apply(h, size, stride, dilation)  # type: ignore[no-untyped-call]
+    height, width = h.shape[2:4]
+    rows = (height - dilation[0] * (size[0] - 1) - 1) // stride[0] + 1
+    gathered = h.flatten(2, 3).index_select(2, _positions(height, width, size, stride, dilation, h.device))
+    windows: Tensor = gathered.unflatten(2, (size[0] * size[1], rows, -1))
     return windows
+
+
+@cache
+def _positions(height: int, width: int, size: _Pair, stride: _Pair, dilation: _Pair, device: torch.device) -> Tensor:
+    """Return where the numbers of all windows lie in an image, int64 [size x rows x columns]."""
+    image = torch.arange(height * width, dtype=torch.float64, device=device).view(1, 1, height, width)
+    return functional.unfold(image, size, dilation, 0, stride).long().flatten()
 
 
 def _pair(value: int | tuple[int, ...]) -> _Pair:

@@ -16,17 +16,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import psutil
 import torch
 from torch import Tensor
 
+from tasks.memory import free_bytes
 from tasks.stacks.program import Program
 from tasks.stacks.stack import Stack
 
 __all__ = ["Footprint", "footprint", "optimizer_copies", "stack_size"]
 
-MODELS_AT_A_TIME = 512
-LARGEST_TENSOR = 30 * 2**20  # bytes; allocators give larger blocks back at once, and fetch fresh pages at every step
+MODELS_AT_A_TIME = 1024
+LARGEST_TENSOR = (
+    3 * 2**20
+)  # bytes; larger ones leave the caches, and allocators fetch fresh pages for them at each step
 SHARE_OF_FREE_MEMORY = 0.5  # others may want some, and this is an estimate
 
 GRADIENT_COPIES = 2  # the stack and its gradients
@@ -104,7 +106,7 @@ def stack_size(each: Footprint, device: torch.device, memory_bytes: int | None =
         If not even one model fits into `memory_bytes`.
     """
     if memory_bytes is None:
-        fitting = max(1, int(SHARE_OF_FREE_MEMORY * _free_bytes(device)) // each.total)
+        fitting = max(1, int(SHARE_OF_FREE_MEMORY * free_bytes(device)) // each.total)
     elif memory_bytes < each.total:
         raise ValueError(
             f"memory_bytes must be at least {each.total}, what training one model is estimated to take, "
@@ -115,7 +117,3 @@ def stack_size(each: Footprint, device: torch.device, memory_bytes: int | None =
     if device.type != "cpu":
         return fitting
     return min(fitting, MODELS_AT_A_TIME, max(1, LARGEST_TENSOR // each.largest))
-
-
-def _free_bytes(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available

@@ -125,7 +125,8 @@ class Quadratic:
 
     def __call__(self, coalitions):
         x = coalitions.astype(float)
-        return self.constant + x @ self.linear + 0.5 * np.einsum("mi,ij,mj->m", x, self.interactions, x)
+        # no BLAS, so that a utility does not depend on the rest of the batch
+        return self.constant + (x * self.linear).sum(axis=1) + 0.5 * np.einsum("mi,ij,mj->m", x, self.interactions, x)
 
     def shapley(self):
         """Each pair shares its interaction equally."""
@@ -153,6 +154,14 @@ class Saturating:
     def __call__(self, coalitions):
         # summed player by player, so that a utility does not depend on the rest of the batch
         return 1 - np.exp(-(coalitions * self.strengths).sum(axis=1))
+
+    def shapley(self):
+        """Mean over q of the contribution to those who join with probability q, by quadrature that is exact here."""
+        nodes, weights = np.polynomial.legendre.leggauss(self.n_players // 2 + 1)
+        q = (nodes[:, None] + 1) / 2
+        remains = np.exp(-self.strengths)
+        others = np.prod(1 - q + q * remains, axis=1, keepdims=True) / (1 - q + q * remains)
+        return (1 - remains) * (weights / 2 @ others)
 
 
 class Recorded:

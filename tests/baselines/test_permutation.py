@@ -6,7 +6,7 @@ from hypothesis.extra.numpy import arrays
 
 from baselines import exact_shapley, permutation_shapley
 from baselines.draws import random_permutations
-from tests.baselines.known_games import KNOWN_GAMES, Airport, Quadratic, Recorded, SpanningTree, Table
+from tests.baselines.known_games import KNOWN_GAMES, Airport, Quadratic, Recorded, Saturating, SpanningTree, Table
 
 
 @st.composite
@@ -127,6 +127,32 @@ def test_an_antithetic_pair_is_exact_on_quadratic_games(n_players):
 
 
 @pytest.mark.parametrize("antithetic", [False, True])
+@pytest.mark.parametrize(("n_players", "shifts"), [(6, 1), (6, 2), (6, 3), (6, 6), (7, 3), (10, 4), (11, 11)])
+def test_shifts_spread_the_positions_of_every_player(n_players, shifts, antithetic):
+    """Over the orders of a draw the position grows by n / shifts at a time, all round, whatever is rounded."""
+    a_draw = shifts * (2 if antithetic else 1)
+    game = Recorded(Saturating(np.ones(n_players)))
+    permutation_shapley(game, 3 * a_draw, antithetic=antithetic, shifts=shifts, rng=0)
+    prefixes = np.concatenate(game.calls[1:]).reshape(3, a_draw, n_players - 1, n_players)
+    positions = n_players - 1 - prefixes.sum(axis=2)  # [draw, order, player]: joined first is in all prefixes
+    if antithetic:
+        np.testing.assert_array_equal(positions[:, ::2] + positions[:, 1::2], n_players - 1)
+        positions = positions[:, ::2]
+    positions = np.sort(positions, axis=1)
+    gaps = np.diff(positions, axis=1, append=positions[:, :1] + n_players)
+    assert np.all((gaps == n_players // shifts) | (gaps == -(-n_players // shifts)))
+
+
+def test_shifts_take_away_the_noise_of_where_a_player_stands():
+    """Where only the size of a coalition counts, a shift to every place leaves nothing to chance."""
+    game = Saturating(np.full(8, 0.3))
+    assert permutation_shapley(game, 16, rng=0).stderr.min() > 0.01
+    shifted = permutation_shapley(game, 16, shifts=8, rng=0)
+    np.testing.assert_allclose(shifted.values, game.shapley(), atol=1e-12)
+    np.testing.assert_allclose(shifted.stderr, 0, atol=1e-9)
+
+
+@pytest.mark.parametrize("antithetic", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8, 9, 17, 50, 10**6])
 def test_batch_size_changes_nothing(batch_size, antithetic):
     game = Recorded(Airport(np.sqrt(np.arange(1, 10))))
@@ -205,23 +231,38 @@ def test_more_permutations_begin_with_the_same_ones():
 def test_what_it_reports(capsys):
     valuation = permutation_shapley(Airport([1, 2, 3]), 4, antithetic=True, rng=0)
     assert valuation.method == "permutation_shapley"
-    assert valuation.parameters == {"n_permutations": 4, "budget": None, "antithetic": True}
+    assert valuation.parameters == {
+        "n_permutations": 4,
+        "budget": None,
+        "antithetic": True,
+        "shifts": 1,
+        "stop": None,
+    }
     assert valuation.seconds > 0
     assert capsys.readouterr().err == ""
     permutation_shapley(Airport([1, 2, 3]), 4, rng=0, progress=True)
-    assert "4/4" in capsys.readouterr().err
+    assert "10/10" in capsys.readouterr().err  # coalitions
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({}, ValueError, "exactly one of n_permutations and budget .*, got neither"),
-        ({"n_permutations": 3, "budget": 50}, ValueError, "exactly one of .* got n_permutations=3 and budget=50"),
+        ({}, ValueError, r"give n_permutations, a budget .*, or a stopping rule \(stop=\); got none of them"),
+        ({"n_permutations": 3, "budget": 50}, ValueError, r"not both; got n_permutations=3 and budget=50"),
         ({"n_permutations": 0}, ValueError, "n_permutations must be at least 1, got 0"),
         ({"n_permutations": -4}, ValueError, "n_permutations must be at least 1, got -4"),
         ({"n_permutations": 2.0}, TypeError, r"n_permutations must be an integer .* got 2.0 \(float\)"),
         ({"n_permutations": True}, TypeError, "n_permutations must be an integer"),
-        ({"n_permutations": 3, "antithetic": True}, ValueError, "must be even with antithetic=True, got 3"),
+        (
+            {"n_permutations": 3, "antithetic": True},
+            ValueError,
+            "a multiple of 2, a draw's permutations, got 3",
+        ),
+        ({"n_permutations": 4, "shifts": 3}, ValueError, "must be a multiple of 3, a draw's permutations, got 4"),
+        ({"n_permutations": 9, "antithetic": True, "shifts": 3}, ValueError, "must be a multiple of 6"),
+        ({"n_permutations": 4, "shifts": 4}, ValueError, "shifts must be at most the number of players, 3, got 4"),
+        ({"n_permutations": 4, "shifts": 0}, ValueError, "shifts must be at least 1, got 0"),
+        ({"n_permutations": 4, "shifts": 2.0}, TypeError, "shifts must be an integer"),
         ({"budget": 3}, ValueError, "budget must be at least 4 evaluated coalitions .* got 3"),
         ({"budget": 5, "antithetic": True}, ValueError, "budget must be at least 6"),
         ({"budget": 50.0}, TypeError, "budget must be an integer"),

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+import baselines
 from baselines import permutation_shapley, tmc_shapley
 from baselines.draws import random_permutations
 from tests.baselines.known_games import KNOWN_GAMES, Airport, Recorded, Saturating, Table
@@ -150,6 +151,29 @@ def test_budget(budget, batch_size):
     assert valuation.evaluations == same.evaluations
 
 
+@pytest.mark.parametrize("budget", [21, 200, 1234])
+def test_a_rule_with_a_budget_is_a_budget(budget):
+    """With a number of permutations beside it, too, which would be more than the budget pays for."""
+    expected = tmc_shapley(SATURATING, budget=budget, tolerance=0.1, rng=3)
+    rule = baselines.budget(budget)
+    for amount in ({}, {"n_permutations": 10_000}):
+        valuation = tmc_shapley(SATURATING, **amount, stop=rule, tolerance=0.1, rng=3)
+        np.testing.assert_array_equal(valuation.values, expected.values)
+        assert valuation.evaluations == expected.evaluations
+        assert valuation.parameters["n_permutations"] == expected.parameters["n_permutations"]
+
+
+@pytest.mark.parametrize("batch_size", [3, 4096])
+def test_stopping_is_the_same_as_having_asked_for_as_many_permutations(batch_size):
+    path = []
+    valuation = tmc_shapley(SATURATING, budget=1500, stop=path.append, tolerance=0.1, rng=3, batch_size=batch_size)
+    expected = tmc_shapley(SATURATING, budget=1500, tolerance=0.1, rng=3)
+    assert_same_bits(valuation, expected)
+    assert path[-1].evaluations == valuation.evaluations <= 1500  # the last look is at all there is
+    early = tmc_shapley(SATURATING, stop=lambda estimate: estimate.draws >= 17, tolerance=0.1, rng=3)
+    assert_same_bits(early, tmc_shapley(SATURATING, path[2].draws, tolerance=0.1, rng=3))
+
+
 def test_a_budget_buys_more_permutations_than_without_truncation():
     permutations = [
         tmc_shapley(SATURATING, budget=2000, tolerance=tolerance, rng=0).parameters["n_permutations"]
@@ -181,12 +205,12 @@ def test_the_game_may_keep_what_it_is_given():
 def test_what_it_reports(capsys):
     valuation = tmc_shapley(SATURATING, 4, rng=0)
     assert valuation.method == "tmc_shapley"
-    assert valuation.parameters.keys() == {"n_permutations", "budget", "tolerance", "truncated"}
+    assert valuation.parameters.keys() == {"n_permutations", "budget", "tolerance", "truncated", "stop"}
     assert valuation.parameters["tolerance"] == 0.01
     assert valuation.seconds > 0
     assert capsys.readouterr().err == ""
     tmc_shapley(SATURATING, 4, rng=0, progress=True)
-    assert "4/4" in capsys.readouterr().err
+    assert f"{valuation.evaluations}/{2 + 4 * 19}" in capsys.readouterr().err  # of the most it may cost
     evaluations = tmc_shapley(SATURATING, budget=100, rng=0, progress=True).evaluations
     assert f"{evaluations}/100" in capsys.readouterr().err
 
@@ -194,8 +218,8 @@ def test_what_it_reports(capsys):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({}, ValueError, "exactly one of n_permutations and budget"),
-        ({"n_permutations": 3, "budget": 50}, ValueError, "exactly one of n_permutations and budget"),
+        ({}, ValueError, r"give n_permutations, a budget .*, or a stopping rule \(stop=\); got none of them"),
+        ({"n_permutations": 3, "budget": 50}, ValueError, r"not both; got n_permutations=3 and budget=50"),
         ({"n_permutations": 0}, ValueError, "n_permutations must be at least 1, got 0"),
         ({"n_permutations": 2.5}, TypeError, "n_permutations must be an integer"),
         ({"budget": 20}, ValueError, "budget must be at least 21 evaluated coalitions .* got 20"),

@@ -16,7 +16,7 @@ def unit(method, *needs, **settings):
 
 def measure(unit, needs):
     """Add up; but 'poison' dies each time, and a unit with `dies_once` dies if that file is not there, and makes it."""
-    time.sleep(0.05)
+    time.sleep(unit.settings.get("seconds", 0.05))
     flag = unit.settings.get("dies_once")
     if unit.method == "poison" or (flag and not Path(flag).exists()):
         if flag:

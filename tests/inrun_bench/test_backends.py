@@ -1,7 +1,10 @@
 import contextlib
+import json
 import os
 import socket
+import subprocess
 import sys
+import threading
 import time
 
 import pandas as pd
@@ -36,7 +39,7 @@ def dask_cluster():
     from distributed import LocalCluster
 
     with (
-        dask_itself.config.set({"distributed.scheduler.allowed-failures": 1}),
+        dask_itself.config.set(dask.OF_THIS_MACHINE),
         LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster,
     ):
         yield cluster.scheduler_address
@@ -85,12 +88,14 @@ def test_rows_do_not_depend_on_where_they_are_made_and_no_process_is_left(
     assert main(["run", *CHOSEN, "--jobs", "2", "--backend", backend, "--out", str(tmp_path / "out")]) == 0
     assert "0 were there already, 0 failed" in capsys.readouterr().out
     store = Store(tmp_path / "out")
+    assert json.loads((store.root / "manifest.json").read_text())[-1]["backend"] == backend
     assert set(files(store.root)) == set(files(rows_of_one_process.root))
     for experiment in ("values", "agreement"):
         expected = without_timings(rows_of_one_process, experiment)
         pd.testing.assert_frame_equal(without_timings(store, experiment), expected, check_exact=True)
     started = set(psutil.Process().children(recursive=True)) - before
-    assert not [p.name() for p in psutil.wait_procs(started, timeout=20)[1] if "resource_tracker" not in _command(p)]
+    workers = [process for process in started if "resource_tracker" not in _command(process)]
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
 
 
 def test_what_dies_with_its_worker_is_done_by_another_and_what_kills_every_worker_fails_alone(
@@ -125,6 +130,33 @@ def test_what_dies_with_its_worker_is_done_by_another_and_what_kills_every_worke
     again = run([unlucky, *others, child], store, jobs=2)  # whatever made them, rows are rows
     assert (again.done, again.skipped, again.failed) == (0, 7, ())
     assert files(store.root) == kept
+
+
+def test_a_scheduler_that_is_lost_ends_the_run_and_what_is_done_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "EXPERIMENTS", {"hazards": hazards})
+    quick, slow = hazards.unit("quick"), hazards.unit("slow", seconds=60)
+    store, address_file = Store(tmp_path / "out"), tmp_path / "scheduler.json"
+    python = [sys.executable, "-m"]
+    with contextlib.ExitStack() as stack:
+
+        def start(command, *arguments):
+            command = [*python, f"distributed.cli.dask_{command}", "--host", "127.0.0.1", *arguments]
+            process = stack.enter_context(subprocess.Popen([*command, "--dashboard-address", "127.0.0.1:0"]))
+            stack.callback(process.terminate)
+            return process
+
+        scheduler = start("scheduler", "--port", "0", "--scheduler-file", str(address_file))
+        start("worker", "--scheduler-file", str(address_file), "--nthreads", "1", "--no-nanny")
+        _wait_for(lambda: address_file.exists() and address_file.read_text().endswith("}"))
+        address = json.loads(address_file.read_text())["address"]
+        killer = threading.Thread(target=lambda: (_wait_for(lambda: store.has(quick)), scheduler.kill()))
+        killer.start()
+        with pytest.raises(ConnectionError, match=f"lost the Dask scheduler at '{address}'; what was finished is kept"):
+            run([quick, slow], store, jobs=-1, backend="dask", scheduler=address)
+        killer.join()
+    assert store.has(quick)
+    assert not store.has(slow)
+    assert store.claim(slow) is not None
 
 
 # --- clusters that are not there ---
@@ -170,6 +202,13 @@ def test_a_package_that_is_missing_is_named_with_the_extra_that_brings_it(backen
 def test_an_address_that_is_none_is_refused(backend, scheduler, message):
     with pytest.raises(ValueError, match=message), BACKENDS[backend].connect(2, scheduler):
         pass
+
+
+def _wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def _command(process):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from baselines import Valuation
+from inrun_bench.backends import BACKENDS
 from inrun_bench.cli import main
 from inrun_bench.experiments import EXPERIMENTS
 from inrun_bench.figures import FIGURES
@@ -76,6 +77,7 @@ def test_list_names_everything(command):
         (["run", "agrement"], "experiment", "agrement", "agreement", EXPERIMENTS),
         (["run", "values", "--task", TASK, "digit-mlp"], "task", "digit-mlp", "digits-mlp", CATALOG),
         (["run", "values", "--method", "inrun-frist"], "method", "inrun-frist", "inrun-first", METHODS),
+        (["run", "values", "--backend", "dusk"], "backend", "dusk", "dask", BACKENDS),
         (["run", "values", "--profile", "quik"], "profile", "quik", "quick", PROFILES),
         (["figures", "--profile", "quik"], "profile", "quik", "quick", PROFILES),
         (["report", "--profile", "standart"], "profile", "standart", "standard", PROFILES),

@@ -21,6 +21,8 @@ PROFILE = Profile(
     removal_draws=3,
     timing_repeats=2,
     workloads={"mlp": 2},
+    estimator_budgets={"default": 25},
+    repetitions=1,
 )
 PLAN = Plan(PROFILE, tasks=(TASK,), methods=METHODS, seeds=PROFILE.seeds)
 TIMINGS = ["seconds", "peak_bytes"]

@@ -6,7 +6,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F  # noqa: N812
 
 import tasks
 
@@ -29,7 +28,7 @@ def loss_after(task, model, optimizer, index, coalition):
     state = copy.deepcopy(optimizer.state_dict())
     optimizer = task.optimizer(model)
     optimizer.load_state_dict(state)
-    losses = F.cross_entropy(model(task.train.x[index]), task.train.y[index], reduction="none")
+    losses = task.objective.losses(model(task.train.x[index]), task.train.y[index])
     ((losses * torch.from_numpy(coalition)).sum() / len(index)).backward()
     optimizer.step()
     return float(task.loss(model, task.validation).detach())

@@ -7,6 +7,7 @@ all cores; it does not fit coalitions of one class, and scores them 0, where our
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import joblib
@@ -43,7 +44,10 @@ def against_pydvl(unit: Unit) -> list[Row]:
         return permutation_shapley(game, n_permutations=PERMUTATIONS, rng=unit.random_seed)
 
     evaluations = PERMUTATIONS * (task.n_train - 1)
-    contenders = {"inrun-bench": ours, "pydvl": lambda: _pydvl_values(utility, data[:2])}
+    contenders: dict[str, Callable[[], object]] = {
+        "inrun-bench": ours,
+        "pydvl": lambda: _pydvl_values(utility),
+    }
     for run in contenders.values():
         run()
     return [
@@ -73,12 +77,12 @@ def _pydvl_utility(x_train: Any, y_train: Any, x_validation: Any, y_validation: 
 
 
 def _pydvl_evaluate(utility: Any, coalition: Any) -> float:
-    from pydvl.valuation import Sample
+    from pydvl.valuation.types import Sample
 
     return float(utility(Sample(None, np.flatnonzero(coalition))))
 
 
-def _pydvl_values(utility: Any, _data: Any) -> Any:
+def _pydvl_values(utility: Any) -> Any:
     from pydvl.valuation import MinUpdates, PermutationSampler, ShapleyValuation
 
     valuation = ShapleyValuation(utility, PermutationSampler(seed=0), MinUpdates(PERMUTATIONS), progress=False)

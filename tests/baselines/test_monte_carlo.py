@@ -1,0 +1,85 @@
+"""The driver, on estimators made for the purpose."""
+
+from itertools import repeat
+
+import numpy as np
+import pytest
+
+from baselines.convergence import Estimate
+from baselines.monte_carlo import Limits, SampledCoalitions, UndeterminedError, estimate_by_draws
+from tests.baselines.known_games import Saturating
+
+
+class Counts:
+    """Values are the number of draws, each of which costs 3; it takes `needed` of them to determine anything."""
+
+    def __init__(self, least_draws=1, needed=1, runs_dry=10**6):
+        self.least_draws, self.needed, self.runs_dry, self.draws = least_draws, needed, runs_dry, 0
+
+    def extend(self, n_draws):
+        for _ in range(min(n_draws, self.runs_dry - self.draws)):
+            self.draws += 1
+            yield 3
+
+    def estimate(self, evaluations):
+        if self.draws < self.needed:
+            raise UndeterminedError(f"{self.draws} draws determine nothing")
+        return Estimate(self.draws, evaluations, np.array([float(self.draws)]), None, None, None)
+
+
+def run(estimator, draws, stop=None):
+    limits = Limits(fixed_cost=2, draws=draws, evaluations=2 + 3 * draws)
+    return estimate_by_draws(
+        "count", estimator, started=0.0, limits=limits, stop=stop, progress=False, parameters=lambda m: {"m": m}
+    )
+
+
+def test_the_books():
+    valuation = run(Counts(), 40)
+    assert (valuation.method, valuation.values.tolist(), valuation.evaluations) == ("count", [40], 122)
+    assert valuation.parameters == {"m": 40, "stop": None}
+
+
+def test_looks_begin_with_the_fewest_draws_that_make_an_estimate():
+    path = []
+    run(Counts(least_draws=30), 100, stop=lambda estimate: path.append(estimate.draws))
+    assert path == [30, 38, 48, 60, 75, 94, 100]
+
+
+def test_a_look_at_what_is_not_determined_yet_is_put_off():
+    path = []
+    run(Counts(needed=20), 30, stop=lambda estimate: path.append(estimate.draws))
+    assert path == [22, 28, 30]
+
+
+@pytest.mark.parametrize("stop", [None, lambda _estimate: True])
+def test_what_is_not_determined_in_the_end_is_an_error(stop):
+    with pytest.raises(UndeterminedError, match="15 draws determine nothing"):
+        run(Counts(needed=20), 15, stop=stop)
+
+
+@pytest.mark.parametrize("runs_dry", [10, 12, 13, 29])
+def test_an_estimator_that_cannot_pay_for_all_draws(runs_dry):
+    """The rule sees each state once, the last one included."""
+    path = []
+    valuation = run(Counts(runs_dry=runs_dry), 100, stop=lambda estimate: path.append(estimate.draws))
+    assert path == [look for look in (10, 13, 17, 22, 28) if look < runs_dry] + [runs_dry]
+    assert valuation.parameters["m"] == runs_dry
+    assert valuation.evaluations == 2 + 3 * runs_dry
+
+
+def sampled(needed):
+    def formula(members, utilities):
+        if len(members) < needed:
+            raise UndeterminedError("too few")
+        return members.mean(axis=0), None
+
+    blocks = repeat(np.random.default_rng(0).random((5, 2, 4)) < 0.5)
+    return SampledCoalitions(Saturating(np.ones(4)), blocks, formula, least_draws=4, batch_size=3)
+
+
+@pytest.mark.parametrize(("draws", "needed", "has_halves"), [(7, 1, False), (8, 1, True), (8, 5, False), (10, 5, True)])
+def test_halves_are_there_if_both_are_estimates(draws, needed, has_halves):
+    estimator = sampled(needed)
+    assert sum(estimator.extend(draws)) == 2 * draws
+    assert (estimator.estimate(0).halves is not None) is has_halves

@@ -1,0 +1,215 @@
+"""Reference values: blocks add up, reliability decides when they are enough, and what was altered is found out."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+import tasks
+from baselines import exact_shapley, permutation_shapley
+from inrun_bench import reference
+from inrun_bench.experiments import estimators
+from inrun_bench.experiments import reference as experiment
+from inrun_bench.plan import PROFILES, Plan
+from inrun_bench.runner import run
+from inrun_bench.store import Store
+from tests.inrun_bench.tiny import PROFILE, TASK
+
+N = 10
+FEW = dataclasses.replace(tasks.CATALOG[TASK], n_train=N)
+MORE = dataclasses.replace(tasks.CATALOG[TASK], n_train=30)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The task with ten samples, which are enumerated."""
+    monkeypatch.setitem(tasks.CATALOG._all(), TASK, FEW)
+
+
+@pytest.fixture
+def medium(monkeypatch):
+    """The task with thirty samples, in blocks of two draws."""
+    monkeypatch.setitem(tasks.CATALOG._all(), TASK, MORE)
+    monkeypatch.setattr(experiment, "SHIFTS", 3)
+    monkeypatch.setattr(experiment, "DRAWS", 2)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "reference")
+
+
+def test_few_samples_are_enumerated(small, store):
+    found = reference.extend(store, TASK, jobs=1)
+    assert found.exact
+    assert found.blocks == 1
+    for utility in ("loss", "accuracy"):
+        exact = exact_shapley(tasks.load(TASK).trajectory_game(utility))
+        np.testing.assert_allclose(found.valuations[utility].values, exact.values, atol=1e-12)
+        assert found.valuations[utility].evaluations == 2**N
+        assert not found.valuations[utility].stderr.any()
+
+
+def test_blocks_are_independent_permutations_and_the_reference_is_their_mean(medium, store):
+    units = [experiment.block(TASK, 0, number) for number in range(3)]
+    run(units, store)
+    found = reference.read(store, TASK)
+    game = tasks.load(TASK).trajectory_game("accuracy")
+    parts = [
+        permutation_shapley(game, n_permutations=12, antithetic=True, shifts=3, rng=unit.random_seed) for unit in units
+    ]
+    accuracy = found.valuations["accuracy"]
+    np.testing.assert_allclose(accuracy.values, np.mean([p.values for p in parts], axis=0), atol=1e-12)
+    np.testing.assert_allclose(accuracy.halves, np.mean([p.halves for p in parts], axis=0), atol=1e-12)
+    variance = np.sum([p.stderr**2 for p in parts], axis=0) / 9  # of the mean of three independent estimates
+    np.testing.assert_allclose(accuracy.stderr, np.sqrt(variance), atol=1e-12)
+    assert accuracy.evaluations == sum(p.evaluations for p in parts)
+    assert found.reliability()["accuracy"] == pytest.approx(spearmanr(*accuracy.halves).statistic)
+    assert not found.exact
+    assert len({v.values.tobytes() for v in parts}) == 3
+
+
+def test_blocks_are_added_until_the_halves_agree(medium, store):
+    first = reference.extend(store, TASK, reliability=0.01, jobs=1)
+    assert min(first.reliability().values()) >= 0.01
+    again = reference.extend(store, TASK, reliability=0.01, jobs=1)
+    assert again.blocks == first.blocks
+    more = reference.extend(store, TASK, reliability=max(first.reliability().values()) + 1e-9, seconds=20, jobs=1)
+    assert more.blocks > first.blocks
+
+
+def test_no_block_is_started_when_the_time_is_up(medium, store):
+    assert reference.extend(store, TASK, reliability=1 - 1e-12, seconds=0, jobs=1).blocks == 1
+
+
+def test_a_block_that_fails_says_why_and_those_before_it_are_kept(medium, store, monkeypatch):
+    reference.extend(store, TASK, seconds=0, jobs=1)
+    monkeypatch.setattr(experiment, "estimate", lambda *_: 1 / 0)
+    with pytest.raises(RuntimeError, match=f"{TASK}.*block=1.*division by zero"):
+        reference.extend(store, TASK, reliability=1 - 1e-12, jobs=1)
+    monkeypatch.undo()
+    monkeypatch.setitem(tasks.CATALOG._all(), TASK, MORE)
+
+
+def test_a_reference_that_is_not_there(store):
+    with pytest.raises(ValueError, match=r"no reference for task 'digits-mlp', seed 3.*inrun-bench reference --task"):
+        reference.read(store, "digits-mlp", 3)
+
+
+# --- verification ---
+
+
+def test_a_reference_is_proved(medium, store):
+    reference.extend(store, TASK, seconds=0, jobs=1)
+    proof = reference.verify(store, TASK, coalitions=20, rng=0)
+    assert proof.holds
+    assert proof.same_game
+    assert proof.retrained == 20
+    assert proof.replay_error == 0
+
+
+def test_an_enumerated_reference_is_proved(small, store):
+    reference.extend(store, TASK, jobs=1)
+    assert reference.verify(store, TASK, coalitions=50, rng=0).holds
+
+
+def rewrite(store, change):
+    unit = experiment.block(TASK, 0, 0)
+    rows = store.read(unit)
+    change(rows)
+    kept = rows.drop(columns=["experiment", "task", "method", "seed", "block", "shifts", "draws", "status", "message"])
+    records = [{k: v for k, v in row.items() if not (np.isscalar(v) and v != v)} for row in kept.to_dict("records")]
+    store.write(unit, records)
+
+
+def test_altered_values_are_found_out(medium, store):
+    reference.extend(store, TASK, seconds=0, jobs=1)
+
+    def change(rows):
+        rows.loc[(rows["metric"] == "value") & (rows["sample"] == 4), "value"] += 1e-6
+
+    rewrite(store, change)
+    proof = reference.verify(store, TASK, coalitions=5, rng=0)
+    assert proof.replay_error > 1e-9
+    assert not proof.holds
+
+
+def test_altered_utilities_are_found_out_by_retraining(medium, store, monkeypatch):
+    reference.extend(store, TASK, seconds=0, jobs=1)
+
+    def change(rows):
+        place = rows.index[(rows["metric"] == "utilities") & (rows["utility"] == "loss")][0]
+        rows.at[place, "utilities"] = rows.at[place, "utilities"] * 1.01  # values would have to be altered with them
+        values = rows["metric"].eq("value") & rows["utility"].eq("loss")
+        rows.loc[values, "value"] *= 1.01
+
+    rewrite(store, change)
+    proof = reference.verify(store, TASK, coalitions=5, rng=0)
+    assert proof.replay_error < 1e-9
+    assert proof.loss_error == pytest.approx(0.01, rel=0.05)
+    assert not proof.holds
+
+
+def test_other_data_are_told_from_the_same(medium, store, monkeypatch):
+    reference.extend(store, TASK, seconds=0, jobs=1)
+    monkeypatch.setitem(tasks.CATALOG._all(), TASK, dataclasses.replace(MORE, scaling="global"))
+    proof = reference.verify(store, TASK, coalitions=5, rng=0)
+    assert not proof.same_game
+    assert not proof.holds
+
+
+def test_a_replay_answers_in_order_and_no_more_than_it_has():
+    replay = experiment.Replay(3, np.arange(4.0), frozenset({2}))
+    coalitions = np.eye(3, dtype=bool)
+    assert replay(coalitions).tolist() == [0, 1, 2]
+    assert replay.seen[2].tolist() == [False, False, True]
+    with pytest.raises(ValueError, match="only 4 utilities are stored"):
+        replay(coalitions)
+
+
+# --- the estimators' experiment, which stands on references ---
+
+
+@pytest.fixture
+def with_reference(small, store, monkeypatch):
+    monkeypatch.setattr(reference, "FOLDER", store.root)
+    return reference.extend(store, TASK, jobs=1).valuations["loss"]
+
+
+def test_every_estimator_is_followed_to_its_budget(with_reference, tmp_path):
+    plan = Plan(PROFILE, tasks=(TASK,), methods=(), seeds=(0,))
+    found = Store(tmp_path / "runs")
+    assert run(estimators.units(plan), found).failed == ()
+    rows = found.read_all("estimators").query("metric == 'error'")
+    assert set(rows["method"]) == {*estimators.ESTIMATORS, "reference"}
+    assert rows.query("method == 'reference'")["value"].tolist() == [0.0]
+    for _, own in rows.query("method != 'reference'").groupby("method"):
+        assert own["evaluations"].is_monotonic_increasing
+        assert own["evaluations"].max() <= 2 + PROFILE.budget_for(TASK) * N
+        assert own["look"].tolist() == list(range(len(own)))
+
+
+def test_the_error_is_that_of_the_values_in_units_of_their_spread(with_reference, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        estimators,
+        "ESTIMATORS",
+        {
+            "permutation": lambda game, _budget, rng, stop: permutation_shapley(
+                game, n_permutations=40, rng=rng, stop=stop
+            )
+        },
+    )
+    plan = Plan(PROFILE, tasks=(TASK,), methods=(), seeds=(0,))
+    unit = next(u for u in estimators.units(plan) if u.method == "permutation")
+    last = [row for row in estimators.measure(unit, {}) if row["metric"] == "error"][-1]
+    values = permutation_shapley(tasks.load(TASK).trajectory_game(), n_permutations=40, rng=unit.random_seed).values
+    truth = with_reference.values
+    assert last["value"] == pytest.approx(np.sqrt(np.mean((values - truth) ** 2)) / truth.std())
+    assert last["evaluations"] == 2 + 40 * (N - 1)
+
+
+def test_without_references_the_experiment_says_how_to_make_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "FOLDER", tmp_path / "nothing")
+    with pytest.raises(ValueError, match="nothing"):
+        estimators.units(Plan(PROFILES["quick"], tasks=(TASK,), methods=(), seeds=(0,)))
