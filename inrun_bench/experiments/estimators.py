@@ -75,7 +75,8 @@ def units(plan: Plan) -> list[Unit]:
     store = Store(reference.FOLDER, create=False)
     for task in plan.tasks:
         of_task = reference.read(store, task)
-        settings: dict[str, Setting] = {"reference": of_task.digest(), "budget_per_player": plan.profile.budget_for(task)}
+        budget = plan.profile.budget_for(task)
+        settings: dict[str, Setting] = {"reference": of_task.digest(), "budget_per_player": budget}
         found.append(Unit("estimators", task, REFERENCE, 0, settings))
         found += [
             Unit("estimators", task, name, 0, {**settings, "repetition": repetition})

@@ -1,9 +1,9 @@
 """Reference: Shapley values of a task's trajectory game, with the utilities of all coalitions that they come from.
 
-A unit is a block: some permutations, each with five cyclic shifts and their reverses (`baselines.permutation`), for all of
-the objective's utilities from the same trainings; a game of few players is enumerated instead, and has one block. The
-utilities are kept, in the order in which the estimator asked for them. So anyone can replay the estimator on them, and
-retrain any of the coalitions: see :mod:`inrun_bench.reference`, which combines blocks until they are reliable.
+A unit is a block: some permutations, each with five cyclic shifts and their reverses (`baselines.permutation`), for all
+of the objective's utilities from the same trainings; a game of few players is enumerated instead, and has one block.
+The utilities are kept, in the order in which the estimator asked for them. So anyone can replay the estimator on them,
+and retrain any of the coalitions: see :mod:`inrun_bench.reference`, which combines blocks until they are reliable.
 """
 
 from __future__ import annotations

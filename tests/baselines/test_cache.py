@@ -146,9 +146,7 @@ def test_a_replay_names_the_coalition_that_is_missing(store):
     CachedGame(Airport([1, 2, 3]), store, "airport")(COALITIONS[:1])
     replay = CachedGame(Airport([1, 2, 3]), store, "airport", replay_only=True)
     assert replay(COALITIONS[:1]).tolist() == [0]
-    match = (
-        r"db' lacks 2 coalitions of the game 'airport' that it was asked for, first the coalition of size 2 with members \[0, 2\]"
-    )
+    match = r"db' lacks 2 coalitions of the game 'airport' .*, first the coalition of size 2 with members \[0, 2\]"
     with pytest.raises(LookupError, match=match):
         replay(COALITIONS)
     assert len(store) == 1

@@ -176,8 +176,8 @@ def test_chunks_obey_the_free_memory(name, monkeypatch):
         return evaluate_chunk(members, *rest)
 
     monkeypatch.setattr(game, evaluate_chunk.__name__, watched)
-    free = type("Free", (), {"available": 4 * 5 * bytes_each * torch.get_num_threads()})
-    monkeypatch.setattr(coalitions_module.psutil, "virtual_memory", lambda: free)
+    free = 4 * 5 * bytes_each * torch.get_num_threads()
+    monkeypatch.setattr(coalitions_module, "free_bytes", lambda device: free)
     game(random_coalitions(10, m=20))
     assert sum(sizes) == 22
     assert max(sizes) <= 5

@@ -72,7 +72,7 @@ def test_sizes_follow_from_the_bound_the_caches_and_what_is_free(monkeypatch):
     assert stack_size(each, CPU, 10**9) == memory.MODELS_AT_A_TIME
     assert stack_size(Footprint(1000, memory.LARGEST_TENSOR // 3), CPU, 10**9) == 3
     assert stack_size(Footprint(1000, 2 * memory.LARGEST_TENSOR), CPU, 10**9) == 1
-    monkeypatch.setattr(memory, "_free_bytes", lambda device: 6000)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 6000)
     assert stack_size(each, CPU) == 3
     assert stack_size(Footprint(10**6, 100), CPU) == 1
 
