@@ -109,7 +109,7 @@ def _enumerate(
     if n > _MOST_PLAYERS:
         raise ValueError(
             f"{method} enumerates all 2^n coalitions and is limited to n = {_MOST_PLAYERS} players, got n = {n}; "
-            "use permutation_shapley or kernel_shapley instead"
+            "use a Monte Carlo estimator, such as kernel_shapley, permutation_shapley, beta_shapley or banzhaf"
         )
     if not callable(sizes):
         raise TypeError(f"sizes must be a function such as baselines.banzhaf_sizes, got {type(sizes).__name__}")

@@ -10,9 +10,10 @@ Theorem 2)
 Here the sum is over a random sample of coalitions, each with its complement (Covert, Lee: *Improving KernelSHAP*,
 AISTATS 2021, arXiv 2012.01536), reweighted by the chance of being sampled. Two ways to sample:
 
-- ``"leverage"``: by the leverage score of a row of the problem, which is the same for all coalitions of a size in sum:
-  all sizes are equally likely (Musco, Witter: *Provably Accurate Shapley Value Estimation via Leverage Score Sampling*,
-  ICLR 2025, arXiv 2410.01917). Sizes come in rounds, each size equally often. Weights are :math:`1 / (s (n - s))`.
+- ``"leverage"``: by the leverage scores of the rows of the problem. Those of the coalitions of one size add up to the
+  same for each size, so all sizes are equally likely (Musco, Witter: *Provably Accurate Shapley Value Estimation via
+  Leverage Score Sampling*, ICLR 2025, arXiv 2410.01917). Sizes come in rounds, each size equally often. Weights are
+  :math:`1 / (s (n - s))`.
 - ``"kernel"``: by :math:`\mu` itself, the original; small and large coalitions dominate, and weights are equal.
 
 For a pair the two residuals combine into one, of :math:`(v(S) - v(N \setminus S)) / 2`: whatever is even in
@@ -28,8 +29,9 @@ with 60 samples, 2500 pairs, it falls from 0.9 to 0.36 standard deviations of th
 games that are additive plus anything even in complementation are exact.
 
 **Variance**: :math:`A^{-1} (\sum w^2 r^2 x x^\top / (1 - h)) A^{-1}`, with :math:`A = \sum w x x^\top`, residuals
-:math:`r` and leverages :math:`h = w x^\top A^{-1} x` (White's heteroskedasticity-consistent "sandwich" in the form HC2
-of MacKinnon, White, Journal of Econometrics 29, 1985, which makes up for residuals being smaller than errors).
+:math:`r` and leverages :math:`h = w x^\top A^{-1} x`, plus one over the pairs of its size where sizes have intercepts
+(White's heteroskedasticity-consistent "sandwich" in the form HC2 of MacKinnon, White, Journal of Econometrics 29, 1985,
+which makes up for residuals being smaller than errors).
 
 **Cost**: 2 evaluated coalitions, and 2 for each pair, at least :math:`3 n` pairs and 20; and some :math:`3 m n^2 + n^3`
 operations.
@@ -79,7 +81,7 @@ def kernel_shapley(
     stop : StoppingRule, optional
         When to stop before the budget is spent; see `baselines.convergence`.
     sampling : {"leverage", "kernel"}
-        How sizes are drawn: evenly, or by the Shapley kernel.
+        How sizes are drawn: evenly, with an intercept for each in the fit, or by the Shapley kernel, without.
     rng : int, SeedSequence, Generator or None
         Seed; see `baselines.draws.random_permutations`. The result does not depend on `batch_size`.
     batch_size : int
@@ -150,7 +152,10 @@ def _fit(
     *,
     stratified: bool,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Least-squares deviations from the mean value (they sum to zero), and their standard errors (float64 [n] each)."""
+    """Least-squares deviations from the mean value (they sum to zero), and their standard errors (float64 [n] each).
+
+    If `stratified`, each size has an intercept of its own: means over the size are taken off membership and targets.
+    """
     m, n = members.shape
     centres = np.tile(np.arange(n + 1)[:, None] / n, n)  # [size, player]: mean membership of all coalitions of a size
     levels, shares = np.zeros(n + 1), np.zeros(n + 1)  # of a size: mean target, and what it takes of the freedom

@@ -173,7 +173,7 @@ def estimate_by_draws(
             try:
                 found = estimator.estimate(evaluations)
             except UndeterminedError:
-                if target < limits.draws:
+                if done == target < limits.draws:
                     continue
                 raise
             if (stop is not None and stop(found)) or done < target:

@@ -30,7 +30,8 @@ class Valuation:
     parameters : Mapping
         What the estimator was told, and what it has to report.
     halves : float64 [2, n] or None
-        Means over the even and over the odd draws of a Monte Carlo estimator: two independent estimates.
+        What a Monte Carlo estimator makes of the even and of the odd draws: two independent estimates. None where half
+        of the draws are too few for one.
     """
 
     values: NDArray[np.float64]
@@ -74,8 +75,8 @@ class Valuation:
         """
         if self.halves is None:
             raise ValueError(
-                f"{self.method} has no halves to correlate: they come from a Monte Carlo estimator with at least two "
-                "independent draws (permutations, or pairs of them if antithetic)"
+                f"{self.method} has no halves to correlate: they come from a Monte Carlo estimator with draws enough "
+                "for two estimates"
             )
         if not np.ptp(self.halves, axis=1).all():
             raise ValueError(f"the values of all {len(self.values)} players are equal in one half: there is no ranking")

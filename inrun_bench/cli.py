@@ -1,13 +1,13 @@
-"""The command line: ``inrun-bench list | run | figures | report``."""
+"""The command line: ``inrun-bench list | run | figures | report | reference | verify``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from inrun_bench import __version__
+from inrun_bench import __version__, reference
 from inrun_bench.backends import BACKENDS
 from inrun_bench.experiments import EXPERIMENTS
 from inrun_bench.figures import FIGURES, draw_figures
@@ -21,11 +21,11 @@ from tasks.registry import unknown_name
 
 __all__ = ["main"]
 
-UNITS_FAILED, BAD_INPUT = 1, 2
+UNITS_FAILED, NOT_PROVED, BAD_INPUT = 1, 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit code: 0, 1 where units failed, 2 for bad input."""
+    """Run the command line; return its exit code: 0, 1 where units or proofs failed, 2 for bad input."""
     options = _parser().parse_args(arguments)
     try:
         code: int = options.command(options)
@@ -51,16 +51,14 @@ def _list(_options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.jobs == 0 or options.jobs < -1:
-        raise ValueError(f"--jobs must be a positive number, or -1 for one a core; got {options.jobs}")
+    _check_workers(options)
     if any(seed < 0 for seed in options.seed):
         raise ValueError(f"--seed must not be negative, got {min(options.seed)}")
-    BACKENDS[options.backend]
     profile = PROFILES[options.profile]
     plan = Plan(
         profile=profile,
-        tasks=CATALOG.choose(options.task),
-        methods=METHODS.choose(options.method),
+        tasks=CATALOG.choose(options.task or profile.tasks),
+        methods=METHODS.choose(options.method or profile.methods),
         seeds=tuple(dict.fromkeys(options.seed)) or profile.seeds,
     )
     default = [name for name, experiment in EXPERIMENTS.items() if experiment.DEFAULT]
@@ -102,6 +100,55 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _reference(options: argparse.Namespace) -> int:
+    _check_workers(options)
+    if not 0 < options.reliability < 1:
+        raise ValueError(f"--reliability must lie between 0 and 1, got {options.reliability}")
+    store = Store(options.out)
+    for task in CATALOG.choose(options.task):
+        found = reference.extend(
+            store,
+            task,
+            options.seed,
+            reliability=options.reliability,
+            seconds=60 * options.minutes,
+            jobs=options.jobs,
+            backend=options.backend,
+            scheduler=options.scheduler,
+        )
+        reached = "exact" if found.exact else _listed(found.reliability(), ".4f")
+        print(f"{task}: {reached}; {found.evaluations:,} trainings, {found.seconds:,.0f} core seconds", flush=True)
+    print(f"\n{write_summary(store)}")
+    print(f"rows and this summary are in {store.root}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    if options.coalitions < 1:
+        raise ValueError(f"--coalitions must be at least 1, got {options.coalitions}")
+    store = Store(options.out, create=False)
+    names = CATALOG.choose(options.task or [t for t in CATALOG if reference.exists(store, t, options.seed)])
+    proofs = [reference.verify(store, task, options.seed, coalitions=options.coalitions) for task in names]
+    for proof in proofs:
+        verdict = "holds" if proof.holds else "DOES NOT HOLD"
+        bits = "" if proof.same_game else "; data or weights differ from those of the reference in some bits"
+        print(
+            f"{proof.task}: {verdict}; values from stored utilities within {proof.replay_error:.1g}, "
+            f"{proof.retrained} retrained coalitions within {_listed(proof.errors, '.1g')}{bits}"
+        )
+    return 0 if all(proof.holds for proof in proofs) else NOT_PROVED
+
+
+def _listed(numbers: Mapping[str, float], form: str) -> str:
+    return ", ".join(f"{name} {number:{form}}" for name, number in numbers.items())
+
+
+def _check_workers(options: argparse.Namespace) -> None:
+    if options.jobs == 0 or options.jobs < -1:
+        raise ValueError(f"--jobs must be a positive number, or -1 for one a core; got {options.jobs}")
+    BACKENDS[options.backend]
+
+
 def _folder(options: argparse.Namespace) -> Path:
     out: Path | None = options.out
     return out or Path("runs", options.profile)
@@ -110,25 +157,18 @@ def _folder(options: argparse.Namespace) -> Path:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="inrun-bench", description="In-Run Data Shapley, judged against retraining.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="list | run | figures | report")
+    commands = parser.add_subparsers(required=True, metavar="list | run | figures | report | reference | verify")
 
     command = commands.add_parser("list", help="name the experiments, tasks, methods and profiles")
     command.set_defaults(command=_list)
 
     command = commands.add_parser("run", help="run experiments; what was run before is not run again")
-    command.add_argument(
-        "experiment", nargs="*", help="experiments to run (default: all that 'list' names, but gpu and rivals)"
-    )
-    command.add_argument("--task", nargs="+", default=[], help="tasks (default: all)")
-    command.add_argument("--method", nargs="+", default=[], help="methods (default: all)")
+    default = ", ".join(name for name, experiment in EXPERIMENTS.items() if experiment.DEFAULT)
+    command.add_argument("experiment", nargs="*", help=f"experiments to run (default: {default})")
+    command.add_argument("--task", nargs="+", default=[], help="tasks (default: the profile's)")
+    command.add_argument("--method", nargs="+", default=[], help="methods (default: the profile's)")
     command.add_argument("--seed", nargs="+", type=int, default=[], help="seeds (default: the profile's)")
-    command.add_argument("--jobs", type=int, default=-1, help="units at a time (default: -1, one a core)")
-    command.add_argument("--backend", default="local", help=f"where units run: {', '.join(BACKENDS)} (default: local)")
-    command.add_argument(
-        "--scheduler",
-        help="a cluster that is running, tcp://host:port (dask), or host:port, auto or ray://host:port (ray); "
-        "without it one of --jobs workers is started on this machine",
-    )
+    _add_workers(command)
     command.add_argument("--quiet", action="store_true", help="show no progress bar")
     _add_place(command)
     command.set_defaults(command=_run)
@@ -144,7 +184,39 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_place(command)
     command.set_defaults(command=_report)
+
+    command = commands.add_parser("reference", help="make reference values, or make those that are there more reliable")
+    _add_reference(command)
+    command.add_argument(
+        "--reliability", type=float, default=0.99, help="split-half Spearman correlation to reach (default: 0.99)"
+    )
+    command.add_argument("--minutes", type=float, default=60.0, help="when to stop all the same, a task (default: 60)")
+    _add_workers(command)
+    command.set_defaults(command=_reference)
+
+    command = commands.add_parser("verify", help="prove reference values by retraining random coalitions")
+    _add_reference(command)
+    command.add_argument("--coalitions", type=int, default=64, help="how many to retrain, a task (default: 64)")
+    command.set_defaults(command=_verify)
     return parser
+
+
+def _add_reference(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--task", nargs="+", default=[], help="tasks (default: all)")
+    command.add_argument("--seed", type=int, default=0, help="seed of the tasks (default: 0)")
+    command.add_argument(
+        "--out", type=Path, default=reference.FOLDER, help=f"where references are (default: {reference.FOLDER})"
+    )
+
+
+def _add_workers(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--jobs", type=int, default=-1, help="units at a time (default: -1, one a core)")
+    command.add_argument("--backend", default="local", help=f"where units run: {', '.join(BACKENDS)} (default: local)")
+    command.add_argument(
+        "--scheduler",
+        help="a cluster that is running, tcp://host:port (dask), or host:port, auto or ray://host:port (ray); "
+        "without it one of --jobs workers is started on this machine",
+    )
 
 
 def _add_place(command: argparse.ArgumentParser) -> None:

@@ -21,17 +21,18 @@ from joblib import cpu_count
 
 import tasks
 from baselines import Valuation
-from inrun_bench.experiments.reference import Replay, block, estimate
+from inrun_bench.experiments.reference import MOST_ENUMERATED, Replay, block, estimate
 from inrun_bench.runner import run
 from inrun_bench.store import Store
 from inrun_bench.unit import Unit
 
-__all__ = ["FOLDER", "Proof", "Reference", "extend", "read", "verify"]
+__all__ = ["FOLDER", "Proof", "Reference", "exists", "extend", "read", "verify"]
 
 FOLDER = Path("results", "reference")
 
-RELATIVE_TOLERANCE = 1e-3  # of a retrained loss: float32 training on another processor rounds otherwise
-ROUNDING = 1e-9  # of replayed values
+REPLAYED = 1e-9  # largest error of values from stored utilities: rounding
+RETRAINED = 1e-3  # of a utility: float32 training on another processor rounds otherwise
+TOLERANCES = {"accuracy": 0.01}  # where a sample near the boundary counts in full
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,16 @@ class Reference:
     def exact(self) -> bool:
         """Whether the values were enumerated rather than sampled."""
         return all(v.stderr is not None and not v.stderr.any() for v in self.valuations.values())
+
+    @property
+    def evaluations(self) -> int:
+        """Trainings behind the values."""
+        return next(iter(self.valuations.values())).evaluations
+
+    @property
+    def seconds(self) -> float:
+        """Time that they took, of one core."""
+        return next(iter(self.valuations.values())).seconds
 
     def reliability(self) -> dict[str, float]:
         """Return the split-half Spearman correlation by utility."""
@@ -117,6 +128,11 @@ def read(store: Store, task: str, seed: int = 0) -> Reference:
             halves=means[["even", "odd"]].to_numpy().T,
         )
     return Reference(task, seed, valuations, str(values["identity"].iloc[0]), len(blocks))
+
+
+def exists(store: Store, task: str, seed: int = 0) -> bool:
+    """Return whether there is a reference of the task."""
+    return store.has(block(task, seed, 0))
 
 
 def extend(
@@ -192,23 +208,21 @@ class Proof:
         Coalitions trained again.
     replay_error : float
         Largest difference between stored values and those that the stored utilities give, relative to the spread.
-    loss_error : float
-        Largest relative difference between a stored and a retrained loss.
-    accuracy_error : float
-        Largest difference of an accuracy; 0 where the task has none.
+    errors : mapping of str to float
+        Largest difference between a stored and a retrained utility, by utility; relative for the loss.
     """
 
     task: str
     same_game: bool
     retrained: int
     replay_error: float
-    loss_error: float
-    accuracy_error: float
+    errors: Mapping[str, float]
 
     @property
     def holds(self) -> bool:
         """Whether the reference is what it claims to be."""
-        return self.replay_error <= ROUNDING and self.loss_error <= RELATIVE_TOLERANCE and self.accuracy_error <= 0.01
+        retrained = all(error <= TOLERANCES.get(utility, RETRAINED) for utility, error in self.errors.items())
+        return self.replay_error <= REPLAYED and retrained
 
 
 def verify(store: Store, task: str, seed: int = 0, *, coalitions: int = 64, rng: int | None = None) -> Proof:
@@ -255,15 +269,16 @@ def verify(store: Store, task: str, seed: int = 0, *, coalitions: int = 64, rng:
         drawn += [replay.seen[p] for p in sorted(watched)]
         stored += [[of_utility[u][p] for u in game.measures] for p in sorted(watched)]
         first += m
-    difference = np.abs(game.measure(np.array(drawn)) - np.array(stored))
-    relative = difference[:, 0] / np.maximum(np.abs(np.array(stored)[:, 0]), 1e-12)
+    kept_utilities = np.array(stored)
+    difference = np.abs(game.measure(np.array(drawn)) - kept_utilities)
+    loss = game.measures.index("loss")
+    difference[:, loss] /= np.abs(kept_utilities[:, loss])
     return Proof(
         task=task,
         same_game=game.identity() == reference.identity,
         retrained=len(drawn),
         replay_error=replay_error,
-        loss_error=float(relative.max()),
-        accuracy_error=float(difference[:, 1:].max(initial=0.0)),
+        errors=dict(zip(game.measures, difference.max(axis=0).tolist(), strict=True)),
     )
 
 
@@ -276,6 +291,4 @@ def _blocks(store: Store, task: str, seed: int) -> list[tuple[Unit, pd.DataFrame
 
 
 def _is_enumerated(task: str, seed: int) -> bool:
-    from inrun_bench.experiments.reference import MOST_ENUMERATED
-
     return tasks.load(task, seed).n_train <= MOST_ENUMERATED

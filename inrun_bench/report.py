@@ -6,15 +6,18 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
+from inrun_bench import reference
 from inrun_bench.figures.fidelity import converging_rates
 from inrun_bench.figures.overhead import WORKLOADS, of_tasks, of_workloads
 from inrun_bench.figures.style import in_order, look
 from inrun_bench.intervals import over_seeds
 from inrun_bench.store import Store
 from inrun_bench.unit import REFERENCE
+from tasks import CATALOG
 
 __all__ = ["headline", "update_section", "write_summary"]
 
@@ -24,7 +27,16 @@ SMALLEST = 1e-6  # smaller shares are nothing but rounding
 
 def write_summary(store: Store) -> str:
     """Write ``summary.md`` into the store's folder and return its text."""
-    tables = (headline, _methods_table, _fidelity_table, _scores_table, _steps_table, _estimators_table, _rivals_table)
+    tables = (
+        headline,
+        _methods_table,
+        _fidelity_table,
+        _scores_table,
+        _steps_table,
+        _reference_table,
+        _estimators_table,
+        _rivals_table,
+    )
     parts = [table(store) for table in tables]
     text = "\n\n".join(part for part in parts if part)
     (store.root / "summary.md").write_text(text + "\n")
@@ -205,6 +217,28 @@ def _scores_table(store: Store) -> str:
         "of a regular training step; the validation pass, as large as the training batch, stands apart. In-Run of "
         "first order chooses a rule for each layer; beside it the same with one rule for all layers, and which of "
         f"these was fastest.\n\n{_markdown(cells, heads)}"
+    )
+
+
+def _reference_table(store: Store) -> str:
+    cells = []
+    for task in CATALOG:
+        if not reference.exists(store, task):
+            continue
+        found = reference.read(store, task)
+        for utility, valuation in found.valuations.items():
+            assert valuation.stderr is not None
+            noise = np.sqrt(np.square(valuation.stderr).mean()) / valuation.values.std()
+            quality = ["exact", "0"] if found.exact else [f"{valuation.reliability():.4f}", f"{noise:.2g}"]
+            size = [str(len(valuation.values)), f"{found.evaluations:,}", f"{found.seconds:,.0f}"]
+            cells.append([task, utility, *size, *quality])
+    if not cells:
+        return ""
+    heads = ["task", "utility", "samples", "trainings", "core seconds", "split-half Spearman", "standard error"]
+    return (
+        "**Reference values**, seed 0: Shapley values of the trajectory game, by permutations with shifts and reverses "
+        "or by enumeration. Both utilities of a task come from the same trainings; standard errors (root mean square) "
+        f"are in units of the spread of the values.\n\n{_markdown(cells, heads)}"
     )
 
 

@@ -109,7 +109,7 @@ def test_the_most_players():
 
 
 def test_too_many_players():
-    message = "limited to n = 20 players, got n = 21; use permutation_shapley or kernel_shapley"
+    message = "limited to n = 20 players, got n = 21; use a Monte Carlo estimator, such as"
     with pytest.raises(ValueError, match=message):
         exact_shapley(Airport(np.ones(21)))
 

@@ -6,6 +6,9 @@ from functools import cache, partial
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from baselines import (
     Valuation,
@@ -22,6 +25,7 @@ from baselines import (
     shapley_sizes,
     tmc_shapley,
 )
+from baselines.monte_carlo import UndeterminedError
 from tests.baselines.known_games import Quadratic, Recorded, Saturating, Table, WeightedVoting
 
 
@@ -131,6 +135,30 @@ def test_halves_are_independent_estimates(estimator):
     # and the whole is about as good as their mean; a fit makes more of twice the draws
     gain = errors.mean(axis=1).var(axis=0).sum() / np.var([run.values for run in runs], axis=0).sum()
     assert 0.85 < gain < (1.15 if estimator.unbiased else 1.3)
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_whatever_the_game_and_the_budget_there_are_values_or_a_clear_refusal(data):
+    estimator = data.draw(st.sampled_from(ESTIMATORS))
+    n = data.draw(st.integers(2, 6))
+    game = Recorded(Table(data.draw(arrays(np.float64, 2**n, elements=st.integers(-3, 3)))))
+    budget, batch_size = data.draw(st.integers(1, 150)), data.draw(st.integers(1, 60))
+    refusal = None
+    try:
+        valuation = estimator.run(game, budget=budget, batch_size=batch_size, rng=data.draw(st.integers(0, 9)))
+    except ValueError as error:
+        refusal = error
+    if isinstance(refusal, UndeterminedError):
+        assert str(refusal).endswith("give a larger budget, or another rng")
+    elif refusal:
+        assert str(refusal).startswith(("budget must be at least", "shifts must be at most"))
+        assert not game.calls
+    else:
+        assert game.evaluations() == valuation.evaluations <= budget
+        assert np.isfinite(valuation.values).all()
+        assert valuation.stderr is None or np.isfinite(valuation.stderr).all()
+        assert valuation.halves is None or np.isfinite(valuation.halves).all()
 
 
 @where(efficient=True)

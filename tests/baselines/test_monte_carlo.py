@@ -58,6 +58,11 @@ def test_what_is_not_determined_in_the_end_is_an_error(stop):
         run(Counts(needed=20), 15, stop=stop)
 
 
+def test_what_is_not_determined_when_the_budget_is_spent_is_an_error():
+    with pytest.raises(UndeterminedError, match="15 draws determine nothing"):
+        run(Counts(needed=20, runs_dry=15), 100, stop=lambda _estimate: False)
+
+
 @pytest.mark.parametrize("runs_dry", [10, 12, 13, 29])
 def test_an_estimator_that_cannot_pay_for_all_draws(runs_dry):
     """The rule sees each state once, the last one included."""

@@ -9,6 +9,7 @@ from scipy.stats import spearmanr
 import tasks
 from baselines import exact_shapley, permutation_shapley
 from inrun_bench import reference
+from inrun_bench.cli import main
 from inrun_bench.experiments import estimators
 from inrun_bench.experiments import reference as experiment
 from inrun_bench.plan import PROFILES, Plan
@@ -147,7 +148,7 @@ def test_altered_utilities_are_found_out_by_retraining(medium, store, monkeypatc
     rewrite(store, change)
     proof = reference.verify(store, TASK, coalitions=5, rng=0)
     assert proof.replay_error < 1e-9
-    assert proof.loss_error == pytest.approx(0.01, rel=0.05)
+    assert proof.errors["loss"] == pytest.approx(0.01, rel=0.05)
     assert not proof.holds
 
 
@@ -157,6 +158,46 @@ def test_other_data_are_told_from_the_same(medium, store, monkeypatch):
     proof = reference.verify(store, TASK, coalitions=5, rng=0)
     assert not proof.same_game
     assert not proof.holds
+
+
+# --- the command line ---
+
+
+def test_the_commands_make_and_prove_references(medium, store, capsys):
+    place = ["--out", str(store.root), "--task", TASK]
+    assert main(["reference", *place, "--reliability", "0.01", "--minutes", "1", "--jobs", "1"]) == 0
+    out = capsys.readouterr().out
+    assert f"{TASK}: loss 0." in out
+    assert " accuracy |" in (store.root / "summary.md").read_text()
+    assert main(["verify", *place, "--coalitions", "5"]) == 0
+    assert f"{TASK}: holds" in capsys.readouterr().out
+
+
+def test_verify_looks_at_whatever_is_there_and_fails_where_one_does_not_hold(medium, store, capsys):
+    reference.extend(store, TASK, seconds=0, jobs=1)
+    assert main(["verify", "--out", str(store.root), "--coalitions", "3"]) == 0
+
+    def change(rows):
+        rows.loc[rows["metric"] == "value", "value"] *= 2
+
+    rewrite(store, change)
+    assert main(["verify", "--out", str(store.root), "--coalitions", "3"]) == 1
+    assert "DOES NOT HOLD" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["reference", "--reliability", "1.5"], "--reliability must lie between 0 and 1, got 1.5"),
+        (["reference", "--task", "digit-mlp"], "did you mean 'digits-mlp'"),
+        (["reference", "--jobs", "0"], "--jobs must be a positive number"),
+        (["verify", "--coalitions", "0"], "--coalitions must be at least 1, got 0"),
+        (["verify", "--task", TASK, "--seed", "7"], "no reference for task"),
+    ],
+)
+def test_bad_input_of_the_commands(store, capsys, arguments, message):
+    assert main([*arguments, "--out", str(store.root)]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_replay_answers_in_order_and_no_more_than_it_has():

@@ -86,5 +86,5 @@ def _pydvl_values(utility: Any) -> Any:
     from pydvl.valuation import MinUpdates, PermutationSampler, ShapleyValuation
 
     valuation = ShapleyValuation(utility, PermutationSampler(seed=0), MinUpdates(PERMUTATIONS), progress=False)
-    with joblib.parallel_config(n_jobs=joblib.cpu_count()):
+    with joblib.parallel_config("loky", n_jobs=joblib.cpu_count()):
         return valuation.fit(utility.training_data).result

@@ -78,7 +78,7 @@ def _pydvl(*data: NDArray[Any]) -> NDArray[np.float64]:
     valuation = KNNShapleyValuation(
         model=KNeighborsClassifier(n_neighbors=K), test_data=Dataset(x_test, y_test), progress=False
     )
-    with joblib.parallel_config(n_jobs=joblib.cpu_count()):
+    with joblib.parallel_config("loky", n_jobs=joblib.cpu_count()):
         result = valuation.fit(Dataset(x_train, y_train)).result
     values: NDArray[np.float64] = np.empty(N_TRAIN)
     values[result.indices] = result.values
