@@ -14,11 +14,12 @@ an antithetic pair, a coalition with its complement). At any time it can say how
   for comparison; reliability and standard errors are what to trust.
 
 A stopping rule looks at these and says whether to stop. Rules combine: ``stderr_below(1e-3) | budget(100_000)`` stops
-at whichever comes first, ``rank_stability(0.99) & stderr_below(1e-3)`` when both hold. They are asked after 10 draws
-first (or as many as make an estimate), then each time the draws have grown by a quarter, and at the end: at numbers of
-draws that depend on nothing else, so that the result stays independent of batch sizes. Stopping at the first good look
-favours lucky looks a little; that rules are asked rarely keeps this small. A rule that never holds never stops: where
-nothing else limits an estimate, add ``| budget(...)``.
+at whichever comes first, ``rank_stability(0.99) & stderr_below(1e-3)`` when both hold. Rules are asked as
+soon as the draws make an estimate, then each time these have grown by a quarter, and at the end: at numbers of draws
+that depend on nothing else, so that the result stays independent of batch sizes. The rules here wait for ten draws,
+since the spread of fewer says little. Stopping at the first good look favours lucky looks a little; that rules are
+asked rarely keeps this small. A rule that never holds never stops: where nothing else limits an estimate, add ``|
+budget(...)``.
 
 Any callable from :class:`Estimate` to bool is a rule as well, and one that always says False can record how an
 estimate converges.
@@ -37,6 +38,7 @@ from baselines.draws import LEAST_DRAWS_OF_CHAINS
 from baselines.valuation import rank_correlation
 
 __all__ = [
+    "LEAST_DRAWS",
     "Estimate",
     "Rule",
     "StoppingRule",
@@ -47,6 +49,10 @@ __all__ = [
     "rank_stability",
     "stderr_below",
 ]
+
+
+LEAST_DRAWS = 10
+"""Draws below which no rule here looks at how they spread."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +183,9 @@ def stderr_below(limit: float, share: float = 1.0) -> Rule:
         raise ValueError(f"share must be in (0, 1], got {share!r}")
 
     def holds(estimate: Estimate) -> bool:
-        return estimate.stderr is not None and float(np.mean(estimate.stderr < limit)) >= share
+        if estimate.stderr is None or estimate.draws < LEAST_DRAWS:
+            return False
+        return float(np.mean(estimate.stderr < limit)) >= share
 
     return Rule(f"stderr_below({limit:g}, share={share:g})", holds)
 
@@ -203,7 +211,9 @@ def rank_stability(level: float) -> Rule:
         raise ValueError(f"level must be in (0, 1), got {level!r}")
 
     def holds(estimate: Estimate) -> bool:
-        if estimate.halves is None or (np.ptp(estimate.halves, axis=1) == 0).any():  # a constant ranks nobody
+        if estimate.halves is None or estimate.draws < LEAST_DRAWS:
+            return False
+        if (np.ptp(estimate.halves, axis=1) == 0).any():  # a constant ranks nobody
             return False
         return rank_correlation(*estimate.halves) >= level
 

@@ -34,7 +34,6 @@ __all__ = [
     "from_moments",
 ]
 
-_FIRST_LOOK = 10  # draws before a stopping rule is first asked
 _GROWTH = 1.25  # of the draws, from one look to the next
 
 
@@ -160,6 +159,7 @@ def estimate_by_draws(
     Valuation
     """
     evaluations, done = limits.fixed_cost, 0
+    found: Estimate | None = None
     total = None if math.isinf(limits.evaluations) else limits.evaluations
     with tqdm(total=total, initial=evaluations, desc=method, unit="coalition", disable=not progress) as bar:
         for target in _looks(limits.draws, estimator.least_draws, stop):
@@ -178,6 +178,8 @@ def estimate_by_draws(
                 raise
             if (stop is not None and stop(found)) or done < target:
                 break
+    if found is None:
+        found = estimator.estimate(evaluations)
     return Valuation(
         values=found.values,
         stderr=found.stderr,
@@ -191,7 +193,7 @@ def estimate_by_draws(
 
 def _looks(n_draws: float, least_draws: int, stop: StoppingRule | None) -> Iterator[int]:
     """Numbers of draws at which the stopping rule is asked, ascending; the last is `n_draws`."""
-    look = max(_FIRST_LOOK, least_draws)
+    look = least_draws
     while stop is not None and look < n_draws:
         yield look
         look = math.ceil(_GROWTH * look)

@@ -146,16 +146,22 @@ def test_estimates_end_as_good_as_was_asked():
 def test_looks_are_far_between():
     path = []
     permutation_shapley(ANY_GAME, 1000, stop=lambda estimate: path.append(estimate.draws), rng=0)
-    assert path[:5] == [10, 13, 17, 22, 28]
+    assert path[:11] == [1, 2, 3, 4, 5, 7, 9, 12, 15, 19, 24]
     assert path[-1] == 1000
+
+
+@pytest.mark.parametrize("rule", [stderr_below(1e9), rank_stability(1e-9)])
+def test_rules_wait_for_ten_draws(rule):
+    """The spread of fewer says little; 12 is the first look after that."""
+    assert permutation_shapley(Quadratic(np.arange(6.0), np.zeros((6, 6))), stop=rule, rng=0).evaluations == 2 + 12 * 5
 
 
 def test_number_of_permutations_and_a_rule():
     """Whichever comes first."""
     assert permutation_shapley(ANY_GAME, 20, stop=NO, rng=0).parameters["n_permutations"] == 20
-    assert permutation_shapley(ANY_GAME, 20, stop=YES, rng=0).parameters["n_permutations"] == 10
+    assert permutation_shapley(ANY_GAME, 20, stop=YES, rng=0).parameters["n_permutations"] == 1
     assert permutation_shapley(ANY_GAME, 20, stop=budget(52), rng=0).parameters["n_permutations"] == 10
-    assert permutation_shapley(ANY_GAME, 5, stop=YES, rng=0).parameters["n_permutations"] == 5
+    assert permutation_shapley(ANY_GAME, 1, stop=YES, rng=0).parameters["n_permutations"] == 1
     assert permutation_shapley(Airport([3]), 5, stop=NO, rng=0).parameters["n_permutations"] == 5
     assert permutation_shapley(Airport([3]), stop=NO, rng=0).evaluations == 2
 
@@ -187,7 +193,7 @@ def test_gelman_rubin_of_few_draws_is_unknown():
 def test_draws_that_are_equal_but_for_rounding_have_converged(constant):
     game = Quadratic(np.random.default_rng(0).normal(size=20), np.zeros((20, 20)), constant)
     valuation = permutation_shapley(game, 1000, stop=gelman_rubin_below(1.0001), rng=0)
-    assert valuation.parameters["n_permutations"] == 22  # the first look at which chains have two draws
+    assert valuation.parameters["n_permutations"] == 24  # the first look at which chains have two draws
 
 
 def test_gelman_rubin_of_what_is_no_mean_of_draws_is_refused():

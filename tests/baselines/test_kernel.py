@@ -44,6 +44,30 @@ def test_it_is_the_constrained_fit_of_both_coalitions_of_each_pair(sampling, n_p
     np.testing.assert_allclose(valuation.values, expected, atol=1e-10)
 
 
+@every_sampling
+@pytest.mark.parametrize("n_players", [6, 7])
+def test_standard_errors_are_those_of_the_textbook(sampling, n_players):
+    """HC2 from the hat matrix of the regression on n - 1 coordinates of the values, and intercepts of sizes."""
+    game = Recorded(Table(np.random.default_rng(n_players).normal(size=2**n_players)))
+    valuation = kernel_shapley(game, budget=120, sampling=sampling, rng=0)
+    total = np.diff(game.game(game.calls[0]))[0]
+    members = game.calls[1][::2]
+    sizes = members.sum(axis=1)
+    targets = (game.game(members) - game.game(~members)) / 2 + total * (0.5 - sizes / n_players)
+    basis = np.linalg.svd(np.ones((1, n_players)))[2][1:].T  # [n, n - 1], of what adds up to zero
+    design, weights = members @ basis, np.ones(len(members))
+    if sampling == "leverage":
+        design = np.hstack([design, sizes[:, None] == np.arange(1, n_players // 2 + 1)])
+        weights = np.where(2 * sizes == n_players, 0.5, 1.0) / (sizes * (n_players - sizes))
+    q, y = np.sqrt(weights)[:, None] * design, np.sqrt(weights) * targets
+    inverse = np.linalg.inv(q.T @ q)
+    hat = q @ inverse @ q.T
+    errors = (y - hat @ y) ** 2 / (1 - np.diag(hat))
+    covariance = (inverse @ (q.T * errors) @ q @ inverse)[: n_players - 1, : n_players - 1]
+    np.testing.assert_allclose(valuation.values, total / n_players + basis @ (inverse @ q.T @ y)[: n_players - 1])
+    np.testing.assert_allclose(valuation.stderr**2, np.diag(basis @ covariance @ basis.T))
+
+
 @pytest.mark.parametrize("stratified", [False, True])
 @pytest.mark.parametrize("n_players", [3, 6, 7])
 def test_the_fit_of_all_coalitions_is_the_shapley_value(n_players, stratified):

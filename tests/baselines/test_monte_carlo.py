@@ -49,7 +49,7 @@ def test_looks_begin_with_the_fewest_draws_that_make_an_estimate():
 def test_a_look_at_what_is_not_determined_yet_is_put_off():
     path = []
     run(Counts(needed=20), 30, stop=lambda estimate: path.append(estimate.draws))
-    assert path == [22, 28, 30]
+    assert path == [24, 30]
 
 
 @pytest.mark.parametrize("stop", [None, lambda _estimate: True])
@@ -63,12 +63,15 @@ def test_what_is_not_determined_when_the_budget_is_spent_is_an_error():
         run(Counts(needed=20, runs_dry=15), 100, stop=lambda _estimate: False)
 
 
+LOOKS = (1, 2, 3, 4, 5, 7, 9, 12, 15, 19, 24)
+
+
 @pytest.mark.parametrize("runs_dry", [10, 12, 13, 29])
 def test_an_estimator_that_cannot_pay_for_all_draws(runs_dry):
     """The rule sees each state once, the last one included."""
     path = []
     valuation = run(Counts(runs_dry=runs_dry), 100, stop=lambda estimate: path.append(estimate.draws))
-    assert path == [look for look in (10, 13, 17, 22, 28) if look < runs_dry] + [runs_dry]
+    assert path == [look for look in LOOKS if look < runs_dry] + [runs_dry]
     assert valuation.parameters["m"] == runs_dry
     assert valuation.evaluations == 2 + 3 * runs_dry
 
