@@ -249,3 +249,11 @@ def test_approximations_are_measured_against_the_exact_product(measured):
     assert errors["exact"] < errors["low-rank-16"] < 0.1
     assert errors["exact"] < errors["float8"] < 0.1
     assert set(rows[rows["metric"] == "speed_to_exact"]["method"]) == {"float8", "low-rank-16"}
+
+
+def test_trainings_are_counted_and_agree_with_those_of_the_processor(measured):
+    rows = measured[1].read_all("gpu").query("task == 'breast-cancer-logreg'")
+    assert set(rows["method"]) == {"trajectory", "optimum"}
+    rates = rows[rows["metric"] == "trainings_per_s"]
+    assert (rates["value"] * rates["seconds"]).round(6).tolist() == [16, 16]
+    assert (rows[rows["metric"] == "largest_difference"]["value"] < 1e-5).all()

@@ -1,6 +1,6 @@
 """GPU: what scores cost where training is fast; one command checks, times and writes rows.
 
-``python -m inrun_bench.experiments.gpu --out results/gpu``, or ``tox run -e bench-gpu``. Four kinds of units:
+``python -m inrun_bench.experiments.gpu --out results/gpu``, or ``tox run -e bench-gpu``. Five kinds of units:
 
 *Ceilings*, planned at 10 s: what this GPU reaches in a large matrix product of each dtype and in a large copy, measured
 in the same run. All shares below are of these, and not of a data sheet's.
@@ -25,6 +25,9 @@ off, ``peak_ratio`` compares the peak memory of a step, weights and optimiser in
 model alone, three forward passes, over time and ceiling. The per-sample loop, ``vmap(grad)``, runs on fewer samples,
 for its memory, and is compared by sample.
 
+*Trainings*, planned at 1 min: retrainings a second of embedded tasks, thousands of models in stacks
+(:mod:`~inrun_bench.experiments.gpu.trainings`), and how far their utilities are from those of the processor.
+
 Rows carry the median over rounds and its quartiles, ``low`` and ``high``. A variant that fails or runs out of memory is
 a row with ``status="error"``, and the others go on. Where there is no GPU, the same code runs on tiny shapes under
 Triton's interpreter: rows say ``device="cpu (interpreter)"``, and prove that it works, not how fast it is.
@@ -43,6 +46,7 @@ from inrun_bench.experiments.gpu.approximations import SIZES, TINY_SIZES, measur
 from inrun_bench.experiments.gpu.kernels import LAYERS, TINY_LAYERS, TOLERANCE, measure_kernels
 from inrun_bench.experiments.gpu.rounds import Call, device, error_row, event_seconds, rate, take_turns
 from inrun_bench.experiments.gpu.steps import STEPS_OF, TINY_STEPS_OF, measure_steps
+from inrun_bench.experiments.gpu.trainings import TASKS, measure_trainings
 from inrun_bench.plan import Plan
 from inrun_bench.unit import Row, Setting, Unit
 
@@ -51,6 +55,7 @@ EXCLUSIVE = True
 DEFAULT = False
 
 CEILINGS, KERNELS, APPROXIMATIONS, STEPS = "ceilings", "kernels", "approximations", "steps"
+TRAININGS = "trainings"
 INTERPRETED = "cpu (interpreter)"
 
 
@@ -72,7 +77,11 @@ def units(plan: Plan) -> list[Unit]:
     approximations = Unit(
         "gpu", "gpt-text", APPROXIMATIONS, seed, {**where, **(SIZES if gpu else TINY_SIZES), **_repeats(5, 0.2)}
     )
-    return [ceilings, *kernels, approximations, *steps]
+    trainings = [
+        Unit("gpu", name, TRAININGS, seed, {**where, "coalitions": 20_000 if gpu else 16, **_repeats(5, 10.0)})
+        for name in (TASKS if gpu else TASKS[:1])
+    ]
+    return [ceilings, *kernels, approximations, *steps, *trainings]
 
 
 def _repeats(rounds: int, seconds: float) -> dict[str, Setting]:
@@ -89,6 +98,8 @@ def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
             return _measure_ceilings(unit)
         if unit.method == APPROXIMATIONS:
             return measure_approximations(unit)
+        if unit.method == TRAININGS:
+            return measure_trainings(unit)
         (ceilings,) = needs.values()
         highest = {(row.metric, row.dtype): row.value for row in ceilings.itertuples()}
         return (measure_kernels if unit.method == KERNELS else measure_steps)(unit, highest)
