@@ -13,6 +13,8 @@ from inrun_bench.experiments import EXPERIMENTS
 from inrun_bench.figures import FIGURES, draw_figures
 from inrun_bench.methods import METHODS
 from inrun_bench.plan import PROFILES, Plan
+from inrun_bench.reference_making import extend
+from inrun_bench.reference_proof import verify
 from inrun_bench.report import headline, update_section, write_summary
 from inrun_bench.runner import run
 from inrun_bench.store import Store
@@ -106,7 +108,7 @@ def _reference(options: argparse.Namespace) -> int:
         raise ValueError(f"--reliability must lie between 0 and 1, got {options.reliability}")
     store = Store(options.out)
     for task in CATALOG.choose(options.task):
-        found = reference.extend(
+        found = extend(
             store,
             task,
             options.seed,
@@ -128,7 +130,7 @@ def _verify(options: argparse.Namespace) -> int:
         raise ValueError(f"--coalitions must be at least 1, got {options.coalitions}")
     store = Store(options.out, create=False)
     names = CATALOG.choose(options.task or [t for t in CATALOG if reference.exists(store, t, options.seed)])
-    proofs = [reference.verify(store, task, options.seed, coalitions=options.coalitions) for task in names]
+    proofs = [verify(store, task, options.seed, coalitions=options.coalitions) for task in names]
     for proof in proofs:
         verdict = "holds" if proof.holds else "DOES NOT HOLD"
         bits = "" if proof.same_game else "; data or weights differ from those of the reference in some bits"

@@ -3,11 +3,15 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import tasks
 from inrun_bench.experiments import EXPERIMENTS
 from inrun_bench.figures import FIGURES
 from inrun_bench.plan import PROFILES, Plan
+from inrun_bench.reference import read
+from inrun_bench.reference_proof import verify
 from inrun_bench.report import headline, update_section, write_summary
 from inrun_bench.store import Store
 
@@ -77,3 +81,33 @@ def test_what_is_claimed_of_the_cost_of_scores(folder):
     gpt = rows.query("task == 'gpt-256' and method == 'inrun-first'").set_index("metric")["value"]
     assert gpt["net_ratio"] <= 1.12
     assert gpt["peak_ratio"] <= 1.25
+
+
+# --- reference values ---
+
+
+@pytest.fixture
+def references():
+    return Store(ROOT / "results" / "reference", create=False)
+
+
+@pytest.mark.parametrize("task", tasks.names())
+def test_every_embedded_task_has_a_reliable_reference(references, task):
+    found = read(references, task)
+    assert set(found.valuations) == set(tasks.load(task).objective.utilities)
+    assert found.exact or min(found.reliability().values()) >= 0.99
+    for utility, valuation in found.valuations.items():
+        everyone = np.ones((1, tasks.load(task).n_train), dtype=bool)
+        game = tasks.load(task).trajectory_game(utility)
+        total = float(game(everyone)[0] - game(~everyone)[0])
+        assert valuation.values.sum() == pytest.approx(total, rel=1e-3, abs=0.01 if utility == "accuracy" else 1e-4)
+
+
+@pytest.mark.parametrize("task", ["iris-logreg", "diabetes-ridge", "digits-mlp"])
+def test_references_are_proved_by_retraining(references, task):
+    assert verify(references, task, coalitions=8, rng=0).holds
+
+
+def test_the_summary_of_the_references_is_that_of_their_rows(references, tmp_path):
+    shutil.copytree(references.root, tmp_path / "copy")
+    assert write_summary(Store(tmp_path / "copy")) + "\n" == (references.root / "summary.md").read_text()

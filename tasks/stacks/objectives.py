@@ -81,7 +81,6 @@ def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 def _accuracy(logits: Tensor, y: Tensor) -> Tensor:
     """Return each model's share of right classes, float64 [m]; NaN where not all of its logits are finite."""
-    right = (
-        (logits.max(-1).indices == y).flatten(1).double().mean(1)
-    )  # argmax, but five times faster than that of torch
+    chosen = logits.max(-1).indices  # argmax, but five times faster than that of torch
+    right = (chosen == y).flatten(1).double().mean(1)
     return torch.where(logits.flatten(1).isfinite().all(1), right, torch.nan)

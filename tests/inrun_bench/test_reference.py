@@ -13,6 +13,8 @@ from inrun_bench.cli import main
 from inrun_bench.experiments import estimators
 from inrun_bench.experiments import reference as experiment
 from inrun_bench.plan import PROFILES, Plan
+from inrun_bench.reference_making import extend
+from inrun_bench.reference_proof import verify
 from inrun_bench.runner import run
 from inrun_bench.store import Store
 from tests.inrun_bench.tiny import PROFILE, TASK
@@ -42,7 +44,7 @@ def store(tmp_path):
 
 
 def test_few_samples_are_enumerated(small, store):
-    found = reference.extend(store, TASK, jobs=1)
+    found = extend(store, TASK, jobs=1)
     assert found.exact
     assert found.blocks == 1
     for utility in ("loss", "accuracy"):
@@ -72,23 +74,23 @@ def test_blocks_are_independent_permutations_and_the_reference_is_their_mean(med
 
 
 def test_blocks_are_added_until_the_halves_agree(medium, store):
-    first = reference.extend(store, TASK, reliability=0.01, jobs=1)
+    first = extend(store, TASK, reliability=0.01, jobs=1)
     assert min(first.reliability().values()) >= 0.01
-    again = reference.extend(store, TASK, reliability=0.01, jobs=1)
+    again = extend(store, TASK, reliability=0.01, jobs=1)
     assert again.blocks == first.blocks
-    more = reference.extend(store, TASK, reliability=max(first.reliability().values()) + 1e-9, seconds=20, jobs=1)
+    more = extend(store, TASK, reliability=max(first.reliability().values()) + 1e-9, seconds=20, jobs=1)
     assert more.blocks > first.blocks
 
 
 def test_no_block_is_started_when_the_time_is_up(medium, store):
-    assert reference.extend(store, TASK, reliability=1 - 1e-12, seconds=0, jobs=1).blocks == 1
+    assert extend(store, TASK, reliability=1 - 1e-12, seconds=0, jobs=1).blocks == 1
 
 
 def test_a_block_that_fails_says_why_and_those_before_it_are_kept(medium, store, monkeypatch):
-    reference.extend(store, TASK, seconds=0, jobs=1)
+    extend(store, TASK, seconds=0, jobs=1)
     monkeypatch.setattr(experiment, "estimate", lambda *_: 1 / 0)
     with pytest.raises(RuntimeError, match=f"{TASK}.*block=1.*division by zero"):
-        reference.extend(store, TASK, reliability=1 - 1e-12, jobs=1)
+        extend(store, TASK, reliability=1 - 1e-12, jobs=1)
     monkeypatch.undo()
     monkeypatch.setitem(tasks.CATALOG._all(), TASK, MORE)
 
@@ -102,8 +104,8 @@ def test_a_reference_that_is_not_there(store):
 
 
 def test_a_reference_is_proved(medium, store):
-    reference.extend(store, TASK, seconds=0, jobs=1)
-    proof = reference.verify(store, TASK, coalitions=20, rng=0)
+    extend(store, TASK, seconds=0, jobs=1)
+    proof = verify(store, TASK, coalitions=20, rng=0)
     assert proof.holds
     assert proof.same_game
     assert proof.retrained == 20
@@ -111,8 +113,8 @@ def test_a_reference_is_proved(medium, store):
 
 
 def test_an_enumerated_reference_is_proved(small, store):
-    reference.extend(store, TASK, jobs=1)
-    assert reference.verify(store, TASK, coalitions=50, rng=0).holds
+    extend(store, TASK, jobs=1)
+    assert verify(store, TASK, coalitions=50, rng=0).holds
 
 
 def rewrite(store, change):
@@ -125,19 +127,19 @@ def rewrite(store, change):
 
 
 def test_altered_values_are_found_out(medium, store):
-    reference.extend(store, TASK, seconds=0, jobs=1)
+    extend(store, TASK, seconds=0, jobs=1)
 
     def change(rows):
         rows.loc[(rows["metric"] == "value") & (rows["sample"] == 4), "value"] += 1e-6
 
     rewrite(store, change)
-    proof = reference.verify(store, TASK, coalitions=5, rng=0)
+    proof = verify(store, TASK, coalitions=5, rng=0)
     assert proof.replay_error > 1e-9
     assert not proof.holds
 
 
 def test_altered_utilities_are_found_out_by_retraining(medium, store, monkeypatch):
-    reference.extend(store, TASK, seconds=0, jobs=1)
+    extend(store, TASK, seconds=0, jobs=1)
 
     def change(rows):
         place = rows.index[(rows["metric"] == "utilities") & (rows["utility"] == "loss")][0]
@@ -146,16 +148,16 @@ def test_altered_utilities_are_found_out_by_retraining(medium, store, monkeypatc
         rows.loc[values, "value"] *= 1.01
 
     rewrite(store, change)
-    proof = reference.verify(store, TASK, coalitions=5, rng=0)
+    proof = verify(store, TASK, coalitions=5, rng=0)
     assert proof.replay_error < 1e-9
     assert proof.errors["loss"] == pytest.approx(0.01, rel=0.05)
     assert not proof.holds
 
 
 def test_other_data_are_told_from_the_same(medium, store, monkeypatch):
-    reference.extend(store, TASK, seconds=0, jobs=1)
+    extend(store, TASK, seconds=0, jobs=1)
     monkeypatch.setitem(tasks.CATALOG._all(), TASK, dataclasses.replace(MORE, scaling="global"))
-    proof = reference.verify(store, TASK, coalitions=5, rng=0)
+    proof = verify(store, TASK, coalitions=5, rng=0)
     assert not proof.same_game
     assert not proof.holds
 
@@ -174,7 +176,7 @@ def test_the_commands_make_and_prove_references(medium, store, capsys):
 
 
 def test_verify_looks_at_whatever_is_there_and_fails_where_one_does_not_hold(medium, store, capsys):
-    reference.extend(store, TASK, seconds=0, jobs=1)
+    extend(store, TASK, seconds=0, jobs=1)
     assert main(["verify", "--out", str(store.root), "--coalitions", "3"]) == 0
 
     def change(rows):
@@ -215,7 +217,7 @@ def test_a_replay_answers_in_order_and_no_more_than_it_has():
 @pytest.fixture
 def with_reference(small, store, monkeypatch):
     monkeypatch.setattr(reference, "FOLDER", store.root)
-    return reference.extend(store, TASK, jobs=1).valuations["loss"]
+    return extend(store, TASK, jobs=1).valuations["loss"]
 
 
 def test_every_estimator_is_followed_to_its_budget(with_reference, tmp_path):

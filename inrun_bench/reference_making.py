@@ -1,0 +1,78 @@
+"""Reference values are made: blocks are added until both halves of the draws agree, or the time is up."""
+
+from __future__ import annotations
+
+import time
+
+from joblib import cpu_count
+
+import tasks
+from inrun_bench.experiments.reference import MOST_ENUMERATED, block
+from inrun_bench.reference import Reference, blocks, read
+from inrun_bench.runner import run
+from inrun_bench.store import Store
+
+__all__ = ["extend"]
+
+
+def extend(
+    store: Store,
+    task: str,
+    seed: int = 0,
+    *,
+    reliability: float = 0.99,
+    seconds: float = 3600.0,
+    jobs: int = -1,
+    backend: str = "local",
+    scheduler: str | None = None,
+) -> Reference:
+    """Add blocks to the reference of a task until it is reliable for all utilities, or the time is up.
+
+    Parameters
+    ----------
+    store : Store
+        Where the blocks are, and go.
+    task, seed
+        What the values are of.
+    reliability : float
+        Split-half Spearman correlation to be reached.
+    seconds : float
+        When to stop all the same: no block is started after that.
+    jobs, backend, scheduler
+        As in :func:`inrun_bench.runner.run`; a round makes one block a process, and twice as many as there are when
+        they are far from enough.
+
+    Returns
+    -------
+    Reference
+
+    Raises
+    ------
+    RuntimeError
+        If a block fails; those before it are kept.
+    """
+    start = time.perf_counter()
+    at_once = cpu_count() if jobs == -1 else jobs
+    while True:
+        made = len(blocks(store, task, seed))
+        if made:
+            reference = read(store, task, seed)
+            reached = min(reference.reliability().values())
+            late = time.perf_counter() - start > seconds
+            if reference.exact or reached >= reliability or late:
+                return reference
+        wanted = made + (1 if _is_enumerated(task, seed) else at_once)
+        outcome = run(
+            [block(task, seed, number) for number in range(made, wanted)],
+            store,
+            jobs=jobs,
+            backend=backend,
+            scheduler=scheduler,
+        )
+        if outcome.failed:
+            unit, message = outcome.failed[0]
+            raise RuntimeError(f"{unit} failed: {message}")
+
+
+def _is_enumerated(task: str, seed: int) -> bool:
+    return tasks.load(task, seed).n_train <= MOST_ENUMERATED
