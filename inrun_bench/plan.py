@@ -19,7 +19,7 @@ class Profile:
         Seeds of the tasks.
     reference_permutations : mapping of str to int
         Permutations behind a task's reference values; ``"default"`` is for tasks not named. A multiple of
-        ``2 * reference_blocks``.
+        ``10 * reference_blocks``: five shifts and their reverses make a draw.
     reference_blocks : int
         Independent parts of a reference, an even number: the even against the odd ones give its split-half reliability.
     step_permutations : int
@@ -81,7 +81,17 @@ PROFILES = {
         estimator_budgets={"mnist-cnn": 4, "default": 20},
         repetitions=2,
         tasks=("breast-cancer-logreg", "digits-mlp", "mnist-mlp"),
-        methods=("random", "inrun-first", "inrun-second", "inrun-integrated", "knn", "mc-2", "mc-10", "tmc-10"),
+        methods=(
+            "random",
+            "inrun-first",
+            "inrun-second",
+            "inrun-integrated",
+            "knn",
+            "mc-2",
+            "mc-10",
+            "mc-shifted-10",
+            "tmc-10",
+        ),
     ),
     "standard": Profile(
         seeds=(0, 1, 2, 3, 4),

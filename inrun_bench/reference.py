@@ -20,13 +20,15 @@ import numpy as np
 import pandas as pd
 
 from baselines import Valuation
-from inrun_bench.experiments.reference import block
 from inrun_bench.store import Store
-from inrun_bench.unit import Unit
+from inrun_bench.unit import REFERENCE, Unit
 
-__all__ = ["FOLDER", "Reference", "blocks", "exists", "read"]
+__all__ = ["FOLDER", "Reference", "block", "blocks", "exists", "read"]
 
 FOLDER = Path("results", "reference")
+
+SHIFTS = 5  # of each permutation, and as many reverses: one draw
+DRAWS = 8  # a block
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,11 @@ def read(store: Store, task: str, seed: int = 0) -> Reference:
 def exists(store: Store, task: str, seed: int = 0) -> bool:
     """Return whether there is a reference of the task."""
     return store.has(block(task, seed, 0))
+
+
+def block(task: str, seed: int, number: int) -> Unit:
+    """Return the unit of work that is a block of the reference of a task."""
+    return Unit("reference", task, REFERENCE, seed, {"block": number, "shifts": SHIFTS, "draws": DRAWS})
 
 
 def blocks(store: Store, task: str, seed: int) -> list[tuple[Unit, pd.DataFrame]]:

@@ -7,8 +7,8 @@ import time
 from joblib import cpu_count
 
 import tasks
-from inrun_bench.experiments.reference import MOST_ENUMERATED, block
-from inrun_bench.reference import Reference, blocks, read
+from inrun_bench.experiments.reference import MOST_ENUMERATED
+from inrun_bench.reference import Reference, block, blocks, read
 from inrun_bench.runner import run
 from inrun_bench.store import Store
 

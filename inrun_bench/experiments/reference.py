@@ -18,25 +18,19 @@ import tasks
 from baselines import Game, Valuation, exact_shapley, permutation_shapley
 from baselines.cache import MeasuredGame
 from inrun_bench.plan import Plan
-from inrun_bench.unit import REFERENCE, Row, Unit
+from inrun_bench.reference import block
+from inrun_bench.unit import Row, Unit
 
 SUMMARY = "reference values and the utilities behind them; 'inrun-bench reference' makes as many blocks as it takes"
 EXCLUSIVE = False
 DEFAULT = False
 
 MOST_ENUMERATED = 16  # players; 65 536 trainings
-SHIFTS = 5  # of each permutation, and as many reverses: one draw
-DRAWS = 8  # a block
 
 
 def units(plan: Plan) -> list[Unit]:
     """The first block of each task and seed."""
     return [block(task, seed, 0) for task in plan.tasks for seed in plan.seeds]
-
-
-def block(task: str, seed: int, number: int) -> Unit:
-    """Return a block of the reference of a task."""
-    return Unit("reference", task, REFERENCE, seed, {"block": number, "shifts": SHIFTS, "draws": DRAWS})
 
 
 def measure(unit: Unit, _needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:

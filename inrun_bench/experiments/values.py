@@ -1,7 +1,8 @@
 """Values: what each method says each training sample is worth; all that other experiments judge.
 
-A unit of a method holds one row a sample. The reference, antithetic permutation sampling with many trainings, is made
-in independent blocks: they run in parallel, and the even against the odd ones give the reference's own reliability.
+A unit of a method holds one row a sample. The reference, sampled from many permutations with shifts and reverses, is
+made in independent blocks: they run in parallel, and the even against the odd ones give the reference's own
+reliability.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tasks
 from baselines import Valuation, permutation_shapley
 from inrun_bench.methods import METHODS
 from inrun_bench.plan import Plan
+from inrun_bench.reference import SHIFTS
 from inrun_bench.unit import REFERENCE, Row, Unit
 
 SUMMARY = "the value of every training sample by every method, and the retraining reference"
@@ -42,7 +44,8 @@ def reference_blocks(plan: Plan, task: str, seed: int) -> tuple[Unit, ...]:
     blocks = plan.profile.reference_blocks
     permutations = plan.profile.permutations_for(task) // blocks
     return tuple(
-        Unit("values", task, REFERENCE, seed, {"block": block, "permutations": permutations}) for block in range(blocks)
+        Unit("values", task, REFERENCE, seed, {"block": block, "permutations": permutations, "shifts": SHIFTS})
+        for block in range(blocks)
     )
 
 
@@ -55,6 +58,7 @@ def measure(unit: Unit, _needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
             task.trajectory_game(),
             n_permutations=int(unit.settings["permutations"]),
             antithetic=True,
+            shifts=int(unit.settings["shifts"]),
             rng=unit.random_seed,
         )
     else:

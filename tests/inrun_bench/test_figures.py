@@ -279,3 +279,37 @@ def test_methods_are_ordered_by_the_house_and_then_by_name():
 def test_an_unknown_method_looks_the_same_each_time():
     assert look("acme") == look("acme")
     assert look("acme").label == "acme"
+
+
+def estimator_rows(names=("a", "b", "c", "d", "e")):
+    """Three repetitions of two estimators, whose errors and costs differ, and a reference that is not exact."""
+    looks = [
+        {"task": task, "method": method, "repetition": repetition, "look": number, "metric": "error"}
+        | {
+            "value": (2.0 + repetition) / (1 + number),
+            "evaluations": 10 * (1 + number) + repetition,
+            "seconds": 0.1 + number,
+        }
+        for task in names
+        for method in ("permutation", "kernel")
+        for repetition in range(3)
+        for number in range(4)
+    ]
+    noise = [{"task": task, "method": "reference", "metric": "error", "value": 0.01} for task in names]
+    return pd.DataFrame([*looks, *noise])
+
+
+def test_estimators_show_medians_over_repetitions_and_the_error_of_the_reference():
+    figure = paint("estimators", estimator_rows())
+    shown = [ax for ax in figure.axes if ax.get_visible()]
+    assert len(shown) == 2 * 5
+    permutation, kernel, noise = sorted(shown[0].lines, key=lambda line: line.get_label())
+    for line in (permutation, kernel):
+        np.testing.assert_allclose(line.get_ydata(), 3.0 / np.arange(1, 5))
+        np.testing.assert_allclose(line.get_xdata(), 10 * np.arange(1, 5) + 1)
+    assert set(noise.get_ydata()) == {0.01}
+    assert {"trainings", "seconds on one core", "a", "e"} <= texts(figure)
+
+
+def test_estimators_draw_nothing_of_nothing():
+    assert paint("estimators", estimator_rows().iloc[:0]).axes == []

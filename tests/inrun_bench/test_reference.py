@@ -34,8 +34,8 @@ def small(monkeypatch):
 def medium(monkeypatch):
     """The task with thirty samples, in blocks of two draws."""
     monkeypatch.setitem(tasks.CATALOG._all(), TASK, MORE)
-    monkeypatch.setattr(experiment, "SHIFTS", 3)
-    monkeypatch.setattr(experiment, "DRAWS", 2)
+    monkeypatch.setattr(reference, "SHIFTS", 3)
+    monkeypatch.setattr(reference, "DRAWS", 2)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_few_samples_are_enumerated(small, store):
 
 
 def test_blocks_are_independent_permutations_and_the_reference_is_their_mean(medium, store):
-    units = [experiment.block(TASK, 0, number) for number in range(3)]
+    units = [reference.block(TASK, 0, number) for number in range(3)]
     run(units, store)
     found = reference.read(store, TASK)
     game = tasks.load(TASK).trajectory_game("accuracy")
@@ -118,7 +118,7 @@ def test_an_enumerated_reference_is_proved(small, store):
 
 
 def rewrite(store, change):
-    unit = experiment.block(TASK, 0, 0)
+    unit = reference.block(TASK, 0, 0)
     rows = store.read(unit)
     change(rows)
     kept = rows.drop(columns=["experiment", "task", "method", "seed", "block", "shifts", "draws", "status", "message"])
