@@ -127,11 +127,17 @@ class Store:
         return lock
 
     def record_run(self, jobs: int, seeds: Sequence[int], units: int, backend: str = "local") -> None:
-        """Add a run that is about to do `units` units of work, and the machine that drives it, to the manifest."""
+        """Add a run that is about to do `units` units of work, and the machine that drives it, to the manifest.
+
+        A run like the last one, but for its size and when it started, is added to that.
+        """
         path = self.root / "manifest.json"
         run = {"units": units, "backend": backend, "jobs": jobs, "seeds": list(seeds), **_environment()}
         with self._lock("manifest"):
             runs = json.loads(path.read_text()) if path.exists() else []
+            if runs and {**runs[-1], "units": units, "started": run["started"]} == run:
+                last = runs.pop()
+                run = {**last, "units": last["units"] + units}
             _write_atomically(path, json.dumps([*runs, run], indent=2) + "\n")
 
     def _make(self, marker: Path) -> None:

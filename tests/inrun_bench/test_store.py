@@ -337,6 +337,14 @@ def test_the_manifest_says_what_each_run_ran_on(store):
 
 
 @pytest.mark.usefixtures("slow_to_replace")
+def test_a_run_like_the_last_one_is_added_to_it(store):
+    for units in (2, 3):
+        store.record_run(jobs=2, seeds=[0], units=units)
+    store.record_run(jobs=1, seeds=[0], units=5)
+    runs = json.loads((store.root / "manifest.json").read_text())
+    assert [(run["jobs"], run["units"]) for run in runs] == [(2, 5), (1, 5)]
+
+
 def test_no_run_is_lost_from_the_manifest_when_several_start_at_once(store):
     together = threading.Barrier(4)
 
