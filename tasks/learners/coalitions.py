@@ -14,7 +14,7 @@ from tasks.memory import free_bytes
 
 __all__ = ["checked_coalitions", "in_chunks"]
 
-_CACHE_BYTES = 2**23  # a chunk's tensors: larger ones leave the processor's cache, and are slower
+_CHUNK_BYTES = 2**25  # a chunk's tensors: of smaller ones Python takes the time, larger ones leave the caches
 _SHARE_OF_FREE_MEMORY = 0.25
 _torch_threads_are_set = Lock()
 
@@ -55,7 +55,7 @@ def in_chunks(evaluate: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tens
         chunks = rows.split(_rows_that_fit(_SHARE_OF_FREE_MEMORY * free, bytes_a_row))
         return torch.cat([evaluate(chunk) for chunk in chunks])
     threads = torch.get_num_threads()
-    most = _rows_that_fit(min(_CACHE_BYTES, _SHARE_OF_FREE_MEMORY * free / threads), bytes_a_row)
+    most = _rows_that_fit(min(_CHUNK_BYTES, _SHARE_OF_FREE_MEMORY * free / threads), bytes_a_row)
     chunks = rows.split(max(1, min(most, -(-len(rows) // threads))))
     if threads == 1 or len(chunks) == 1:
         return torch.cat([evaluate(chunk) for chunk in chunks])

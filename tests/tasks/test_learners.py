@@ -151,7 +151,7 @@ def test_neither_chunks_nor_threads_nor_the_table_of_products_matter(name, monke
     make = all_games()[name]
     coalitions = random_coalitions(10, m=50)
     together = make()(coalitions)
-    monkeypatch.setattr(coalitions_module, "_CACHE_BYTES", 1)  # one coalition at a time
+    monkeypatch.setattr(coalitions_module, "_CHUNK_BYTES", 1)  # one coalition at a time
     np.testing.assert_allclose(make()(coalitions), together, atol=2e-9)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
