@@ -111,3 +111,18 @@ def test_references_are_proved_by_retraining(references, task):
 def test_the_summary_of_the_references_is_that_of_their_rows(references, tmp_path):
     shutil.copytree(references.root, tmp_path / "copy")
     assert write_summary(Store(tmp_path / "copy")) + "\n" == (references.root / "summary.md").read_text()
+
+
+# --- rivals ---
+
+
+@pytest.mark.parametrize(("comparison", "least"), [("logistic", 50), ("training-loop", 40), ("knn", 8)])
+def test_what_is_claimed_of_speed(comparison, least):
+    rows = Store(ROOT / "results" / "rivals", create=False).read_all("rivals").query("method == @comparison")
+    assert rows.query("metric == 'speedup'")["value"].item() >= least
+
+
+def test_what_is_claimed_of_large_problems_and_of_estimators_themselves():
+    rows = Store(ROOT / "results" / "rivals", create=False).read_all("rivals")
+    assert rows.query("metric == 'peak_gib'")["value"].item() <= 8
+    assert rows.query("metric == 'microseconds'")["value"].max() <= 2

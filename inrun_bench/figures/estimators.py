@@ -11,6 +11,7 @@ from inrun_bench.figures.style import in_order, legend, look
 from inrun_bench.unit import REFERENCE
 
 COLUMNS = 4  # tasks side by side
+LARGEST = 3.0  # errors shown: a constant would score 1
 AXES = {"evaluations": "trainings", "seconds": "seconds on one core"}
 
 
@@ -46,6 +47,7 @@ def draw(rows: pd.DataFrame) -> Figure:
 def _panel(ax: Axes, errors: pd.DataFrame, methods: list[str], axis: str) -> None:
     for method in methods:
         found = errors[errors["method"] == method].groupby("look")[[axis, "value"]].median()
+        found = found[found["value"] <= LARGEST]
         if len(found):
             style = look(method)
             ax.plot(found[axis], found["value"], color=style.color, marker=style.marker, markersize=3, linewidth=1.3)
