@@ -8,6 +8,7 @@ import pytest
 
 import tasks
 from inrun_bench.experiments import EXPERIMENTS
+from inrun_bench.experiments.estimators import ESTIMATORS
 from inrun_bench.figures import FIGURES
 from inrun_bench.plan import PROFILES, Plan
 from inrun_bench.reference import read
@@ -30,9 +31,10 @@ def test_the_readme_shows_the_headline_of_the_published_rows(published, tmp_path
     assert copy.read_text() == (ROOT / "README.md").read_text()
 
 
-def test_the_published_summary_is_that_of_the_published_rows(published, tmp_path):
-    shutil.copytree(published.root, tmp_path / "copy")
-    assert write_summary(Store(tmp_path / "copy")) + "\n" == (published.root / "summary.md").read_text()
+@pytest.mark.parametrize("folder", sorted(path.name for path in (ROOT / "results").iterdir() if path.is_dir()))
+def test_the_published_summaries_are_those_of_the_published_rows(folder, tmp_path):
+    shutil.copytree(ROOT / "results" / folder, tmp_path / "copy")
+    assert write_summary(Store(tmp_path / "copy")) + "\n" == (ROOT / "results" / folder / "summary.md").read_text()
 
 
 def test_every_figure_is_published(published):
@@ -108,9 +110,16 @@ def test_references_are_proved_by_retraining(references, task):
     assert verify(references, task, coalitions=8, rng=0).holds
 
 
-def test_the_summary_of_the_references_is_that_of_their_rows(references, tmp_path):
-    shutil.copytree(references.root, tmp_path / "copy")
-    assert write_summary(Store(tmp_path / "copy")) + "\n" == (references.root / "summary.md").read_text()
+# --- estimators ---
+
+
+def test_every_estimator_was_followed_on_every_task():
+    rows = Store(ROOT / "results" / "estimators", create=False).read_all("estimators").query("metric == 'error'")
+    found = rows.groupby("task")["method"].unique()
+    assert sorted(found.index) == tasks.names()
+    assert all(set(methods) == {*ESTIMATORS, "reference"} for methods in found)
+    last = rows[rows["method"] != "reference"].groupby(["task", "method"])["value"].last().unstack()
+    assert (last["permutation-shifts"] < last["permutation"]).all()  # what the page of the baselines recommends
 
 
 # --- rivals ---
