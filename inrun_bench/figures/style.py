@@ -37,7 +37,7 @@ _KNOWN = {
     "inrun-integrated": Look("In-Run, integrated", "#08306b", "o"),
     "mc-2": Look("Monte Carlo, 2 permutations", "#fdae6b", "s"),
     "mc-10": Look("Monte Carlo, 10 permutations", "#d55e00", "s"),
-    "mc-shifted-10": Look("Monte Carlo, 10 shifted permutations", "#7f2704", "s"),
+    "mc-shifted-10": Look("Monte Carlo, 10 shifted permutations", "#7f2704", "p"),
     "tmc-10": Look("Truncated MC, 10 permutations", "#cc79a7", "D"),
     "permutation": Look("permutations", "#fdae6b", "s"),
     "permutation-antithetic": Look("permutations, antithetic", "#e6550d", "s"),
