@@ -86,6 +86,7 @@ PROFILES = {
             "inrun-first",
             "inrun-second",
             "inrun-integrated",
+            "few-run-4",
             "knn",
             "mc-2",
             "mc-10",

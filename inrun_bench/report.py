@@ -35,6 +35,7 @@ def write_summary(store: Store) -> str:
         _steps_table,
         _reference_table,
         _estimators_table,
+        _cost_table,
         _rivals_table,
     )
     parts = [table(store) for table in tables]
@@ -265,6 +266,25 @@ def _estimators_table(store: Store) -> str:
         "**Estimators**: root mean square error against the reference, in units of the spread of its values, and wall "
         "time on one core, after the number of trainings in brackets; medians over repetitions.\n\n"
         f"{_markdown(cells, ['estimator', *heads])}"
+    )
+
+
+def _cost_table(store: Store) -> str:
+    rows = store.read_all("cost")
+    spearman = rows[rows["metric"] == "spearman"] if len(rows) else rows
+    if spearman.empty:
+        return ""
+    tasks = list(dict.fromkeys(spearman["task"]))
+    found = spearman.set_index(["task", "method"])
+    cells = []
+    for method in in_order(spearman["method"]):
+        own = (found.loc[(task, method)] if (task, method) in found.index else None for task in tasks)
+        texts = ("" if row is None else f"{row['value']:.3f}, {row['trainings']:,.3g}" for row in own)
+        cells.append([look(method).label, *texts])
+    return (
+        "**Cost**: Spearman correlation with the stored reference values (of the reference: one half against the "
+        "other), and wall time in units of one training of one model, on one core; seed 0.\n\n"
+        f"{_markdown(cells, ['method', *tasks])}"
     )
 
 

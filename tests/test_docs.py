@@ -68,6 +68,7 @@ def test_links_of_the_documentation_lead_somewhere():
     for page in (
         ROOT / "docs" / "engine.md",
         ROOT / "docs" / "baselines.md",
+        ROOT / "docs" / "adjoint.md",
         ROOT / "README.md",
         ROOT / "results" / "README.md",
     ):

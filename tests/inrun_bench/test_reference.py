@@ -10,11 +10,14 @@ import tasks
 from baselines import exact_shapley, permutation_shapley
 from inrun_bench import reference
 from inrun_bench.cli import main
-from inrun_bench.experiments import estimators
+from inrun_bench.experiments import cost, estimators
 from inrun_bench.experiments import reference as experiment
+from inrun_bench.figures import draw_figures
+from inrun_bench.methods import METHODS
 from inrun_bench.plan import PROFILES, Plan
 from inrun_bench.reference_making import extend
 from inrun_bench.reference_proof import verify
+from inrun_bench.report import write_summary
 from inrun_bench.runner import run
 from inrun_bench.store import Store
 from tests.inrun_bench.tiny import PROFILE, TASK
@@ -252,7 +255,24 @@ def test_the_error_is_that_of_the_values_in_units_of_their_spread(with_reference
     assert last["evaluations"] == 2 + 40 * (N - 1)
 
 
-def test_without_references_the_experiment_says_how_to_make_them(tmp_path, monkeypatch):
+# --- cost: methods against the stored reference ---
+
+
+def test_methods_are_compared_with_the_stored_reference(with_reference, tmp_path):
+    plan = Plan(PROFILE, tasks=(TASK,), methods=("few-run-4", "knn"), seeds=(3,))
+    found = Store(tmp_path / "runs")
+    assert run(cost.units(plan), found).failed == ()
+    rows = found.read_all("cost").query("metric == 'spearman'").set_index("method")
+    values = METHODS["few-run-4"](tasks.load(TASK), None).values
+    assert rows.loc["few-run-4", "value"] == pytest.approx(spearmanr(values, with_reference.values).statistic)
+    assert rows.loc["reference", "value"] == 1.0
+    assert (rows["trainings"] > 0).all()
+    draw_figures(found, ["cost"])
+    assert "| 4 differentiated runs" in write_summary(found)
+
+
+@pytest.mark.parametrize("experiment_of_references", [estimators, cost])
+def test_without_references_an_experiment_says_how_to_make_them(tmp_path, monkeypatch, experiment_of_references):
     monkeypatch.setattr(reference, "FOLDER", tmp_path / "nothing")
     with pytest.raises(ValueError, match="nothing"):
-        estimators.units(Plan(PROFILES["quick"], tasks=(TASK,), methods=(), seeds=(0,)))
+        experiment_of_references.units(Plan(PROFILES["quick"], tasks=(TASK,), methods=(), seeds=(0,)))

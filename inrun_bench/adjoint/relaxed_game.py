@@ -1,0 +1,99 @@
+"""The trajectory game with fractional players: its utility at any weights in [0, 1], and the derivative there.
+
+A coalition is a corner of the cube ``[0, 1]^k`` of weights, where utilities are those of
+:class:`tasks.TrajectoryGame`. In between, a player's samples count in part (:mod:`~inrun_bench.adjoint.sweep`). Players
+are samples, or groups of samples (domains, classes, duplicates): then all of a group count alike, and the derivative by
+the weight of a group is the sum of those by the weights of its samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from inrun_bench.adjoint.sweep import Differentiated, differentiate, utilities_at
+from inrun_bench.adjoint.trajectory import Storage
+from inrun_bench.adjoint.utilities import Utility
+from tasks import Task, TrajectoryGame
+from tasks.trajectory import Part
+
+__all__ = ["RelaxedGame", "relaxed_game"]
+
+
+@dataclass(frozen=True, eq=False)
+class RelaxedGame:
+    """A game (:class:`baselines.Game`) that can also be asked between its coalitions; see :func:`relaxed_game`.
+
+    Attributes
+    ----------
+    task : Task
+        Data, model and recipe.
+    groups : int64 [n_train]
+        Which player each sample belongs to.
+    n_players : int
+        Number of players k.
+    utility, split, storage
+        As in :func:`inrun_bench.adjoint.sweep.differentiate`.
+    """
+
+    task: Task
+    groups: NDArray[np.int64]
+    n_players: int
+    utility: Utility
+    split: Part
+    storage: Storage
+
+    def __call__(self, coalitions: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Return the utility, float64 [m], of each coalition of bool [m, k]."""
+        present = coalitions[:, self.groups]
+        if self.utility == "loss":  # the batched trainer is faster where nothing is to be differentiated
+            return TrajectoryGame(self.task, split=self.split, memory_bytes=self.storage.memory_bytes)(present)
+        return utilities_at(
+            self.task, present.astype(np.float64), utility=self.utility, split=self.split, storage=self.storage
+        )
+
+    def differentiate(self, weights: NDArray[np.float64]) -> Differentiated:
+        """Return utilities and derivatives, float64 [m, k], at the players' `weights` [m, k]."""
+        found = differentiate(
+            self.task, weights[:, self.groups], utility=self.utility, split=self.split, storage=self.storage
+        )
+        gradients = np.zeros(weights.shape)
+        np.add.at(gradients.T, self.groups, found.gradients.T)
+        return replace(found, gradients=gradients)
+
+    def along_diagonal(self, points: NDArray[np.float64]) -> Differentiated:
+        """Return utilities and derivatives where all players count alike, at each of the `points` [m] in [0, 1]."""
+        return self.differentiate(np.repeat(points[:, None], self.n_players, axis=1))
+
+
+def relaxed_game(task: Task, utility: Utility, split: Part, groups: ArrayLike | None, storage: Storage) -> RelaxedGame:
+    """Return the relaxed trajectory game of a task.
+
+    Parameters
+    ----------
+    task : Task
+        Data, model and recipe.
+    utility, split, storage
+        As in :func:`inrun_bench.adjoint.sweep.differentiate`.
+    groups : int [n_train], optional
+        The number of the player to which each sample belongs; all of 0 .. k - 1 must occur. Default: each sample is a
+        player.
+
+    Raises
+    ------
+    ValueError
+        If the groups are not numbered that way.
+    """
+    if groups is None:
+        return RelaxedGame(task, np.arange(task.n_train), task.n_train, utility, split, storage)
+    numbers = np.asarray(groups)
+    if numbers.shape != (task.n_train,) or numbers.dtype.kind not in "iu":
+        raise ValueError(
+            f"groups must be integers of shape [{task.n_train}], got {numbers.dtype} of shape {list(numbers.shape)}"
+        )
+    used = np.unique(numbers)
+    if not np.array_equal(used, np.arange(len(used))):
+        raise ValueError(f"groups must use all numbers from 0 on, got {len(used)} numbers, {used[0]} to {used[-1]}")
+    return RelaxedGame(task, numbers.astype(np.int64), len(used), utility, split, storage)

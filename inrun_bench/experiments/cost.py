@@ -1,0 +1,67 @@
+"""Cost: agreement with the stored reference values, over the time that a method takes in units of one training.
+
+A training is the task's own run, one model, as a user would write it. The same reference judges all methods on a task,
+so that few-run values, which agree with retraining to a few thousandths, can be told apart from noise. It needs
+reference values, from 'inrun-bench reference'.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+
+import pandas as pd
+
+import tasks
+from inrun_bench import reference
+from inrun_bench.experiments.agreement import metrics
+from inrun_bench.methods import METHODS
+from inrun_bench.plan import Plan
+from inrun_bench.store import Store
+from inrun_bench.unit import REFERENCE, Row, Setting, Unit
+
+SUMMARY = "agreement with the stored reference over time, in units of one training"
+EXCLUSIVE = True
+DEFAULT = False
+
+TRAININGS = 7  # timed, of which the median counts
+
+
+def units(plan: Plan) -> list[Unit]:
+    """One unit a method and task, and one for the reference itself; seed 0 has references."""
+    found = []
+    store = Store(reference.FOLDER, create=False)
+    for task in plan.tasks:
+        settings: dict[str, Setting] = {"reference": reference.read(store, task).digest()}
+        found += [Unit("cost", task, method, 0, settings) for method in (REFERENCE, *plan.methods)]
+    return found
+
+
+def measure(unit: Unit, _needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
+    """Compare a method's values with the reference, and its time with that of a training."""
+    stored = reference.read(Store(reference.FOLDER, create=False), unit.task)
+    truth = stored.valuations["loss"]
+    training = _seconds_of_a_training(unit.task)
+    if unit.method == REFERENCE:
+        found, agreement = truth, {"spearman": 1.0 if stored.exact else truth.reliability()}
+    else:
+        found = METHODS[unit.method](tasks.load(unit.task), unit.random_seed)
+        found = METHODS[unit.method](tasks.load(unit.task), unit.random_seed)  # the first may have loaded what it uses
+        agreement = metrics(found.values, truth.values)
+    spent = {"evaluations": found.evaluations, "seconds": found.seconds, "trainings": found.seconds / training}
+    return [{"metric": name, "value": value, **spent} for name, value in agreement.items()]
+
+
+def _seconds_of_a_training(name: str) -> float:
+    taken = []
+    for _ in range(TRAININGS):
+        task = tasks.load(name)
+        model = task.model()
+        optimizer = task.optimizer(model)
+        batches = task.batches()
+        start = time.perf_counter()
+        for index in batches:
+            task.train_on(model, optimizer, index)
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)

@@ -1,0 +1,227 @@
+"""The adjoint sweep against autograd through the whole run, finite differences, and the trajectory game."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from inrun_bench.adjoint.sweep import DivergedRunError, differentiate, utilities_at
+from inrun_bench.adjoint.trajectory import Storage
+from tasks.architectures import GPT
+from tests.inrun_bench.adjoint.small import small_task, some_weights
+
+RUNS = {
+    "sgd": {"name": "digits-mlp"},
+    "decay": {"name": "diabetes-ridge", "weight_decay": 0.3},
+    "momentum": {"name": "wine-logreg", "momentum": 0.9, "weight_decay": 0.1},
+    "adamw": {"name": "iris-logreg", "recipe": "adamw", "weight_decay": 0.1},
+    "cnn": {"name": "mnist-cnn", "n": 3, "batch_size": 2},
+}
+
+
+def unrolled(task, weights):
+    """Differentiate one whole run by autograd: one model, its optimiser in textbook form."""
+    recipe, x = task.recipe, torch.tensor(weights, requires_grad=True)
+    model = task.model()
+    w = {name: parameter.detach().clone().requires_grad_() for name, parameter in model.named_parameters()}
+    first, second = ({name: torch.zeros_like(value) for name, value in w.items()} for _ in range(2))
+    for t, index in enumerate(task.batches(), start=1):
+        losses = task.objective.losses(functional_call(model, w, (task.train.x[index],)), task.train.y[index])
+        gradients = torch.autograd.grad((losses * x[index]).sum() / len(index), list(w.values()), create_graph=True)
+        for name, g in zip(w, gradients, strict=True):
+            if recipe.optimizer == "sgd":
+                first[name] = recipe.momentum * first[name] + g + recipe.weight_decay * w[name]
+                w[name] = w[name] - recipe.learning_rate * first[name]
+            else:
+                first[name] = 0.9 * first[name] + 0.1 * g
+                second[name] = 0.999 * second[name] + 0.001 * g**2
+                unbiased, root = first[name] / (1 - 0.9**t), (second[name] / (1 - 0.999**t)).sqrt()
+                decay = recipe.weight_decay * w[name]
+                w[name] = w[name] - recipe.learning_rate * (unbiased / (root + 1e-8) + decay)
+    outputs = functional_call(model, w, (task.validation.x,))
+    utility = task.objective.utilities["loss"](outputs, task.validation.y)
+    (gradient,) = torch.autograd.grad(utility, x)
+    return utility.item(), gradient.numpy()
+
+
+def central_differences(task, weights, step=1e-5, **options):
+    shifts = step * np.eye(weights.shape[1])
+    ahead, behind = ((weights[:, None] + s * shifts).reshape(-1, len(shifts)) for s in (1, -1))
+    slopes = utilities_at(task, ahead, **options) - utilities_at(task, behind, **options)
+    return slopes.reshape(weights.shape) / (2 * step)
+
+
+@pytest.mark.parametrize("options", RUNS.values(), ids=RUNS)
+def test_derivatives_are_those_of_autograd_through_the_whole_run(options):
+    task = small_task(**options)
+    weights = some_weights(2, task.n_train)
+    found = differentiate(task, weights)
+    for row, utility, gradient in zip(weights, found.utilities, found.gradients, strict=True):
+        expected, slopes = unrolled(task, row)
+        np.testing.assert_allclose(utility, expected, rtol=1e-12)
+        np.testing.assert_allclose(gradient, slopes, rtol=1e-8, atol=1e-12 * np.abs(slopes).max())
+
+
+@pytest.mark.parametrize("options", RUNS.values(), ids=RUNS)
+def test_derivatives_are_those_of_finite_differences(options):
+    task = small_task(**options)
+    weights = 0.1 + 0.8 * some_weights(2, task.n_train)
+    expected = central_differences(task, weights)
+    np.testing.assert_allclose(differentiate(task, weights).gradients, expected, atol=1e-6 * np.abs(expected).max())
+
+
+class Words(nn.Module):
+    """A transformer, which no chain of layers can serve; it takes its tokens as numbers, as tasks hold them."""
+
+    def __init__(self):
+        super().__init__()
+        self.gpt = GPT(vocabulary=7, context=4, width=8, heads=2, blocks=1)
+
+    def forward(self, x):
+        return self.gpt(x.long())
+
+
+def task_of_words():
+    def split(n):
+        tokens = torch.randint(7, (n, 5), generator=torch.Generator().manual_seed(n))
+        return dataclasses.replace(task.train, x=tokens[:, :4].double(), y=tokens[:, 1:])
+
+    task = small_task(n=4)
+    return dataclasses.replace(
+        task, n_classes=7, train=split(4), validation=split(6), test=split(6), architecture=Words
+    )
+
+
+def test_sequences_are_differentiated_too():
+    task, weights = task_of_words(), 0.1 + 0.8 * some_weights(2, 4)
+    expected = central_differences(task, weights)
+    np.testing.assert_allclose(differentiate(task, weights).gradients, expected, atol=1e-6 * np.abs(expected).max())
+
+
+class Wrapped(nn.Module):
+    """Hides a chain, so that ``torch.func.vmap`` serves it."""
+
+    def __init__(self, chain):
+        super().__init__()
+        self.chain = chain
+
+    def forward(self, x):
+        return self.chain(x)
+
+
+@pytest.mark.parametrize("name", ["digits-mlp", "diabetes-ridge"])
+def test_chains_and_other_programs_agree(name):
+    task = small_task(name)
+    hidden = dataclasses.replace(task, architecture=lambda: Wrapped(task.architecture()))
+    weights = some_weights(3, task.n_train)
+    one, other = differentiate(task, weights), differentiate(hidden, weights)
+    np.testing.assert_allclose(one.gradients, other.gradients, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("recipe", ["sgd", "adamw"])
+def test_coalitions_are_worth_what_the_trajectory_game_says(recipe):
+    task = small_task(recipe=recipe)
+    coalitions = some_weights(6, task.n_train) < 0.5
+    coalitions[0], coalitions[1] = False, True
+    expected = task.trajectory_game()(coalitions)
+    np.testing.assert_allclose(utilities_at(task, coalitions.astype(float)), expected, rtol=1e-10)
+    np.testing.assert_allclose(differentiate(task, coalitions.astype(float)).utilities, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("recipe", ["sgd", "adamw"])
+def test_all_ways_to_keep_the_states_give_the_same_bits(recipe, tmp_path):
+    task = small_task(recipe=recipe)
+    weights = some_weights(3, task.n_train)
+    expected = differentiate(task, weights, storage=Storage("memory"))
+    for storage in (Storage("disk", directory=tmp_path), Storage("recomputed")):
+        found = differentiate(task, weights, storage=storage)
+        assert found.way == storage.way
+        np.testing.assert_array_equal(found.gradients, expected.gradients)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_budget_chooses_the_way_and_changes_no_values(tmp_path):
+    task = small_task("iris-logreg", epochs=20)
+    weights = some_weights(9, task.n_train)
+    ample = differentiate(task, weights)
+    with pytest.raises(ValueError, match="memory_bytes must be at least") as refusal:
+        differentiate(task, weights, storage=Storage(memory_bytes=1))
+    least = int(str(refusal.value).split("at least ")[1].split(",")[0])
+    tight = differentiate(task, weights, storage=Storage(memory_bytes=least))
+    on_disk = differentiate(task, weights, storage=Storage(memory_bytes=least, directory=tmp_path))
+    assert (ample.way, tight.way, on_disk.way) == ("memory", "recomputed", "disk")
+    assert tight.stored_bytes <= least < ample.stored_bytes
+    for found in (tight, on_disk):  # one run at a time, and not nine
+        np.testing.assert_allclose(found.gradients, ample.gradients, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "utility", ["expected-accuracy", lambda outputs, y: -(outputs.square().mean() + outputs.logsumexp(-1).mean())]
+)
+def test_any_differentiable_utility_is_differentiated(utility):
+    task, weights = small_task(), 0.1 + 0.8 * some_weights(2, 8)
+    expected = central_differences(task, weights, utility=utility)
+    found = differentiate(task, weights, utility=utility)
+    np.testing.assert_allclose(found.gradients, expected, atol=1e-6 * np.abs(expected).max())
+
+
+def test_expected_accuracy_is_that_of_drawn_labels():
+    task = small_task()
+    model = task.model()
+    with torch.no_grad():
+        chances = torch.softmax(model(task.validation.x), -1)
+    expected = chances[torch.arange(len(task.validation)), task.validation.y].mean()
+    untrained = utilities_at(task, np.zeros((1, 8)), utility="expected-accuracy")
+    np.testing.assert_allclose(untrained, expected.item(), rtol=1e-12)
+
+
+def test_a_run_that_diverges_is_named_with_its_step():
+    task = small_task("diabetes-ridge", learning_rate=1e200, weight_decay=0.0)
+    weights = np.stack([np.zeros(8), np.ones(8), np.zeros(8)])
+    with pytest.raises(DivergedRunError, match=r"weights are not finite in step 1 of the run with weights\[1\]"):
+        differentiate(task, weights)
+    alone = Storage(memory_bytes=20_000)  # one run at a time
+    with pytest.raises(DivergedRunError, match=r"weights\[1\]"):
+        utilities_at(task, weights, storage=alone)
+
+
+def with_layer(layer):
+    task = small_task()
+    return dataclasses.replace(task, architecture=lambda: nn.Sequential(nn.Linear(64, 10), layer))
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        (with_layer(nn.Dropout(0.5)), {}, "dropout draws anew in each pass, so that '1'"),
+        (with_layer(nn.BatchNorm1d(10)), {}, "batch norm couples the samples of a batch, .* '1'"),
+        (small_task(), {"utility": "accuracy"}, "must be one of 'loss', 'expected-accuracy', .* got 'accuracy'"),
+        (small_task("diabetes-ridge"), {"utility": "r2"}, "utility must be one of 'loss', .* got 'r2'"),
+        (small_task(), {"utility": lambda o, y: (o.argmax(-1) == y).double().mean()}, "autograd finds no derivative"),
+        (small_task(), {"split": "train"}, "split must be one of 'validation', 'test', got 'train'"),
+    ],
+)
+def test_what_has_no_derivative_is_refused(task, options, message):
+    with pytest.raises(ValueError, match=message):
+        differentiate(task, np.ones((1, 8)), **options)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (np.ones(8), r"shape \[m, 8\], got \[8\]"),
+        (np.ones((2, 9)), r"shape \[m, 8\], got \[2, 9\]"),
+        (np.full((1, 8), 1.5), r"lie in \[0, 1\], got 1.5 to 1.5"),
+        (np.full((1, 8), np.nan), r"lie in \[0, 1\]"),
+    ],
+)
+def test_weights_out_of_range_are_refused(weights, message):
+    with pytest.raises(ValueError, match=message):
+        differentiate(small_task(), weights)
+
+
+def test_a_dropout_that_drops_nothing_is_no_obstacle():
+    assert differentiate(with_layer(nn.Dropout(0.0)), np.ones((1, 8))).gradients.any()
