@@ -35,10 +35,8 @@ def connect(jobs: int, scheduler: str | None) -> Iterator[Workers]:
     processes = _Processes(slots)
     try:
         yield Workers(processes.submit, slots=lambda: slots, deaths=lambda error: isinstance(error, BrokenProcessPool))
-    except BaseException:  # nobody waits for what is under way
-        processes.end(kill=True)
-        raise
-    processes.end(kill=False)
+    finally:
+        processes.end()
 
 
 def _do_here(call: Callable[..., Any], *arguments: object) -> Future[Any]:
@@ -66,7 +64,7 @@ class _Processes:
         self._last[slot] = future
         return future
 
-    def end(self, *, kill: bool) -> None:
-        """End the processes, and whatever they are doing if `kill`."""
+    def end(self) -> None:
+        """End the processes and whatever they are doing."""
         for executor in self._executors:
-            executor.shutdown(kill_workers=kill)
+            executor.shutdown(kill_workers=True)
