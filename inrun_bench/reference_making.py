@@ -39,8 +39,7 @@ def extend(
     seconds : float
         When to stop all the same: no block is started after that.
     jobs, backend, scheduler
-        As in :func:`inrun_bench.runner.run`; a round makes one block a process, and twice as many as there are when
-        they are far from enough.
+        As in :func:`inrun_bench.runner.run`. A round makes `jobs` blocks, then the halves are compared.
 
     Returns
     -------

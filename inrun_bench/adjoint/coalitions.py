@@ -11,19 +11,8 @@ with *spread* c: between the diagonal (c = 0, the Aumann-Shapley value by Monte 
 
 **Bias.** A derivative in place of a difference. Let U curve in x_i. At c = 1 it is taken at the ends of the way from
 absent to present, in small coalitions nearly always at the end where the player is absent and the slope steepest; at
-c = 0 the variety of coalitions is lost, of which :math:`c^2` is kept. Measured against stored reference values (error
-as a share of the spread of the values, from 500 to 4000 runs, noise taken small):
-
-==================== ===== ======= ====== ======= =====
-task                 c = 0  0.25    0.5    0.75    1
-==================== ===== ======= ====== ======= =====
-digits-mlp           0.07   0.07    0.07   0.07   0.08
-breast-cancer-logreg 0.04   0.05    0.06   0.08   0.11
-iris-logreg (n = 16) 0.13   0.13    0.15   0.24   0.39
-digits-sgd-large-lr  0.19   0.18    0.18   0.26   0.52
-==================== ===== ======= ====== ======= =====
-
-so c = 1/2 is the default: near the least bias, half of the noise of c = 1, and a look off the diagonal.
+c = 0 the variety of coalitions is lost, of which :math:`c^2` is kept. c = 1/2, the default, has little more of the
+first than the diagonal, half of the noise of c = 1, and a look off the diagonal.
 
 **Variance.** That of a draw over the number of draws. A draw is four pairs of complementary coalitions (S and N \ S, at
 u and 1 - u), one pair from each quarter of the sizes up to n / 2; draws are independent and identically distributed.

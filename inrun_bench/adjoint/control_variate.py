@@ -13,16 +13,7 @@ The residual game is sampled by complementary contributions (:mod:`baselines.com
 marginal contribution is a difference of neighbouring utilities, from which the level and most of the rest have gone
 already: its noise is the interaction of single players, which h does not know. A complementary contribution tells of
 all players at once but carries the whole size of the game, which is why it loses against permutations on U itself, and
-wins on U - h, which is small. Trainings saved for the same standard error (mean square over
-players), as multiples of what plain permutations need, K = 8:
-
-==================== ===================== ==================== ================= ==================== =================
-task                 permutations of U - h shifts, reverses: U  the same, U - h   complementary: U     the same, U - h
-==================== ===================== ==================== ================= ==================== =================
-digits-mlp           2.6                   4.9                  5.0               0.3                  8.6
-wine-logreg          18                    23                   32                0.9                  51
-breast-cancer-logreg 9.7                   11                   27                0.8                  59
-==================== ===================== ==================== ================= ==================== =================
+wins on U - h, which is small.
 
 **Variance**: that of :mod:`baselines.complementary` on U - h. **Cost**: K differentiated runs, and the trainings.
 """

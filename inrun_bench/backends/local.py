@@ -35,8 +35,10 @@ def connect(jobs: int, scheduler: str | None) -> Iterator[Workers]:
     processes = _Processes(slots)
     try:
         yield Workers(processes.submit, slots=lambda: slots, deaths=lambda error: isinstance(error, BrokenProcessPool))
-    finally:
-        processes.end()
+    except BaseException:  # nobody waits for what is under way
+        processes.end(kill=True)
+        raise
+    processes.end(kill=False)
 
 
 def _do_here(call: Callable[..., Any], *arguments: object) -> Future[Any]:
@@ -64,7 +66,7 @@ class _Processes:
         self._last[slot] = future
         return future
 
-    def end(self) -> None:
-        """End the processes and whatever they are doing."""
+    def end(self, *, kill: bool) -> None:
+        """End the processes, and whatever they are doing if `kill`."""
         for executor in self._executors:
-            executor.shutdown(kill_workers=True)
+            executor.shutdown(kill_workers=kill)

@@ -42,8 +42,6 @@ DEFAULT = False
 
 Run = Callable[[Game, int, Rng, StoppingRule | None], Valuation]
 
-SHIFTS = 5
-
 
 def _permutation(**options: bool | int) -> Run:
     def run(game: Game, budget: int, rng: Rng, stop: StoppingRule | None) -> Valuation:
@@ -55,7 +53,7 @@ def _permutation(**options: bool | int) -> Run:
 ESTIMATORS: dict[str, Run] = {
     "permutation": _permutation(),
     "permutation-antithetic": _permutation(antithetic=True),
-    "permutation-shifts": _permutation(antithetic=True, shifts=SHIFTS),
+    "permutation-shifts": _permutation(antithetic=True, shifts=reference.SHIFTS),
     "tmc": lambda game, budget, rng, stop: tmc_shapley(
         game, budget=budget, tolerance=0.05, lookahead=10, rng=rng, stop=stop
     ),

@@ -7,10 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from inrun_bench.figures.style import in_order, legend, look
+from inrun_bench.figures.style import TASKS_A_ROW, in_order, legend, look, panels
 from inrun_bench.unit import REFERENCE
 
-COLUMNS = 4  # tasks side by side
 LARGEST = 3.0  # errors shown: a constant would score 1
 AXES = {"evaluations": "trainings", "seconds": "seconds on one core"}
 
@@ -18,26 +17,15 @@ AXES = {"evaluations": "trainings", "seconds": "seconds on one core"}
 def draw(rows: pd.DataFrame) -> Figure:
     """Draw two panels a task: medians over repetitions on logarithmic axes, and the error of the reference itself."""
     errors = rows[rows["metric"] == "error"]
-    names = list(dict.fromkeys(errors["task"]))
+    if errors.empty:
+        return Figure()
+    figure, names, axes = panels(errors, len(AXES), height=2.7, most_columns=TASKS_A_ROW)
     methods = in_order(m for m in errors["method"] if m != REFERENCE)
-    columns = min(COLUMNS, len(names))
-    lines = -(-len(names) // columns) if names else 0
-    figure = Figure(figsize=(max(3.3 * columns, 4.5), 2.7 * 2 * lines), layout="constrained")
-    if not names:
-        return figure
-    grid = figure.subplots(2 * lines, columns, squeeze=False)
-    for ax in grid.flat:
-        ax.set_visible(False)
-    for number, task in enumerate(names):
-        own = errors[errors["task"] == task]
-        for row, (axis, label) in enumerate(AXES.items()):
-            ax = grid[2 * (number // columns) + row, number % columns]
-            ax.set_visible(True)
-            _panel(ax, own, methods, axis)
+    for (axis, label), row in zip(AXES.items(), axes, strict=True):
+        for number, (ax, task) in enumerate(zip(row, names, strict=True)):
+            _panel(ax, errors[errors["task"] == task], methods, axis)
             ax.set_xlabel(label)
-            if row == 0:
-                ax.set_title(task)
-            if number % columns == 0:
+            if number % TASKS_A_ROW == 0:
                 ax.set_ylabel("error (spread of the values = 1)")
     noise = Line2D([], [], color="black", linestyle="--", label="standard error of the reference itself")
     legend(figure, methods, [noise], columns=4)

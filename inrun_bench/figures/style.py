@@ -13,7 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-__all__ = ["Look", "in_order", "legend", "look", "panels"]
+__all__ = ["TASKS_A_ROW", "Look", "in_order", "legend", "look", "panels"]
+
+TASKS_A_ROW = 4
+"""Where a figure shows all of them."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +78,23 @@ def in_order(methods: Iterable[str]) -> list[str]:
 
 
 def panels(
-    rows: pd.DataFrame, n_rows: int, *, height: float = 2.6, **subplots: Any
+    rows: pd.DataFrame, n_rows: int, *, height: float = 2.6, most_columns: int | None = None, **subplots: Any
 ) -> tuple[Figure, list[str], list[list[Axes]]]:
-    """Return a figure with one column a task and `n_rows` rows of axes, [n_rows][tasks]."""
+    """Return a figure with one column a task and `n_rows` rows of axes, [n_rows][tasks].
+
+    With more tasks than `most_columns`, the next ones begin new rows.
+    """
     names = list(dict.fromkeys(rows["task"]))
-    figure = Figure(figsize=(max(3.3 * len(names), 4.5), height * n_rows), layout="constrained")
-    axes = figure.subplots(n_rows, len(names), squeeze=False, **subplots)
-    for ax, name in zip(axes[0], names, strict=True):
+    columns = min(len(names), most_columns or len(names))
+    bands = -(-len(names) // columns)
+    figure = Figure(figsize=(max(3.3 * columns, 4.5), height * n_rows * bands), layout="constrained")
+    grid = figure.subplots(bands * n_rows, columns, squeeze=False, **subplots)
+    axes = grid.reshape(bands, n_rows, columns).swapaxes(0, 1).reshape(n_rows, bands * columns)
+    for ax, name in zip(axes[0], names, strict=False):
         ax.set_title(name)
-    return figure, names, axes.tolist()
+    for ax in axes[:, len(names) :].flat:
+        ax.remove()
+    return figure, names, axes[:, : len(names)].tolist()
 
 
 def legend(figure: Figure, methods: Sequence[str], extra: Sequence[Artist] = (), columns: int = 3) -> None:
