@@ -26,6 +26,7 @@ from baselines.convergence import Estimate, budget, gelman_rubin_below, rank_sta
 from baselines.exact import exact_semivalue, exact_shapley
 from baselines.game import Game, evaluate
 from baselines.group_testing import group_testing_shapley
+from baselines.grouped import GroupedGame
 from baselines.kernel import kernel_shapley
 from baselines.knn import (
     knn_regression_shapley,
@@ -46,6 +47,7 @@ __all__ = [
     "CachedGame",
     "Estimate",
     "Game",
+    "GroupedGame",
     "UtilityStore",
     "Valuation",
     "banzhaf",

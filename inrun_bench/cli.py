@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,9 @@ from inrun_bench.reference_proof import verify
 from inrun_bench.report import headline, update_section, write_summary
 from inrun_bench.runner import run
 from inrun_bench.store import Store
+from inrun_bench.unit import DEFAULT_RECIPE, title_of
 from tasks import CATALOG
+from tasks import names as task_names
 from tasks.registry import unknown_name
 
 __all__ = ["main"]
@@ -59,13 +62,15 @@ def _run(options: argparse.Namespace) -> int:
     profile = PROFILES[options.profile]
     plan = Plan(
         profile=profile,
-        tasks=CATALOG.choose(options.task or profile.tasks),
+        tasks=CATALOG.choose(options.task or profile.tasks or task_names(large=False)),
         methods=METHODS.choose(options.method or profile.methods),
         seeds=tuple(dict.fromkeys(options.seed)) or profile.seeds,
     )
     default = [name for name, experiment in EXPERIMENTS.items() if experiment.DEFAULT]
     chosen = EXPERIMENTS.choose(options.experiment or default)
-    units = [unit for name in chosen for unit in EXPERIMENTS[name].units(plan)]
+    own = {name: () if options.task else getattr(EXPERIMENTS[name], "TASKS", ()) for name in chosen}
+    plans = {name: dataclasses.replace(plan, tasks=own[name] or plan.tasks) for name in chosen}
+    units = [unit for name in chosen for unit in EXPERIMENTS[name].units(plans[name])]
     store = Store(_folder(options))
     outcome = run(
         units,
@@ -107,11 +112,13 @@ def _reference(options: argparse.Namespace) -> int:
     if not 0 < options.reliability < 1:
         raise ValueError(f"--reliability must lie between 0 and 1, got {options.reliability}")
     store = Store(options.out)
-    for task in CATALOG.choose(options.task):
+    having = [task for task in task_names(large=False) if options.recipe in CATALOG[task].recipes]
+    for task in CATALOG.choose(options.task or having):
         found = extend(
             store,
             task,
             options.seed,
+            recipe=options.recipe,
             reliability=options.reliability,
             seconds=60 * options.minutes,
             jobs=options.jobs,
@@ -119,7 +126,8 @@ def _reference(options: argparse.Namespace) -> int:
             scheduler=options.scheduler,
         )
         reached = "exact" if found.exact else _listed(found.reliability(), ".4f")
-        print(f"{task}: {reached}; {found.evaluations:,} trainings, {found.seconds:,.0f} core seconds", flush=True)
+        title = title_of(task, found.recipe)
+        print(f"{title}: {reached}; {found.evaluations:,} trainings, {found.seconds:,.0f} core seconds", flush=True)
     print(f"\n{write_summary(store)}")
     print(f"rows and this summary are in {store.root}")
     return 0
@@ -129,16 +137,32 @@ def _verify(options: argparse.Namespace) -> int:
     if options.coalitions < 1:
         raise ValueError(f"--coalitions must be at least 1, got {options.coalitions}")
     store = Store(options.out, create=False)
-    names = CATALOG.choose(options.task or [t for t in CATALOG if reference.exists(store, t, options.seed)])
-    proofs = [verify(store, task, options.seed, coalitions=options.coalitions) for task in names]
+    proofs = [
+        verify(store, task, options.seed, recipe=recipe, coalitions=options.coalitions)
+        for task, recipe in _claimed(store, options)
+    ]
     for proof in proofs:
         verdict = "holds" if proof.holds else "DOES NOT HOLD"
         bits = "" if proof.same_game else "; data or weights differ from those of the reference in some bits"
+        title = title_of(proof.task, proof.recipe)
         print(
-            f"{proof.task}: {verdict}; values from stored utilities within {proof.replay_error:.1g}, "
+            f"{title}: {verdict}; values from stored utilities within {proof.replay_error:.1g}, "
             f"{proof.retrained} retrained coalitions within {_listed(proof.errors, '.1g')}{bits}"
         )
     return 0 if all(proof.holds for proof in proofs) else NOT_PROVED
+
+
+def _claimed(store: Store, options: argparse.Namespace) -> list[tuple[str, str]]:
+    """Return tasks and recipes whose references are to be proved; those that are asked for and missing come first."""
+    there = [
+        (task, recipe)
+        for task in CATALOG.choose(options.task)
+        for recipe in reference.recipes(store, task, options.seed)
+        if options.recipe in (None, recipe)
+    ]
+    asked_for = CATALOG.choose(options.task) if options.task or not there else ()
+    missing = [(task, options.recipe or DEFAULT_RECIPE) for task in asked_for if task not in dict(there)]
+    return missing + there
 
 
 def _listed(numbers: Mapping[str, float], form: str) -> str:
@@ -190,6 +214,9 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("reference", help="make reference values, or make those that are there more reliable")
     _add_reference(command)
     command.add_argument(
+        "--recipe", default=DEFAULT_RECIPE, help=f"recipe of the trainings (default: {DEFAULT_RECIPE})"
+    )
+    command.add_argument(
         "--reliability", type=float, default=0.99, help="split-half Spearman correlation to reach (default: 0.99)"
     )
     command.add_argument("--minutes", type=float, default=60.0, help="when to stop all the same, a task (default: 60)")
@@ -198,13 +225,14 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("verify", help="prove reference values by retraining random coalitions")
     _add_reference(command)
+    command.add_argument("--recipe", help="recipe of the trainings (default: all of which there are references)")
     command.add_argument("--coalitions", type=int, default=64, help="how many to retrain, a task (default: 64)")
     command.set_defaults(command=_verify)
     return parser
 
 
 def _add_reference(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--task", nargs="+", default=[], help="tasks (default: all)")
+    command.add_argument("--task", nargs="+", default=[], help="tasks (default: all that are not large)")
     command.add_argument("--seed", type=int, default=0, help="seed of the tasks (default: 0)")
     command.add_argument(
         "--out", type=Path, default=reference.FOLDER, help=f"where references are (default: {reference.FOLDER})"

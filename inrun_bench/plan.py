@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tasks import CATALOG
+
 __all__ = ["PROFILES", "Plan", "Profile"]
 
 
@@ -39,7 +41,8 @@ class Profile:
     repetitions : int
         Runs of each estimator there.
     tasks, methods : tuple of str
-        What runs where none is named on the command line; all that there are, of other packages too, where empty.
+        What runs where none is named on the command line; where empty, all that there are, of other packages too, but
+        for tasks that are large.
     """
 
     seeds: tuple[int, ...]
@@ -123,6 +126,14 @@ PROFILES["timing"] = dataclasses.replace(  # for the overhead experiment, on a m
     workloads={"gpt-64": 15, "gpt-256": 15, "gpt-1024": 7, "mlp": 25, "cnn": 15},
 )
 
+PROFILES["large"] = dataclasses.replace(  # for values, removal and detection: large tasks have no retraining reference
+    PROFILES["quick"],
+    seeds=(0,),
+    removal_draws=10,
+    tasks=("mnist-mlp-4000", "stdlib-gpt"),
+    methods=("random", "inrun-first", "inrun-integrated", "few-run-4", "few-run-8"),
+)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -132,3 +143,8 @@ class Plan:
     tasks: tuple[str, ...]
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
+
+    @property
+    def tasks_with_reference(self) -> tuple[str, ...]:
+        """The tasks that can be retrained often enough for reference values: those that are not large."""
+        return tuple(task for task in self.tasks if not CATALOG[task].large)

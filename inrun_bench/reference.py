@@ -21,9 +21,10 @@ import pandas as pd
 
 from baselines import Valuation
 from inrun_bench.store import Store
-from inrun_bench.unit import REFERENCE, Unit
+from inrun_bench.unit import DEFAULT_RECIPE, REFERENCE, Unit, recipe_setting
+from tasks import CATALOG
 
-__all__ = ["FOLDER", "Reference", "block", "blocks", "exists", "read"]
+__all__ = ["FOLDER", "Reference", "block", "blocks", "exists", "read", "recipes"]
 
 FOLDER = Path("results", "reference")
 
@@ -33,7 +34,7 @@ DRAWS = 8  # a block
 
 @dataclass(frozen=True)
 class Reference:
-    """The reference of a task: one valuation a utility, from the same trainings.
+    """The reference of a task, trained by one of its recipes: one valuation a utility, from the same trainings.
 
     Attributes
     ----------
@@ -41,6 +42,8 @@ class Reference:
         Name of the task.
     seed : int
         Its seed.
+    recipe : str
+        Recipe of the trainings.
     valuations : mapping of str to Valuation
         By utility, ``"loss"`` first; `halves` are the means of the even and the odd draws, and `evaluations` counts
         trainings. Enumerated values have standard errors of zero.
@@ -52,6 +55,7 @@ class Reference:
 
     task: str
     seed: int
+    recipe: str
     valuations: Mapping[str, Valuation]
     identity: str
     blocks: int
@@ -81,7 +85,7 @@ class Reference:
         return hashlib.sha256(values.tobytes()).hexdigest()[:12]
 
 
-def read(store: Store, task: str, seed: int = 0) -> Reference:
+def read(store: Store, task: str, seed: int = 0, recipe: str = DEFAULT_RECIPE) -> Reference:
     """Return the reference of a task from all of its blocks.
 
     Parameters
@@ -92,6 +96,8 @@ def read(store: Store, task: str, seed: int = 0) -> Reference:
         Name of the task.
     seed : int
         Its seed.
+    recipe : str
+        Recipe of the trainings.
 
     Returns
     -------
@@ -102,11 +108,11 @@ def read(store: Store, task: str, seed: int = 0) -> Reference:
     ValueError
         If there is none.
     """
-    parts = [rows for _, rows in blocks(store, task, seed)]
+    parts = [rows for _, rows in blocks(store, task, seed, recipe)]
     if not parts:
         raise ValueError(
-            f"there is no reference for task {task!r}, seed {seed}, in {str(store.root)!r}; "
-            f"make it with 'inrun-bench reference --task {task} --seed {seed}'"
+            f"there is no reference for task {task!r}, seed {seed}, recipe {recipe!r}, in {str(store.root)!r}; "
+            f"make it with 'inrun-bench reference --task {task} --seed {seed} --recipe {recipe}'"
         )
     rows = pd.concat(parts)
     cost = rows[rows["metric"] == "utilities"].groupby("utility")[["evaluations", "seconds"]].sum()
@@ -123,22 +129,28 @@ def read(store: Store, task: str, seed: int = 0) -> Reference:
             method="reference",
             halves=means[["even", "odd"]].to_numpy().T,
         )
-    return Reference(task, seed, valuations, str(values["identity"].iloc[0]), len(parts))
+    return Reference(task, seed, recipe, valuations, str(values["identity"].iloc[0]), len(parts))
 
 
-def exists(store: Store, task: str, seed: int = 0) -> bool:
-    """Return whether there is a reference of the task."""
-    return store.has(block(task, seed, 0))
+def exists(store: Store, task: str, seed: int = 0, recipe: str = DEFAULT_RECIPE) -> bool:
+    """Return whether there is a reference of the task, trained by that recipe."""
+    return store.has(block(task, seed, 0, recipe))
 
 
-def block(task: str, seed: int, number: int) -> Unit:
+def recipes(store: Store, task: str, seed: int = 0) -> list[str]:
+    """Return the recipes of the task for which there are references, in the task's order."""
+    return [recipe for recipe in CATALOG[task].recipes if exists(store, task, seed, recipe)]
+
+
+def block(task: str, seed: int, number: int, recipe: str = DEFAULT_RECIPE) -> Unit:
     """Return the unit of work that is a block of the reference of a task."""
-    return Unit("reference", task, REFERENCE, seed, {"block": number, "shifts": SHIFTS, "draws": DRAWS})
+    settings = {"block": number, "shifts": SHIFTS, "draws": DRAWS, **recipe_setting(recipe)}
+    return Unit("reference", task, REFERENCE, seed, settings)
 
 
-def blocks(store: Store, task: str, seed: int) -> list[tuple[Unit, pd.DataFrame]]:
+def blocks(store: Store, task: str, seed: int, recipe: str = DEFAULT_RECIPE) -> list[tuple[Unit, pd.DataFrame]]:
     """Return the blocks that are there, from number 0 on, each with its rows."""
     found: list[tuple[Unit, pd.DataFrame]] = []
-    while store.has(unit := block(task, seed, len(found))):
+    while store.has(unit := block(task, seed, len(found), recipe)):
         found.append((unit, store.read(unit)))
     return found

@@ -11,6 +11,7 @@ from inrun_bench.experiments.reference import MOST_ENUMERATED
 from inrun_bench.reference import Reference, block, blocks, read
 from inrun_bench.runner import run
 from inrun_bench.store import Store
+from inrun_bench.unit import DEFAULT_RECIPE
 
 __all__ = ["extend"]
 
@@ -20,6 +21,7 @@ def extend(
     task: str,
     seed: int = 0,
     *,
+    recipe: str = DEFAULT_RECIPE,
     reliability: float = 0.99,
     seconds: float = 3600.0,
     jobs: int = -1,
@@ -32,7 +34,7 @@ def extend(
     ----------
     store : Store
         Where the blocks are, and go.
-    task, seed
+    task, seed, recipe
         What the values are of.
     reliability : float
         Split-half Spearman correlation to be reached.
@@ -47,22 +49,24 @@ def extend(
 
     Raises
     ------
+    ValueError
+        If there is no such task, or it has no such recipe.
     RuntimeError
         If a block fails; those before it are kept.
     """
     start = time.perf_counter()
-    at_once = cpu_count() if jobs == -1 else jobs
+    enumerated = tasks.load(task, seed, recipe=recipe).n_train <= MOST_ENUMERATED
+    at_once = 1 if enumerated else cpu_count() if jobs == -1 else jobs
     while True:
-        made = len(blocks(store, task, seed))
+        made = len(blocks(store, task, seed, recipe))
         if made:
-            reference = read(store, task, seed)
+            reference = read(store, task, seed, recipe)
             reached = min(reference.reliability().values())
             late = time.perf_counter() - start > seconds
             if reference.exact or reached >= reliability or late:
                 return reference
-        wanted = made + (1 if _is_enumerated(task, seed) else at_once)
         outcome = run(
-            [block(task, seed, number) for number in range(made, wanted)],
+            [block(task, seed, number, recipe) for number in range(made, made + at_once)],
             store,
             jobs=jobs,
             backend=backend,
@@ -71,7 +75,3 @@ def extend(
         if outcome.failed:
             unit, message = outcome.failed[0]
             raise RuntimeError(f"{unit} failed: {message}")
-
-
-def _is_enumerated(task: str, seed: int) -> bool:
-    return tasks.load(task, seed).n_train <= MOST_ENUMERATED

@@ -11,6 +11,7 @@ import tasks
 from inrun_bench.experiments.reference import Replay, estimate
 from inrun_bench.reference import blocks, read
 from inrun_bench.store import Store
+from inrun_bench.unit import DEFAULT_RECIPE
 
 __all__ = ["Proof", "verify"]
 
@@ -25,8 +26,8 @@ class Proof:
 
     Attributes
     ----------
-    task : str
-        Name of the task.
+    task, recipe : str
+        Names of the task and of the recipe by which it is trained.
     same_game : bool
         Whether data, initial weights and batch order are the same to the bit; on another processor they may not be.
     retrained : int
@@ -38,6 +39,7 @@ class Proof:
     """
 
     task: str
+    recipe: str
     same_game: bool
     retrained: int
     replay_error: float
@@ -50,14 +52,22 @@ class Proof:
         return self.replay_error <= REPLAYED and retrained
 
 
-def verify(store: Store, task: str, seed: int = 0, *, coalitions: int = 64, rng: int | None = None) -> Proof:
+def verify(
+    store: Store,
+    task: str,
+    seed: int = 0,
+    *,
+    recipe: str = DEFAULT_RECIPE,
+    coalitions: int = 64,
+    rng: int | None = None,
+) -> Proof:
     """Replay the estimator on the stored utilities, and retrain random coalitions among those that they belong to.
 
     Parameters
     ----------
     store : Store
         Where the reference is.
-    task, seed
+    task, seed, recipe
         What it is of.
     coalitions : int
         How many are trained again.
@@ -71,14 +81,14 @@ def verify(store: Store, task: str, seed: int = 0, *, coalitions: int = 64, rng:
     Raises
     ------
     ValueError
-        If there is no reference for the task.
+        If there is no such task, it has no such recipe, or there is no reference for them.
     """
-    reference = read(store, task, seed)
-    game = tasks.load(task, seed).trajectory_game()
+    game = tasks.load(task, seed, recipe=recipe).trajectory_game()
+    reference = read(store, task, seed, recipe)
     positions = np.random.default_rng(rng).integers(reference.valuations["loss"].evaluations, size=coalitions)
     replay_error, first = 0.0, 0
     drawn, stored = [], []
-    for unit, rows in blocks(store, task, seed):
+    for unit, rows in blocks(store, task, seed, recipe):
         of_utility = {
             u: np.asarray(v) for u, v in rows[rows["metric"] == "utilities"].set_index("utility")["utilities"].items()
         }
@@ -99,6 +109,7 @@ def verify(store: Store, task: str, seed: int = 0, *, coalitions: int = 64, rng:
     difference[:, loss] /= np.abs(kept_utilities[:, loss])
     return Proof(
         task=task,
+        recipe=recipe,
         same_game=game.identity() == reference.identity,
         retrained=len(drawn),
         replay_error=replay_error,

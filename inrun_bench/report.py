@@ -11,6 +11,8 @@ import pandas as pd
 from tabulate import tabulate
 
 from inrun_bench import reference
+from inrun_bench.figures.cost import with_ceilings, with_recipes
+from inrun_bench.figures.estimators import efficiencies
 from inrun_bench.figures.fidelity import converging_rates
 from inrun_bench.figures.overhead import WORKLOADS, of_tasks, of_workloads
 from inrun_bench.figures.style import in_order, look
@@ -23,6 +25,8 @@ __all__ = ["headline", "update_section", "write_summary"]
 
 BEGIN, END = "<!-- summary: begin (inrun-bench report --into) -->", "<!-- summary: end -->"
 SMALLEST = 1e-6  # smaller shares are nothing but rounding
+AGREEMENT = ("Spearman [95 % CI]", "Kendall", "Pearson", "top 10 %")  # columns that need a reference
+SPENT = {"evaluations": ",.0f", "seconds": ",.2g"}
 
 
 def write_summary(store: Store) -> str:
@@ -30,12 +34,16 @@ def write_summary(store: Store) -> str:
     tables = (
         headline,
         _methods_table,
+        _groups_table,
         _fidelity_table,
         _scores_table,
         _steps_table,
         _reference_table,
         _estimators_table,
+        _efficiency_table,
         _cost_table,
+        _diagnostics_table,
+        _sweeps_table,
         _rivals_table,
     )
     parts = [table(store) for table in tables]
@@ -88,16 +96,22 @@ def update_section(path: Path, summary: str) -> None:
 
 
 def _methods_table(store: Store) -> str:
-    """One table a task: cost, agreement with the reference, removal, detection."""
-    agreement, removal, detection = (store.read_all(name) for name in ("agreement", "removal", "detection"))
-    if agreement.empty:
+    """One table a task: cost, agreement with the reference where it was looked at, removal, detection."""
+    names = ("agreement", "removal", "detection", "values")
+    agreement, removal, detection, values = (store.read_all(name) for name in names)
+    judged = set(agreement["task"])
+    own = values[(values["metric"] == "cost") & (values["method"] != REFERENCE)]
+    found = pd.concat([rows[~rows["task"].isin(judged)] for rows in (own, removal, detection)])
+    found = pd.concat([agreement, found])
+    if found.empty:
         return ""
     table = over_seeds(pd.concat([agreement, removal, detection]))
-    cost = agreement[agreement["metric"] == "spearman"].groupby(["task", "method"])[["evaluations", "seconds"]].median()
+    spent = found[found["metric"].isin(["spearman", "cost"])]
+    cost = spent.groupby(["task", "method"])[["evaluations", "seconds"]].median()
     columns: dict[str, Callable[[str, str], str]] = {
         "method": lambda _task, method: look(method).label,
-        "trainings": lambda task, method: f"{cost.loc[(task, method), 'evaluations']:,.0f}",
-        "time (s)": lambda task, method: f"{cost.loc[(task, method), 'seconds']:.2g}",
+        "trainings": lambda task, method: _cell(cost["evaluations"], (task, method), ",.0f"),
+        "time (s)": lambda task, method: _cell(cost["seconds"], (task, method), ",.2g"),
         "Spearman [95 % CI]": lambda task, method: _interval(table, (task, method, "spearman")),
         "Kendall": lambda task, method: _mean(table, (task, method, "kendall")),
         "Pearson": lambda task, method: _mean(table, (task, method, "pearson")),
@@ -107,16 +121,45 @@ def _methods_table(store: Store) -> str:
         "AP": lambda task, method: _mean(table, (task, method, "average_precision")),
     }
     parts = []
-    for task in dict.fromkeys(agreement["task"]):
-        methods = in_order(agreement[agreement["task"] == task]["method"])
-        cells = [[cell(task, method) for cell in columns.values()] for method in methods]
-        seeds = agreement[agreement["task"] == task]["seed"].nunique()
-        ceiling = _mean(table, (task, REFERENCE, "spearman_ceiling"))
-        parts.append(
-            f"**{task}**, {seeds} seeds. The reference's own row is one half of it against the other; "
-            f"noise ceiling of Spearman: {ceiling}.\n\n{_markdown(cells, list(columns))}"
-        )
+    for task in dict.fromkeys(found["task"]):
+        rows = found[found["task"] == task]
+        shown = {head: cell for head, cell in columns.items() if task in judged or head not in AGREEMENT}
+        cells = [[cell(task, method) for cell in shown.values()] for method in in_order(rows["method"])]
+        about = f"**{task}**, {_count(rows['seed'].nunique(), 'seed')}. "
+        if task in judged:
+            ceiling = _mean(table, (task, REFERENCE, "spearman_ceiling"))
+            about += f"The reference's own row is one half of it against the other; noise ceiling of Spearman: {ceiling}."
+        else:
+            about += "Not compared with a retraining reference; time is that for the values of all samples, on one core."
+        parts.append(f"{about}\n\n{_markdown(cells, list(shown))}")
     return "\n\n".join(parts)
+
+
+def _groups_table(store: Store) -> str:
+    rows = store.read_all("groups")
+    errors = rows[rows["metric"] == "error"] if len(rows) else rows
+    if errors.empty:
+        return ""
+    means = rows.groupby(["task", "groups", "method", "metric"])["value"].mean()
+    cost = rows[rows["metric"] == "cost"].groupby(["task", "groups", "method"])[["evaluations", "seconds"]].median()
+    parts = []
+    for (task, kind), own in rows.groupby(["task", "groups"], sort=False):
+        cells = [
+            [
+                "exact, all coalitions" if method == REFERENCE else look(method).label,
+                *(_cell(cost[column], (task, kind, method), form) for column, form in SPENT.items()),
+                *(_cell(means, (task, kind, method, metric), ".3f") for metric in ("spearman", "pearson", "error")),
+            ]
+            for method in in_order(own["method"])
+        ]
+        values = own[own["metric"] == "value"]
+        title = f"{task}, {kind}: {values['player'].nunique()} players, {_count(own['seed'].nunique(), 'seed')}"
+        parts.append(f"{title}\n\n{_markdown(cells, ['method', 'runs', 'time (s)', 'Spearman', 'Pearson', 'error'])}")
+    return (
+        "**Groups**: players are groups of samples, judged by their exact Shapley values in the game of retraining. "
+        "Error: root mean square, in units of the spread of the exact values; means over seeds, medians of time.\n\n"
+        + "\n\n".join(parts)
+    )
 
 
 def _fidelity_table(store: Store) -> str:
@@ -223,19 +266,19 @@ def _scores_table(store: Store) -> str:
 
 def _reference_table(store: Store) -> str:
     cells = []
-    for task in CATALOG:
-        if not reference.exists(store, task):
-            continue
-        found = reference.read(store, task)
+    stored = [(task, recipe) for task in CATALOG for recipe in reference.recipes(store, task)]
+    for task, recipe in stored:
+        found = reference.read(store, task, recipe=recipe)
         for utility, valuation in found.valuations.items():
             assert valuation.stderr is not None
             noise = np.sqrt(np.square(valuation.stderr).mean()) / valuation.values.std()
             quality = ["exact", "0"] if found.exact else [f"{valuation.reliability():.4f}", f"{noise:.2g}"]
             size = [str(len(valuation.values)), f"{found.evaluations:,}", f"{found.seconds:,.0f}"]
-            cells.append([task, utility, *size, *quality])
+            cells.append([task, recipe, utility, *size, *quality])
     if not cells:
         return ""
-    heads = ["task", "utility", "samples", "trainings", "core seconds", "split-half Spearman", "standard error"]
+    heads = ["task", "recipe", "utility", "samples", "trainings", "core seconds"]
+    heads += ["split-half Spearman", "standard error"]
     return (
         "**Reference values**, seed 0: Shapley values of the trajectory game, by permutations with shifts and reverses "
         "or by enumeration. Both utilities of a task come from the same trainings; standard errors (root mean square) "
@@ -269,22 +312,85 @@ def _estimators_table(store: Store) -> str:
     )
 
 
-def _cost_table(store: Store) -> str:
-    rows = store.read_all("cost")
-    spearman = rows[rows["metric"] == "spearman"] if len(rows) else rows
-    if spearman.empty:
+def _efficiency_table(store: Store) -> str:
+    rows = store.read_all("estimators")
+    found = efficiencies(rows) if len(rows) else rows
+    if found.empty:
         return ""
-    tasks = list(dict.fromkeys(spearman["task"]))
-    found = spearman.set_index(["task", "method"])
+    cells = [
+        [look(method).label, *("" if math.isnan(ratio) else f"{ratio:.2g}" for ratio in found.loc[method])]
+        for method in in_order(found.index)
+    ]
+    return (
+        "**Efficiency**: how many times fewer trainings than plain permutations take to the same standard error (root "
+        "mean square over the samples), at the end of the budget; medians over repetitions. Estimators with a bias, "
+        "of which standard errors do not know, are left out.\n\n"
+        f"{_markdown(cells, ['estimator', *found.columns])}"
+    )
+
+
+def _cost_table(store: Store) -> str:
+    """One table a recipe."""
+    rows = store.read_all("cost")
+    if rows.empty:
+        return ""
+    rows = with_ceilings(with_recipes(rows))
+    return "\n\n".join(_cost_by_recipe(str(recipe), own) for recipe, own in rows.groupby("recipe", sort=False))
+
+
+def _cost_by_recipe(recipe: str, rows: pd.DataFrame) -> str:
+    tasks = list(dict.fromkeys(rows["task"]))
+    found = rows[rows["metric"] == "spearman"].set_index(["task", "method"])
     cells = []
-    for method in in_order(spearman["method"]):
+    for method in in_order(m for _, m in found.index):
         own = (found.loc[(task, method)] if (task, method) in found.index else None for task in tasks)
         texts = ("" if row is None else f"{row['value']:.3f}, {row['trainings']:,.3g}" for row in own)
         cells.append([look(method).label, *texts])
+    ceilings = rows[rows["metric"] == "spearman_ceiling"].set_index("task")["value"]
+    cells.append(["*noise ceiling*", *(f"{ceilings[task]:.3f}" if task in ceilings else "" for task in tasks)])
     return (
-        "**Cost**: Spearman correlation with the stored reference values (of the reference: one half against the "
-        "other), and wall time in units of one training of one model, on one core; seed 0.\n\n"
+        f"**Cost**, recipe {recipe}: Spearman correlation with the stored reference values (of the reference: one half "
+        "against the other), and wall time in units of one training of one model, on one core; seed 0.\n\n"
         f"{_markdown(cells, ['method', *tasks])}"
+    )
+
+
+def _diagnostics_table(store: Store) -> str:
+    rows = store.read_all("cost")
+    if rows.empty:
+        return ""
+    rows = with_recipes(rows[rows["method"] == "few-run-8"])
+    found = rows.set_index(["task", "recipe", "metric"])["value"].unstack("metric")
+    if not {"sum", "gain", "roughness", "spearman"} <= set(found):
+        return ""
+    cells = [
+        [task, recipe, f"{own['sum'] / own['gain']:.3f}", f"{own['roughness']:.3f}", f"{own['spearman']:.3f}"]
+        for (task, recipe), own in found.dropna(subset=["sum", "gain", "roughness"]).iterrows()
+    ]
+    return (
+        f"**Diagnostics** of {look('few-run-8').label}, none of which needs retraining, and the Spearman correlation "
+        "with the stored reference values.\n\n"
+        f"{_markdown(cells, ['task', 'recipe', 'sum / gain', 'roughness', 'Spearman'])}"
+    )
+
+
+def _sweeps_table(store: Store) -> str:
+    rows = store.read_all("sweeps")
+    if rows.empty:
+        return ""
+    found = rows.pivot_table(index=["task", "recipe", "way"], columns="metric", values="value")
+    ways = list(dict.fromkeys(rows["way"]))
+    cells = []
+    for task, recipe in dict.fromkeys(zip(rows["task"], rows["recipe"], strict=True)):
+        of_ways = (found.loc[task, recipe, way] for way in ways)
+        texts = (
+            f"{own['trainings']:.1f} / {own['peak_ratio']:.1f} / {own['stored_bytes'] / 1e6:.2g} MB" for own in of_ways
+        )
+        cells.append([task, recipe, *texts])
+    return (
+        "**Differentiated runs**, 8 at a time: time / peak memory in units of the same runs trained plainly, and what was "
+        "stored of their states, by the way to keep these (medians of turns, one core). States on the disk are no part "
+        f"of the memory.\n\n{_markdown(cells, ['task', 'recipe', *ways])}"
     )
 
 
@@ -314,6 +420,14 @@ def _rivals_table(store: Store) -> str:
 def _markdown(cells: list[list[str]], heads: list[str]) -> str:
     align = ["left"] + ["right"] * (len(heads) - 1)
     return str(tabulate(cells, heads, tablefmt="pipe", colalign=align, disable_numparse=True))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _cell(found: pd.Series, key: tuple[str, ...], form: str) -> str:
+    return f"{found[key]:{form}}" if key in found.index else ""
 
 
 def _mean(table: pd.DataFrame, key: tuple[str, str, str]) -> str:

@@ -14,8 +14,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from inrun_bench import __version__
+from inrun_bench.atomic import replacing
 from inrun_bench.unit import Row, Unit
 
 __all__ = ["SCHEMA", "Store"]
@@ -111,7 +111,7 @@ class Store:
         table = pa.Table.from_pylist(records, schema=schema)
         path = self._path(unit)
         path.parent.mkdir(exist_ok=True)
-        with _replacing(path) as partial:
+        with replacing(path) as partial:
             pq.write_table(table, partial, compression="zstd")
 
     def claim(self, unit: Unit) -> FileLock | None:
@@ -196,16 +196,5 @@ def _commit() -> str | None:
 
 
 def _write_atomically(path: Path, text: str) -> None:
-    with _replacing(path) as partial:
+    with replacing(path) as partial:
         partial.write_text(text)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Yield a file to be written beside `path`: it takes the place of `path` when it is whole, or goes."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -11,10 +11,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-__all__ = ["REFERENCE", "Row", "Setting", "Unit"]
+__all__ = ["DEFAULT_RECIPE", "REFERENCE", "Row", "Setting", "Unit", "recipe_setting", "title_of"]
 
 REFERENCE = "reference"
 """What stands in the method column for the retraining reference."""
+
+DEFAULT_RECIPE = "sgd"
+"""The recipe of units without a setting that names one."""
 
 Setting: TypeAlias = str | int | float | bool
 
@@ -52,6 +55,11 @@ class Unit:
         return hashlib.sha256(json.dumps(definition).encode()).hexdigest()[:16]
 
     @property
+    def recipe(self) -> str:
+        """The recipe by which the unit's task is trained."""
+        return str(self.settings.get("recipe", DEFAULT_RECIPE))
+
+    @property
     def random_seed(self) -> np.random.SeedSequence:
         """The unit's own random stream: it depends on the unit's definition, and on nothing that runs beside it."""
         digest = hashlib.sha256(json.dumps(self._identity).encode()).digest()
@@ -75,3 +83,13 @@ class Unit:
     def __str__(self) -> str:
         settings = "".join(f" {name}={value}" for name, value in self.settings.items())
         return f"{self.experiment} {self.task} {self.method} seed={self.seed}{settings}"
+
+
+def recipe_setting(recipe: str) -> dict[str, Setting]:
+    """Return the setting that names a recipe: none for the default one, whose units are older than recipes."""
+    return {} if recipe == DEFAULT_RECIPE else {"recipe": recipe}
+
+
+def title_of(task: str, recipe: str) -> str:
+    """Return what stands above results on a task: its name, and that of the recipe where it is not the default one."""
+    return task if recipe == DEFAULT_RECIPE else f"{task}, {recipe}"

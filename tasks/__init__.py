@@ -58,14 +58,14 @@ def load(
     seed : int
         Source of the split, the wrong targets, the initial weights and the batch order; not negative.
     recipe : str
-        One of the task's recipes: ``"sgd"`` or ``"adamw"`` for the embedded ones.
+        One of the task's recipes: ``"sgd"``, ``"momentum"`` or ``"adamw"`` for the embedded ones.
     n_train : int, optional
         Number of training samples; the task's own default where None.
     flipped : float
-        Share of training samples whose target is made wrong, in [0, 1]: another label, or in regression another
-        sample's number.
+        Share of training samples whose target is made wrong, in [0, 1]: another label, or in regression and of
+        sequences that of another sample.
     dtype : torch.dtype
-        Of features and weights. The same initial weights are rounded to it.
+        Of features and weights. The same initial weights are rounded to it. Tokens stay integers.
 
     Returns
     -------
@@ -84,6 +84,6 @@ def load(
     return task.build(name, seed=seed, recipe=recipe, n_train=n_train, flipped=flipped, dtype=dtype)
 
 
-def names() -> list[str]:
-    """Return the names of all tasks, embedded and from entry points."""
-    return list(CATALOG)
+def names(*, large: bool | None = None) -> list[str]:
+    """Return the names of all tasks, embedded and from entry points; or of those that are large, or are not."""
+    return [name for name, task in CATALOG.items() if large is None or task.large == large]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -15,12 +15,15 @@ __all__ = ["Split", "exchange_targets", "flip_labels", "partition", "standardise
 
 Scaling = Literal["feature", "global"]
 
+Number = TypeVar("Number", np.int64, np.float64)
+
 
 @dataclass(frozen=True)
 class Split:
     """Samples of one part of a dataset: features `x` [n, ...] and targets `y`.
 
     Targets are class labels, int64 [n] (of sequences: [n, T]), or, in regression, numbers in the dtype of `x`, [n].
+    Tokens are inputs as they are, int64 [n, T].
     """
 
     x: torch.Tensor
@@ -31,12 +34,12 @@ class Split:
 
 
 def partition(labels: NDArray[np.int64], sizes: Sequence[int], seed: np.random.SeedSequence) -> list[NDArray[np.int64]]:
-    """Draw disjoint index sets of the given sizes, each with the dataset's own class proportions.
+    """Draw disjoint index sets of the given sizes, each with the dataset's own proportions of classes, or of domains.
 
     Parameters
     ----------
     labels : int64 [n]
-        Class of each sample of the dataset; where there are no classes, the same number for all.
+        Class, or domain, of each sample of the dataset; where there are none, the same number for all.
     sizes : sequence of int
         Size of each part; their sum may be less than ``n``.
     seed : numpy.random.SeedSequence
@@ -108,17 +111,17 @@ def flip_labels(
 
 
 def exchange_targets(
-    targets: NDArray[np.float64], fraction: float, seed: np.random.SeedSequence
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    targets: NDArray[Number], fraction: float, seed: np.random.SeedSequence
+) -> tuple[NDArray[Number], NDArray[np.int64]]:
     """Give a share of the samples the target of another one, drawn evenly from those whose target differs.
 
-    That is to regression what :func:`flip_labels` is to classification: each chosen target is wrong, and none stands
-    out by its size.
+    That is to regression, and to sequences, what :func:`flip_labels` is to classification: each chosen target is wrong,
+    and none stands out by itself.
 
     Parameters
     ----------
-    targets : float64 [n]
-        True targets.
+    targets : [n] or [n, T]
+        True targets: numbers, or sequences of labels.
     fraction : float
         Share of samples to change, in [0, 1]; rounded to whole samples.
     seed : numpy.random.SeedSequence
@@ -126,7 +129,7 @@ def exchange_targets(
 
     Returns
     -------
-    targets : float64 [n]
+    targets : [n] or [n, T]
         Targets after the exchange.
     exchanged : int64 [k]
         Indices of the changed samples, ascending.
@@ -138,11 +141,12 @@ def exchange_targets(
     """
     rng = np.random.default_rng(seed)
     exchanged = _choose(len(targets), fraction, rng)
-    if len(exchanged) and np.ptp(targets) == 0:
-        raise ValueError(f"all {len(targets)} training targets are {float(targets[0])!r}: none can be made wrong")
+    if len(exchanged) and (targets == targets[0]).all():
+        raise ValueError(f"all {len(targets)} training targets are {targets[0].tolist()!r}: none can be made wrong")
     noisy = targets.copy()
     for sample in exchanged:
-        noisy[sample] = rng.choice(targets[targets != targets[sample]])
+        others = (targets != targets[sample]).reshape(len(targets), -1).any(axis=1)
+        noisy[sample] = rng.choice(targets[others])
     return noisy, exchanged
 
 

@@ -5,6 +5,11 @@ steps with the summed gradient contributions of S only::
 
     U(S) = l_val(w - u(0)) - l_val(w - u(g_S)),    g_S = sum_{i in S} g_i
 
+The contributions are parts of what the optimiser receives. Where a recipe clips by norm, g_i is the sample's part of
+the batch's mean gradient times the factor by which the whole batch's gradient is clipped: a number of the step, the
+same for every coalition. That is the game which the engine scores (:mod:`inrun_bench.attribution.received`). Training
+on the coalition alone, as in :mod:`tasks.trajectory`, would clip by the norm of the coalition's own gradient instead.
+
 Shapley values of this game are what one step of In-Run Data Shapley approximates (arXiv 2406.11011, section 4). Here
 they are computed the plain way, from per-sample gradients and real optimiser steps, so that they can judge.
 """
@@ -54,13 +59,18 @@ class StepGame:
         self._objective = task.objective
         self._program = stacks.program_of(model, task.objective, task.train.x[:1])
         self._validation = task.validation
-        self._weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._weights = {name: p.detach().clone() for name, p in trained.items()}
         self._contributions = per_sample_contributions(model, task.objective, task.train.x[index], task.train.y[index])
+        if task.recipe.clip_norm is not None:
+            whole = {name: parts.sum(0, keepdim=True) for name, parts in self._contributions.items()}
+            factor = stacks.clip_factors(whole, task.recipe.clip_norm)
+            self._contributions = {name: parts * factor for name, parts in self._contributions.items()}
         self._build_optimizer = task.recipe.build_optimizer
         self._settings = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
         self._state = {
             name: {k: v.clone() if torch.is_tensor(v) else v for k, v in optimizer.state.get(p, {}).items()}
-            for name, p in model.named_parameters()
+            for name, p in trained.items()
         }
         each = stacks.footprint(
             self._program,
@@ -99,7 +109,7 @@ def per_sample_contributions(model: nn.Module, objective: Objective, x: torch.Te
     def loss(parameters: Stack, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return objective.losses(functional_call(model, parameters, (x[None],)), y[None]).mean()
 
-    weights = {name: p.detach() for name, p in model.named_parameters()}
+    weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     gradients: Any = vmap(grad(loss), in_dims=(None, 0, 0))(weights, x, y)
     return {name: g / len(y) for name, g in gradients.items()}
 

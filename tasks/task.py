@@ -47,6 +47,10 @@ class Task:
         Returns a model with fresh weights from torch's global generator.
     learner : {"logistic", "ridge"} or None
         How the model is fitted to its optimum, where it has a single one; see :meth:`optimum_game`.
+    dtype : torch.dtype or None
+        Of the weights; that of the features where None.
+    domains : int64 [n_train] or None
+        Where each training sample comes from, where the dataset says so: numbers from 0 on.
     """
 
     name: str
@@ -60,6 +64,8 @@ class Task:
     recipe: Recipe
     architecture: Callable[[], nn.Module]
     learner: Learner | None = None
+    dtype: torch.dtype | None = None
+    domains: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         for part in ("train", "validation", "test"):
@@ -86,14 +92,35 @@ class Task:
         return len(self.train)
 
     def model(self) -> nn.Module:
-        """Return a fresh model with the task's initial weights, in the data's dtype."""
+        """Return a fresh model with the task's initial weights, in the task's dtype."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return self.architecture().to(self.train.x.dtype)
+            return self.architecture().to(self.dtype or self.train.x.dtype)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Return the recipe's optimiser over the parameters of `model`."""
-        return self.recipe.build_optimizer(model.parameters())
+        """Return the recipe's optimiser over the parameters of `model`, for one run.
+
+        Its ``step`` is the whole step of the recipe: the gradient is clipped before it, and after it the learning rate
+        is that of the next step. The steps taken are counted in its ``param_groups``, so that one that goes on from
+        another's ``state_dict`` goes on with the schedule, too.
+        """
+        recipe, n_steps = self.recipe, self.recipe.n_steps(self.n_train)
+        optimizer = recipe.build_optimizer(model.parameters())
+
+        def clip(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], cast(float, recipe.clip_norm))
+
+        def set_rate(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            group = optimizer.param_groups[0]
+            group["steps"] = group.get("steps", -1) + 1
+            group["lr"] = recipe.rate(group["steps"], n_steps)
+
+        if recipe.clip_norm is not None:
+            optimizer.register_step_pre_hook(clip)
+        if recipe.schedule != "constant" or recipe.warmup:
+            set_rate(optimizer)
+            optimizer.register_step_post_hook(set_rate)
+        return optimizer
 
     def batches(self) -> list[torch.Tensor]:
         """Return the training indices of every step, int64 [batch] each, in the order of the run."""
@@ -163,8 +190,9 @@ class TaskSpec:
     Attributes
     ----------
     dataset : callable
-        Returns the whole dataset: features float64 [n, ...], and labels int64 [n] or, for regression, numbers
-        float64 [n].
+        Returns the whole dataset: features float64 [n, ...] (tokens: int64 [n, T]), and labels int64 [n] (of sequences:
+        [n, T]) or, for regression, numbers float64 [n]. A third array, int64 [n], numbers the domain of each sample
+        from 0 on. The split keeps the proportions of domains or, where there are none, of labels.
     architecture : callable
         Returns a model with fresh weights from torch's global generator.
     recipes : mapping
@@ -174,24 +202,32 @@ class TaskSpec:
         [B] or [B, 1].
     n_train, n_validation, n_test : int
         Default sizes of the three parts.
-    scaling : {"feature", "global"}
-        How features are standardised, see :func:`tasks.data.standardise`.
+    scaling : {"feature", "global"} or None
+        How features are standardised, see :func:`tasks.data.standardise`. None leaves them as they are: tokens, which
+        stay integers.
     summary : str
         One line for listings.
     learner : {"logistic", "ridge"}, optional
         For a linear model: how it is fitted to its optimum, see :meth:`Task.optimum_game`.
+    large : bool
+        Whether tens of thousands of trainings would take too long. A large task has no retraining reference, and runs
+        only where it is named.
+    domains : tuple of str
+        Names of the domains, where the dataset numbers them.
     """
 
-    dataset: Callable[[], tuple[NDArray[np.float64], NDArray[np.int64] | NDArray[np.float64]]]
+    dataset: Callable[[], tuple[NDArray[Any], NDArray[Any]] | tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]]
     architecture: Callable[[], nn.Module]
     recipes: Mapping[str, Recipe]
     n_classes: int | None
     n_train: int
     n_validation: int
     n_test: int
-    scaling: Scaling
+    scaling: Scaling | None
     summary: str
     learner: Learner | None = None
+    large: bool = False
+    domains: tuple[str, ...] = ()
 
     def build(
         self,
@@ -207,15 +243,16 @@ class TaskSpec:
         size = self.n_train if n_train is None else n_train
         if size < 1:
             raise ValueError(f"n_train must be at least 1, got {size}")
-        x, y = self.dataset()
+        x, y, *rest = self.dataset()
+        domains = rest[0] if rest else None
         split, flip = (np.random.SeedSequence([seed, stream]) for stream in (1, 2))
-        strata = np.zeros(len(y), dtype=np.int64) if self.n_classes is None else y.astype(np.int64)
-        parts = partition(strata, [size, self.n_validation, self.n_test], split)
-        x = standardise(x, parts[0], self.scaling)
+        parts = partition(self._strata(y, domains), [size, self.n_validation, self.n_test], split)
+        if self.scaling is not None:
+            x = standardise(x, parts[0], self.scaling)
         targets, wrong = self._targets(y, parts[0], flipped, flip)
-        target_dtype = dtype if self.n_classes is None else torch.int64
+        x_dtype, target_dtype = (dtype if array.dtype.kind == "f" else torch.int64 for array in (x, targets))
         train, validation, test = (
-            Split(torch.from_numpy(x[part]).to(dtype), torch.from_numpy(targets[part]).to(target_dtype))
+            Split(torch.from_numpy(x[part]).to(x_dtype), torch.from_numpy(targets[part]).to(target_dtype))
             for part in parts
         )
         return Task(
@@ -230,7 +267,17 @@ class TaskSpec:
             recipe=self.recipes[recipe],
             architecture=self.architecture,
             learner=self.learner,
+            dtype=dtype,
+            domains=None if domains is None else domains[parts[0]],
         )
+
+    def _strata(self, y: NDArray[Any], domains: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        """Return whatever each part of the split shall have in the same proportions, int64 [n]."""
+        if domains is not None:
+            return domains
+        if self.n_classes is None or y.ndim > 1:
+            return np.zeros(len(y), dtype=np.int64)
+        return y.astype(np.int64)
 
     def _targets(
         self, y: NDArray[Any], train: NDArray[np.int64], fraction: float, seed: np.random.SeedSequence
@@ -244,7 +291,9 @@ class TaskSpec:
             targets = standardise(y, train, "feature")
             targets[train], wrong = exchange_targets(targets[train], fraction, seed)
         else:
-            labels = y.astype(np.int64)
-            labels[train], wrong = flip_labels(labels[train], self.n_classes, fraction, seed)
-            targets = labels
+            targets = y.astype(np.int64)
+            if targets.ndim == 1:
+                targets[train], wrong = flip_labels(targets[train], self.n_classes, fraction, seed)
+            else:  # another sequence is wrong, and yet in the language
+                targets[train], wrong = exchange_targets(targets[train], fraction, seed)
         return targets, wrong

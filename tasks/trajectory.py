@@ -6,6 +6,9 @@ denominator of a batch's mean stays that of the full batch::
 
     w_{t+1} = w_t - u_t( (1 / |B_t|) sum_{i in B_t and S} grad l_i(w_t) )
 
+where u_t is what the recipe makes of a gradient: clipping, by the norm of this model's own gradient, and the optimiser
+at the learning rate of step t.
+
 This is the retraining game that In-Run Data Shapley approximates step by step (arXiv 2406.11011); the empty coalition
 learns nothing and is worth what the initial weights are worth, up to weight decay.
 
@@ -15,7 +18,7 @@ gradient, so that all coalitions make the same number of steps, with the same de
 
 All models of a chunk of coalitions are trained as one batched tensor program (:mod:`tasks.stacks`). Plain SGD is part
 of that program; since the recipe's other optimisers are element-wise, one ``torch.optim`` optimiser over the stacked
-parameters is the optimiser of every model in the stack.
+parameters is the optimiser of every model in the stack; clipping is done before it, model by model.
 
 Cost on two cores, in float32: digits-mlp (64-32-10, 50 steps of 20 samples, 300 validation samples) 7000 trainings a
 second, some 60 times as many as in a Python loop.

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 import tasks
+from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
 from inrun_bench.experiments import EXPERIMENTS
 from inrun_bench.experiments.estimators import ESTIMATORS
 from inrun_bench.figures import FIGURES
+from inrun_bench.figures.estimators import efficiencies
 from inrun_bench.plan import PROFILES, Plan
 from inrun_bench.reference import read
 from inrun_bench.reference_proof import verify
@@ -96,7 +98,7 @@ def references():
 LEAST_RELIABLE = {("mnist-cnn", "accuracy"): 0.93}  # 200 000 trainings have taken half an hour of two cores
 
 
-@pytest.mark.parametrize("task", tasks.names())
+@pytest.mark.parametrize("task", tasks.names(large=False))
 def test_every_embedded_task_has_a_reliable_reference(references, task):
     found = read(references, task)
     assert set(found.valuations) == set(tasks.load(task).objective.utilities)
@@ -120,10 +122,28 @@ def test_references_are_proved_by_retraining(references, task):
 def test_every_estimator_was_followed_on_every_task():
     rows = Store(ROOT / "results" / "estimators", create=False).read_all("estimators").query("metric == 'error'")
     found = rows.groupby("task")["method"].unique()
-    assert sorted(found.index) == tasks.names()
+    assert sorted(found.index) == tasks.names(large=False)
     assert all(set(methods) == {*ESTIMATORS, "reference"} for methods in found)
     last = rows[rows["method"] != "reference"].groupby(["task", "method"])["value"].last().unstack()
     assert (last["permutation-shifts"] < last["permutation"]).all()  # what the page of the baselines recommends
+
+
+def test_what_is_claimed_of_the_control_variate():
+    found = efficiencies(Store(ROOT / "results" / "estimators", create=False).read_all("estimators"))
+    assert found.loc["control-variate", "digits-mlp"] >= 5
+
+
+# --- differentiated runs ---
+
+
+@pytest.mark.parametrize("folder", (ROOT / "results").glob("sweeps"))
+def test_a_differentiated_run_costs_what_is_said(folder):
+    rows = Store(folder, create=False).read_all("sweeps").query("metric == 'trainings'")
+    recipes = {(name, recipe) for name in set(rows["task"]) for recipe in tasks.CATALOG[name].recipes}
+    assert set(zip(rows["task"], rows["recipe"], strict=True)) == recipes
+    by_way = rows.groupby("way")["value"].median()
+    assert by_way["memory"] == pytest.approx(TRAININGS_A_RUN, rel=0.15)
+    assert by_way["recomputed"] <= TRAININGS_A_RUN + 1.5
 
 
 # --- rivals ---

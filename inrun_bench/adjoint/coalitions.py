@@ -36,6 +36,7 @@ from baselines.convergence import StoppingRule
 from baselines.draws import Moments, Rng, random_coalitions, random_streams
 from baselines.monte_carlo import draw_limits, estimate_by_draws, from_moments
 from inrun_bench.adjoint.relaxed_game import RelaxedGame, relaxed_game
+from inrun_bench.adjoint.smoothing import SMOOTHING
 from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
 from inrun_bench.adjoint.trajectory import AUTOMATIC, Storage
 from inrun_bench.adjoint.utilities import Utility
@@ -54,6 +55,7 @@ def coalition_gradient_shapley(
     coalitions: int | None = 128,
     *,
     spread: float = 0.5,
+    smoothing: float = SMOOTHING,
     stop: StoppingRule | None = None,
     rng: Rng = None,
     utility: Utility = "loss",
@@ -76,7 +78,7 @@ def coalition_gradient_shapley(
         When to stop before that; see `baselines.convergence`. Its evaluations are differentiated runs.
     rng : int, SeedSequence, Generator or None
         Seed; see `baselines.draws.random_permutations`.
-    utility, split, groups, storage
+    smoothing, utility, split, groups, storage
         As in :func:`inrun_bench.adjoint.few_run_shapley`.
     progress : bool
         Whether to show a progress bar, in differentiated runs, on stderr.
@@ -104,7 +106,7 @@ def coalition_gradient_shapley(
                 f"coalitions must be a multiple of {COALITIONS_A_DRAW}, those of one draw, got {coalitions}"
             )
     limits = draw_limits(None, stop, n_draws=n_draws, draw_cost=COALITIONS_A_DRAW)
-    game = relaxed_game(task, utility, split, groups, storage)
+    game = relaxed_game(task, utility, split, groups, storage, smoothing)
     return estimate_by_draws(
         "coalition_gradient_shapley",
         _GradientDraws(game, rng, spread),
@@ -115,6 +117,7 @@ def coalition_gradient_shapley(
         parameters=lambda draws: {
             "coalitions": draws * COALITIONS_A_DRAW,
             "spread": float(spread),
+            "smoothing": float(smoothing),
             "trainings_a_differentiated_run": TRAININGS_A_RUN,
         },
     )

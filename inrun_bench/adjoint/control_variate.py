@@ -16,21 +16,25 @@ all players at once but carries the whole size of the game, which is why it lose
 wins on U - h, which is small.
 
 **Variance**: that of :mod:`baselines.complementary` on U - h. **Cost**: K differentiated runs, and the trainings.
+Standard errors are those of the second term, as the first has none; all else that is said of the estimate on the way,
+to stopping rules too, is said of the sum.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from baselines import Game, Valuation, complementary_shapley
 from baselines.arguments import whole_number
-from baselines.convergence import StoppingRule
+from baselines.convergence import Estimate, Rule, StoppingRule, allowance, name_of
 from baselines.draws import Rng
 from inrun_bench.adjoint.relaxed_game import relaxed_game
+from inrun_bench.adjoint.smoothing import SMOOTHING
 from inrun_bench.adjoint.surrogate import taylor_surrogate
 from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
 from inrun_bench.adjoint.trajectory import AUTOMATIC, Storage
@@ -47,6 +51,7 @@ def control_variate_shapley(
     budget: int | None = None,
     stop: StoppingRule | None = None,
     points: int = 8,
+    smoothing: float = SMOOTHING,
     rng: Rng = None,
     utility: Utility = "loss",
     split: Part = "validation",
@@ -63,12 +68,13 @@ def control_variate_shapley(
     budget : int, optional
         Most trainings on coalitions; at least about 2 n.
     stop : StoppingRule, optional
-        When to stop before the budget is spent; see `baselines.convergence`.
+        When to stop before the budget is spent; see `baselines.convergence`. It sees the values themselves, not those
+        of the residual game, and its evaluations are runs, the differentiated ones included.
     points : int
         Differentiated runs behind the surrogate.
     rng : int, SeedSequence, Generator or None
         Seed; see `baselines.draws.random_permutations`.
-    utility, split, groups, storage
+    smoothing, utility, split, groups, storage
         As in :func:`inrun_bench.adjoint.few_run_shapley`.
     progress : bool
         Whether to show a progress bar, in trainings, on stderr.
@@ -86,23 +92,49 @@ def control_variate_shapley(
     """
     started = perf_counter()
     whole_number("points", points)
-    game = relaxed_game(task, utility, split, groups, storage)
+    game = relaxed_game(task, utility, split, groups, storage, smoothing)
     surrogate = taylor_surrogate(game, points)
-    rest = complementary_shapley(_Difference(game, surrogate), budget=budget, stop=stop, rng=rng, progress=progress)
-    known = surrogate.shapley()
+    known = _Known(surrogate.shapley(), int(points))
+    rest = complementary_shapley(
+        _Difference(game, surrogate), budget=budget, stop=known.rule(stop), rng=rng, progress=progress
+    )
     return replace(
-        rest,
-        values=rest.values + known,
-        halves=None if rest.halves is None else rest.halves + known,
-        evaluations=rest.evaluations + int(points),
+        known.added_to(rest),
         seconds=perf_counter() - started,
         method="control_variate_shapley",
         parameters={
             **rest.parameters,
             "points": int(points),
+            "smoothing": float(smoothing),
             "trainings_a_differentiated_run": TRAININGS_A_RUN,
         },
     )
+
+
+_Found = TypeVar("_Found", Estimate, Valuation)
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """What is known of the values before the residual game is sampled, and the runs that it took."""
+
+    values: NDArray[np.float64]
+    runs: int
+
+    def added_to(self, rest: _Found) -> _Found:
+        """Return what was found of the residual game as what that says of the whole."""
+        return replace(
+            rest,
+            values=rest.values + self.values,
+            halves=None if rest.halves is None else rest.halves + self.values,
+            evaluations=rest.evaluations + self.runs,
+        )
+
+    def rule(self, stop: StoppingRule | None) -> StoppingRule | None:
+        """Return the rule for the residual game that stops it when `stop` would stop the whole."""
+        if stop is None or not callable(stop):  # what is no rule is refused by the estimator
+            return stop
+        return Rule(name_of(stop), lambda rest: stop(self.added_to(rest)), allowance(stop) - self.runs)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ the diagnostics.
 **Diagnostics**, in the valuation's `parameters`; none needs retraining on coalitions:
 
 - ``sum`` and ``gain``: what the values add up to, and :math:`U(1) - U(0)` as measured. They differ by the error of the
-  quadrature, which more points take away, and by what they do not: jumps. Where a ReLU unit switches for a sample, its
+  quadrature (and, of Adam, by what smoothing changes), which more points take away, and by what they do not: jumps. Where a ReLU unit switches for a sample, its
   gradient jumps, so does the next state, and U with it as s passes; no derivative sees that. A small gap says nothing
   of the bias.
 - ``roughness``: the largest turn of the derivative from one point to the next, as one minus the correlation over the
@@ -42,6 +42,7 @@ from numpy.typing import ArrayLike, NDArray
 from baselines import Valuation
 from baselines.arguments import whole_number
 from inrun_bench.adjoint.relaxed_game import RelaxedGame, relaxed_game
+from inrun_bench.adjoint.smoothing import SMOOTHING
 from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
 from inrun_bench.adjoint.trajectory import AUTOMATIC, Storage
 from inrun_bench.adjoint.utilities import Utility
@@ -55,6 +56,7 @@ def few_run_shapley(
     task: Task,
     points: int = 4,
     *,
+    smoothing: float = SMOOTHING,
     utility: Utility = "loss",
     split: Part = "validation",
     groups: ArrayLike | None = None,
@@ -68,6 +70,9 @@ def few_run_shapley(
         Data, model and recipe.
     points : int
         Differentiated runs K: points of the quadrature along the diagonal. 4 do for smooth runs; see the diagnostics.
+    smoothing : float
+        How far Adam's and AdamW's eps is raised before runs are differentiated, at least 0; see
+        :mod:`inrun_bench.adjoint.smoothing`. It changes nothing for SGD.
     utility : str or callable
         ``"loss"``, ``"expected-accuracy"``, or a differentiable function of outputs [n, ...] and targets [n, ...].
     split : {"validation", "test"}
@@ -90,7 +95,7 @@ def few_run_shapley(
     """
     started = perf_counter()
     nodes, shares = gauss_legendre(whole_number("points", points))
-    game = relaxed_game(task, utility, split, groups, storage)
+    game = relaxed_game(task, utility, split, groups, storage, smoothing)
     runs = game.along_diagonal(nodes)
     values = shares @ runs.gradients
     empty, grand = game(np.repeat([[False], [True]], game.n_players, axis=1)).tolist()
@@ -102,6 +107,7 @@ def few_run_shapley(
         method="few_run_shapley",
         parameters={
             "points": int(points),
+            "smoothing": float(smoothing),
             "trainings_a_differentiated_run": TRAININGS_A_RUN,
             "sum": float(values.sum()),
             "gain": grand - empty,
@@ -145,7 +151,7 @@ def unrolled_influence(
     Hara, Nitanda, Maehara, Data Cleansing for Models Trained with SGD, NeurIPS 2019, arXiv 1906.08473.
     """
     started = perf_counter()
-    game: RelaxedGame = relaxed_game(task, utility, split, groups, storage)
+    game: RelaxedGame = relaxed_game(task, utility, split, groups, storage, smoothing=0.0)
     run = game.along_diagonal(np.ones(1))
     return Valuation(
         values=run.gradients[0],

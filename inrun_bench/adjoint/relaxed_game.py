@@ -9,10 +9,14 @@ the weight of a group is the sum of those by the weights of its samples.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from baselines.grouped import numbered_groups
+from inrun_bench.adjoint.kept import KeptRuns, kept_runs
+from inrun_bench.adjoint.smoothing import smoothed
 from inrun_bench.adjoint.sweep import Differentiated, differentiate, utilities_at
 from inrun_bench.adjoint.trajectory import Storage
 from inrun_bench.adjoint.utilities import Utility
@@ -30,6 +34,8 @@ class RelaxedGame:
     ----------
     task : Task
         Data, model and recipe.
+    smooth : Task
+        What is differentiated in its place; see :mod:`inrun_bench.adjoint.smoothing`.
     groups : int64 [n_train]
         Which player each sample belongs to.
     n_players : int
@@ -39,6 +45,7 @@ class RelaxedGame:
     """
 
     task: Task
+    smooth: Task
     groups: NDArray[np.int64]
     n_players: int
     utility: Utility
@@ -48,6 +55,13 @@ class RelaxedGame:
     def __call__(self, coalitions: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Return the utility, float64 [m], of each coalition of bool [m, k]."""
         present = coalitions[:, self.groups]
+        return self._trained(present) if self._kept is None else self._kept.trained(present, self._trained)
+
+    @cached_property
+    def _kept(self) -> KeptRuns | None:
+        return kept_runs(self.storage, self.task, self.utility, self.split)
+
+    def _trained(self, present: NDArray[np.bool_]) -> NDArray[np.float64]:
         if self.utility == "loss":  # the batched trainer is faster where nothing is to be differentiated
             return TrajectoryGame(self.task, split=self.split, memory_bytes=self.storage.memory_bytes)(present)
         return utilities_at(
@@ -57,7 +71,7 @@ class RelaxedGame:
     def differentiate(self, weights: NDArray[np.float64]) -> Differentiated:
         """Return utilities and derivatives, float64 [m, k], at the players' `weights` [m, k]."""
         found = differentiate(
-            self.task, weights[:, self.groups], utility=self.utility, split=self.split, storage=self.storage
+            self.smooth, weights[:, self.groups], utility=self.utility, split=self.split, storage=self.storage
         )
         gradients = np.zeros(weights.shape)
         np.add.at(gradients.T, self.groups, found.gradients.T)
@@ -68,7 +82,14 @@ class RelaxedGame:
         return self.differentiate(np.repeat(points[:, None], self.n_players, axis=1))
 
 
-def relaxed_game(task: Task, utility: Utility, split: Part, groups: ArrayLike | None, storage: Storage) -> RelaxedGame:
+def relaxed_game(
+    task: Task,
+    utility: Utility,
+    split: Part,
+    groups: ArrayLike | None,
+    storage: Storage,
+    smoothing: float,
+) -> RelaxedGame:
     """Return the relaxed trajectory game of a task.
 
     Parameters
@@ -80,20 +101,13 @@ def relaxed_game(task: Task, utility: Utility, split: Part, groups: ArrayLike | 
     groups : int [n_train], optional
         The number of the player to which each sample belongs; all of 0 .. k - 1 must occur. Default: each sample is a
         player.
+    smoothing : float
+        As in :func:`inrun_bench.adjoint.smoothing.smoothed`.
 
     Raises
     ------
     ValueError
-        If the groups are not numbered that way.
+        If the groups are not numbered that way, or as :func:`inrun_bench.adjoint.smoothing.smoothed`.
     """
-    if groups is None:
-        return RelaxedGame(task, np.arange(task.n_train), task.n_train, utility, split, storage)
-    numbers = np.asarray(groups)
-    if numbers.shape != (task.n_train,) or numbers.dtype.kind not in "iu":
-        raise ValueError(
-            f"groups must be integers of shape [{task.n_train}], got {numbers.dtype} of shape {list(numbers.shape)}"
-        )
-    used = np.unique(numbers)
-    if not np.array_equal(used, np.arange(len(used))):
-        raise ValueError(f"groups must use all numbers from 0 on, got {len(used)} numbers, {used[0]} to {used[-1]}")
-    return RelaxedGame(task, numbers.astype(np.int64), len(used), utility, split, storage)
+    numbers = np.arange(task.n_train) if groups is None else numbered_groups(groups, task.n_train)
+    return RelaxedGame(task, smoothed(task, smoothing), numbers, int(numbers.max()) + 1, utility, split, storage)

@@ -74,10 +74,13 @@ class SizeDependentAdditiveGame:
 
 def taylor_surrogate(game: RelaxedGame, points: int) -> SizeDependentAdditiveGame:
     """Return the surrogate from differentiated runs at the `points` Gauss-Legendre nodes of the diagonal."""
-    nodes, _ = gauss_legendre(points)
+    nodes, areas = gauss_legendre(points)
     runs = game.along_diagonal(nodes)
     sizes = np.arange(game.n_players + 1) / game.n_players
-    shares = BarycentricInterpolator(nodes, runs.gradients)(sizes)
+    # barycentric weights of Legendre nodes (Wang, Huybrechs, Vandewalle 2014, arXiv 1202.0154); scipy would compute its
+    # own in a random order, and so round them differently each time
+    barycentric = (-1.0) ** np.arange(points) * np.sqrt(nodes * (1 - nodes) * areas)
+    shares = BarycentricInterpolator(nodes, runs.gradients, wi=barycentric)(sizes)
     worths_and_slopes = np.stack([runs.utilities, runs.gradients.sum(axis=1)], axis=1).ravel()
     level = KroghInterpolator(np.repeat(nodes, 2), worths_and_slopes)(sizes) - sizes * shares.sum(axis=1)
     return SizeDependentAdditiveGame(level, shares)

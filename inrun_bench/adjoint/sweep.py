@@ -24,16 +24,22 @@ The alternative, a forward-mode derivative of the losses in direction :math:`q_t
 gradient is :math:`H_t q_t`), takes as long for SGD; for Adam, whose :math:`q_t` depends on :math:`g_t`, it needs
 another backward pass.
 
-**Cost.** A differentiated run takes 5 to 6 plain runs of SGD, stacked alike, and 3 to 6 with momentum or AdamW
-(digits-mlp, mnist-mlp and mnist-cnn, one core), one more with states recomputed; all n derivatives come from it.
-Memory: see :mod:`~inrun_bench.adjoint.trajectory`.
+**Cost.** A differentiated run takes the time of :data:`TRAININGS_A_RUN` plain ones, one more with states recomputed;
+all n derivatives come from it. :mod:`inrun_bench.experiments.sweeps` measures both for every task, recipe and way to
+keep the states. Memory: see :mod:`~inrun_bench.adjoint.trajectory`.
+
+**What is refused**: models that draw random numbers or mix the samples of a batch
+(:mod:`~inrun_bench.adjoint.refused`), and those of which a step has no derivative, which is found by differentiating
+one. A run that stops being finite is an error that names the step; the others may be kept
+(:mod:`~inrun_bench.adjoint.kept`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import get_args
 
 import numpy as np
@@ -42,6 +48,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import vmap
 
+from inrun_bench.adjoint.kept import KeptRuns, kept_runs
+from inrun_bench.adjoint.refused import check_model
 from inrun_bench.adjoint.trajectory import AUTOMATIC, Storage, Way, states_held, there_and_back
 from inrun_bench.adjoint.updates import State, first_state, updated
 from inrun_bench.adjoint.utilities import Utility, utility_of_stacks
@@ -55,7 +63,7 @@ from tasks.trajectory import Part
 __all__ = ["TRAININGS_A_RUN", "Differentiated", "DivergedRunError", "differentiate", "utilities_at"]
 
 TRAININGS_A_RUN = 5.5
-"""Time of a differentiated run in plain trainings, stacked alike; measured, see the module's docstring."""
+"""Time of a differentiated run in plain trainings, stacked alike: the median over tasks and recipes."""
 
 GRAPH = 3  # a recorded gradient and its derivative hold about three times what a plain step holds
 
@@ -69,16 +77,18 @@ class DivergedRunError(ValueError):
         Number of the step, the first being 0.
     weighting : int
         Row of the weights [m, n] that were asked for.
+    others : str
+        What became of the other runs, if they are kept.
     """
 
-    def __init__(self, what: str, step: int, weighting: int) -> None:
-        super().__init__(what, step, weighting)
-        self.what, self.step, self.weighting = what, step, weighting
+    def __init__(self, what: str, step: int, weighting: int, others: str = "") -> None:
+        super().__init__(what, step, weighting, others)
+        self.what, self.step, self.weighting, self.others = what, step, weighting, others
 
     def __str__(self) -> str:
         return (
             f"{self.what} not finite in step {self.step} of the run with weights[{self.weighting}]; "
-            "a smaller learning rate or float64 may help"
+            f"a smaller learning rate or float64 may help{self.others and '; '}{self.others}"
         )
 
 
@@ -126,7 +136,7 @@ def differentiate(
     split : {"validation", "test"}
         Samples on which the trained model is judged.
     storage : Storage
-        How the states of the runs are kept.
+        How the states of the runs are kept, and whether the runs themselves are when they are finished.
 
     Returns
     -------
@@ -135,22 +145,31 @@ def differentiate(
     Raises
     ------
     ValueError
-        If the weights are of another shape or outside [0, 1], the utility has no derivative, a layer is random or
-        couples samples, or one run does not fit into the memory allowed.
+        If the weights are of another shape or outside [0, 1], the utility or the model has no derivative, the model is
+        random or couples samples, or one run does not fit into the memory allowed; if finished runs are to be kept and
+        the utility is a function.
     DivergedRunError
-        If a run or its derivative stops being finite.
+        If a run or its derivative stops being finite. Where runs are kept, all others are finished before.
     OSError
-        If the states do not fit on the disk.
+        If the states do not fit on the disk, of a single run where runs are kept; or if these cannot be.
     """
     run = _prepared(task, utility, split)
     weights = _checked(weights, task.n_train)
+    _check_derivative(run)
+    kept = kept_runs(storage, task, utility, split)
     size, way = _plan(run, storage, len(weights))
-    utilities, gradients = np.empty(len(weights)), np.empty(weights.shape)
-    for start in range(0, len(weights), size):
-        chunk = slice(start, start + size)
-        utilities[chunk], gradients[chunk] = _sweep(run, run.tensor(weights[chunk]), way, storage, start)
-    held = min(size, len(weights)) * states_held(way, len(run.batches)) * run.state_bytes
-    return Differentiated(utilities, gradients, way, held)
+    found = Differentiated(np.empty(len(weights)), np.empty(weights.shape), way, 0)
+
+    def make(rows: Sequence[int]) -> None:
+        found.utilities[rows], found.gradients[rows] = _sweep(run, weights, rows, way, storage)
+
+    if kept is None:
+        largest = min(size, len(weights))
+        for start in range(0, len(weights), size):
+            make(range(start, min(start + size, len(weights))))
+    else:
+        largest = _make_and_keep(make, found, kept, weights, size)
+    return replace(found, stored_bytes=largest * states_held(way, len(run.batches)) * run.state_bytes)
 
 
 def utilities_at(
@@ -161,7 +180,10 @@ def utilities_at(
     split: Part = "validation",
     storage: Storage = AUTOMATIC,
 ) -> NDArray[np.float64]:
-    """Return the utilities of the same runs, float64 [m], without their derivatives; see :func:`differentiate`."""
+    """Return the utilities of the same runs, float64 [m], without their derivatives; see :func:`differentiate`.
+
+    Of `storage` only the memory allowed is heeded: such runs have no states to store, and are not kept.
+    """
     run = _prepared(task, utility, split)
     weights = _checked(weights, task.n_train)
     size, _ = _plan(run, storage, len(weights))
@@ -170,7 +192,7 @@ def utilities_at(
         chunk = run.tensor(weights[start : start + size])
         state = run.first(len(chunk))
         for number in range(len(run.batches)):
-            state = run.step(number, state, chunk, start)
+            state = run.step(number, state, chunk, range(start, start + len(chunk)))
         with torch.no_grad():
             outputs = torch.cat([run.program.outputs(run.stack(state[0]), x) for x in run.judged()], dim=-1)
             utilities[start : start + size] = run.worth(outputs, run.judge.y).cpu()
@@ -218,16 +240,17 @@ class _Run:
         parts: tuple[Tensor, ...] = self.judge.x.split(self.recipe.batch_size)
         return parts
 
-    def step(self, number: int, state: State, weights: Tensor, first_row: int) -> State:
-        """Return the state after a step; `first_row` is the number of the first model, for errors."""
+    def step(self, number: int, state: State, weights: Tensor, rows: Sequence[int]) -> State:
+        """Return the state after a step; `rows` are the numbers of the models, for errors."""
         index = self.batches[number]
         gradients = self.program.gradients(self.stack(state[0]), *self.batch(number), weights[:, index] / len(index))
-        after = updated(self.recipe, number, state, torch.cat([gradients[name].flatten() for name in self.shapes]))
-        self.check("the weights are", after[0], number, len(weights), first_row)
+        received = self.received(torch.cat([gradients[name].flatten() for name in self.shapes]))
+        after = updated(self.recipe, number, len(self.batches), state, received)
+        self.check("the weights are", after[0], number, rows)
         return after
 
     def recorded_gradient(self, flat: Tensor, number: int, counted: Tensor) -> Tensor:
-        """Return what the optimiser receives in a step as a function of `flat` and the weights `counted` [m, B]."""
+        """Return a step's gradients as a function of the row `flat` and the weights `counted` [m, B]."""
         x, y = self.batch(number)
         outputs = self.program.outputs(self.stack(flat), x)
         counted = counted / len(y)
@@ -237,38 +260,92 @@ class _Run:
         losses = vmap(self.objective.losses, in_dims=(0, None))(outputs.movedim(-1, 1), y)
         return torch.autograd.grad((losses * counted).sum(), flat, create_graph=True)[0]
 
+    def received(self, gradient: Tensor) -> Tensor:
+        """Return what the optimiser receives for a row of gradients: each model's, clipped where the recipe clips."""
+        if self.recipe.clip_norm is None:
+            return gradient
+        clipped = stacks.clipped(self.stack(gradient), self.recipe.clip_norm)
+        return torch.cat([part.flatten() for part in clipped.values()])
+
     def pulled_back(self, number: int, state: State, weights: Tensor, adjoint: State) -> tuple[State, Tensor]:
         """Return the adjoint before a step, from that after it, and the scores [m, B] of the batch."""
         inputs = tuple(row.detach().requires_grad_() for row in state)
         counted = weights[:, self.batches[number]].requires_grad_()
-        after = updated(self.recipe, number, inputs, self.recorded_gradient(inputs[0], number, counted))
+        received = self.received(self.recorded_gradient(inputs[0], number, counted))
+        after = updated(self.recipe, number, len(self.batches), inputs, received)
         *before, scores = torch.autograd.grad(after, [*inputs, counted], adjoint)
         return tuple(before), scores
 
-    def check(self, what: str, flat: Tensor, number: int, m: int, first_row: int) -> None:
+    def check(self, what: str, flat: Tensor, number: int, rows: Sequence[int]) -> None:
         """Refuse weights, or an adjoint of weights, that are not finite."""
         if flat.sum().isfinite():  # one pass over the numbers instead of five, where all is well
             return
-        finite = torch.stack([part.view(m, -1).isfinite().all(1) for part in self.stack(flat).values()]).all(0)
+        finite = torch.stack([part.view(len(rows), -1).isfinite().all(1) for part in self.stack(flat).values()]).all(0)
         if not finite.all():
-            raise DivergedRunError(what, number, first_row + int(finite.long().argmin()))
+            raise DivergedRunError(what, number, rows[int(finite.long().argmin())])
+
+
+def _make_and_keep(
+    make: Callable[[Sequence[int]], None],
+    found: Differentiated,
+    kept: KeptRuns,
+    weights: NDArray[np.float64],
+    size: int,
+) -> int:
+    """Fill in the runs that are kept; make the others, `size` at a time, and keep them. Return the most made at a time.
+
+    A run that diverges is left out and the others of its chunk begin again; where the disk cannot hold the states of a
+    chunk, it is halved. The first error is raised when all that can be finished is kept.
+    """
+    diverged: list[DivergedRunError] = []
+    largest, missing = 0, _missing(found, kept, weights)
+    while rows := list(islice(missing, size)):
+        kept.check_room()
+        try:
+            make(rows)
+        except DivergedRunError as error:
+            diverged.append(error)
+            rows.remove(error.weighting)
+            missing = chain(rows, missing)
+        except OSError as error:
+            if len(rows) == 1:
+                raise OSError(error.errno, f"{error.strerror}; {kept.progress(weights)}") from error
+            size, missing = len(rows) // 2, chain(rows, missing)
+        else:
+            kept.write(weights[rows], found.utilities[rows], found.gradients[rows])
+            largest = max(largest, len(rows))
+    if diverged:
+        first = diverged[0]
+        raise DivergedRunError(first.what, first.step, first.weighting, kept.progress(weights))
+    return largest
+
+
+def _missing(found: Differentiated, kept: KeptRuns, weights: NDArray[np.float64]) -> Iterator[int]:
+    """Yield the numbers of the runs that are not kept, each looked up when its turn comes; fill in the others."""
+    for row, counted in enumerate(weights):
+        run = kept.read(counted)
+        if run is None:
+            yield row
+        else:
+            found.utilities[row], found.gradients[row] = run
 
 
 def _sweep(
-    run: _Run, weights: Tensor, way: Way, storage: Storage, first_row: int
+    run: _Run, weights: NDArray[np.float64], rows: Sequence[int], way: Way, storage: Storage
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return utilities [m] and derivatives [m, n] of runs that fit into memory together."""
+    """Return utilities [k] and derivatives [k, n] of k `rows` of the weights [m, n], which fit into memory together."""
+    counted = run.tensor(weights[rows])
 
     def step(number: int, state: State) -> State:
-        return run.step(number, state, weights, first_row)
+        return run.step(number, state, counted, rows)
 
-    last, backwards = there_and_back(run.first(len(weights)), step, len(run.batches), way, storage.directory)
+    last, backwards = there_and_back(run.first(len(rows)), step, len(run.batches), way, storage.directory)
     utilities, slope = _judged(run, last[0])
     adjoint: State = (slope, *(torch.zeros_like(row) for row in last[1:]))
-    gradients = torch.zeros(weights.shape, dtype=torch.float64, device=weights.device)
+    gradients = torch.zeros(counted.shape, dtype=torch.float64, device=counted.device)
     for number, state in backwards:
-        adjoint, scores = run.pulled_back(number, state, weights, adjoint)
-        run.check("the derivatives by the weights are", adjoint[0], number, len(weights), first_row)
+        adjoint, scores = run.pulled_back(number, state, counted, adjoint)
+        run.check("the derivatives by the weights are", adjoint[0], number, rows)
         gradients.index_add_(1, run.batches[number], scores.double())
     return utilities.double().cpu().numpy(), gradients.cpu().numpy()
 
@@ -293,7 +370,7 @@ def _prepared(task: Task, utility: Utility, split: Part) -> _Run:
     if split not in get_args(Part):
         raise ValueError(f"split must be one of {', '.join(map(repr, get_args(Part)))}, got {split!r}")
     model = task.model().to(task.train.x.device)
-    _check_layers(model)
+    check_model(model, task.train.x)
     judge: Split = getattr(task, split)
     return _Run(
         stacks.program_of(model, task.objective, task.train.x[:1]),
@@ -308,15 +385,19 @@ def _prepared(task: Task, utility: Utility, split: Part) -> _Run:
     )
 
 
-def _check_layers(model: nn.Module) -> None:
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            raise ValueError(
-                f"batch norm couples the samples of a batch, so that none of them has a weight of its own in {name!r}; "
-                "replace it by nn.GroupNorm"
-            )
-        if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
-            raise ValueError(f"dropout draws anew in each pass, so that {name!r} makes no repeatable run; set p = 0")
+def _check_derivative(run: _Run) -> None:
+    """Differentiate one step of one model, so that what has no derivative is found before the runs are made."""
+    state = run.first(1)
+    try:
+        run.pulled_back(0, state, torch.ones(1, len(run.train)).to(state[0]), state)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(
+            f"a training step of {type(run.model).__name__} cannot be differentiated: {reason}. Every operation must "
+            "be one that torch.func batches, with a second derivative"
+        ) from error
 
 
 def _checked(weights: NDArray[np.float64], n: int) -> NDArray[np.float64]:

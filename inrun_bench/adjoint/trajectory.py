@@ -39,7 +39,7 @@ Step: TypeAlias = Callable[[int, State], State]
 
 @dataclass(frozen=True)
 class Storage:
-    """Where the states of a run are kept; all ways give the same bits.
+    """Where the states of a run are kept, all ways giving the same bits, and where finished runs are.
 
     Parameters
     ----------
@@ -49,11 +49,15 @@ class Storage:
         What the runs that are differentiated at the same time may take. Default: half of what is free.
     directory : path, optional
         Where the temporary file of ``"disk"`` is made. Default for ``way="disk"``: that of the system.
+    runs : path, optional
+        Folder in which finished runs are kept, and found again: see :mod:`~inrun_bench.adjoint.kept`. Default: they are
+        not kept.
     """
 
     way: Way | None = None
     memory_bytes: int | None = None
     directory: Path | None = None
+    runs: Path | None = None
 
     def __post_init__(self) -> None:
         if self.way is not None and self.way not in get_args(Way):

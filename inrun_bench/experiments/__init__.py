@@ -8,6 +8,8 @@ An experiment is a module with
     whether its units measure time, and so must run alone;
 ``DEFAULT``
     whether it runs when no experiment is named;
+``TASKS``
+    where it has its own: the tasks that it runs on when none is named, in place of the profile's;
 ``units(plan) -> list[Unit]``
     its units of work;
 ``measure(unit, needs) -> list[Row]``

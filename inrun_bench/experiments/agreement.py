@@ -29,7 +29,7 @@ TOP_SHARE = 0.1
 def units(plan: Plan) -> list[Unit]:
     """One unit a method, and one for the reference against itself."""
     found = []
-    for task in plan.tasks:
+    for task in plan.tasks_with_reference:
         for seed in plan.seeds:
             blocks = reference_blocks(plan, task, seed)
             found.append(Unit("agreement", task, REFERENCE, seed, needs=blocks))
@@ -46,7 +46,7 @@ def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
     if unit.method == REFERENCE:
         even, odd = blocks[0::2].mean(axis=0), blocks[1::2].mean(axis=0)
         halves = metrics(even, odd)
-        ceilings = {f"{name}_ceiling": _ceiling(halves[name]) for name in ("spearman", "pearson")}
+        ceilings = {f"{name}_ceiling": ceiling(halves[name]) for name in ("spearman", "pearson")}
         cost = [rows[rows["metric"] == "cost"].iloc[0] for rows in needs.values()]
         seen = {**halves, **ceilings}
     else:
@@ -75,6 +75,7 @@ def metrics(values: NDArray[np.float64], reference: NDArray[np.float64]) -> dict
     }
 
 
-def _ceiling(split_half: float) -> float:
+def ceiling(split_half: float) -> float:
+    """Return the correlation with a reference that a perfect method would show, from that of the reference's halves."""
     r = max(split_half, 0.0)
     return float(np.sqrt(2 * r / (1 + r)))

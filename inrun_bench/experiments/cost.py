@@ -1,8 +1,11 @@
 """Cost: agreement with the stored reference values, over the time that a method takes in units of one training.
 
 A training is the task's own run, one model, as a user would write it. The same reference judges all methods on a task,
-so that few-run values, which agree with retraining to a few thousandths, can be told apart from noise. It needs
-reference values, from 'inrun-bench reference'.
+so that few-run values, which agree with retraining to a few thousandths, can be told apart from noise; what noise
+there is lowers the agreement of a perfect method to the ceiling (:mod:`~inrun_bench.experiments.agreement`), which
+stands in the reference's own rows. Rows of a method also hold its parameters, the diagnostics among them.
+
+It needs reference values, from 'inrun-bench reference', and judges methods by each recipe for which a task has them.
 """
 
 from __future__ import annotations
@@ -15,11 +18,12 @@ import pandas as pd
 
 import tasks
 from inrun_bench import reference
-from inrun_bench.experiments.agreement import metrics
+from inrun_bench.experiments.agreement import ceiling, metrics
+from inrun_bench.experiments.values import parameter_rows
 from inrun_bench.methods import METHODS
 from inrun_bench.plan import Plan
 from inrun_bench.store import Store
-from inrun_bench.unit import REFERENCE, Row, Setting, Unit
+from inrun_bench.unit import DEFAULT_RECIPE, REFERENCE, Row, Unit, recipe_setting
 
 SUMMARY = "agreement with the stored reference over time, in units of one training"
 EXCLUSIVE = True
@@ -29,34 +33,43 @@ TRAININGS = 7  # timed, of which the median counts
 
 
 def units(plan: Plan) -> list[Unit]:
-    """One unit a method and task, and one for the reference itself; seed 0 has references."""
+    """One unit a method, task and recipe, and one for the reference itself; seed 0 has references."""
     found = []
     store = Store(reference.FOLDER, create=False)
-    for task in plan.tasks:
-        settings: dict[str, Setting] = {"reference": reference.read(store, task).digest()}
-        found += [Unit("cost", task, method, 0, settings) for method in (REFERENCE, *plan.methods)]
+    for task in plan.tasks_with_reference:
+        others = [recipe for recipe in reference.recipes(store, task) if recipe != DEFAULT_RECIPE]
+        for recipe in (DEFAULT_RECIPE, *others):
+            digest = reference.read(store, task, recipe=recipe).digest()
+            settings = {"reference": digest, **recipe_setting(recipe)}
+            found += [Unit("cost", task, method, 0, settings) for method in (REFERENCE, *plan.methods)]
     return found
 
 
 def measure(unit: Unit, _needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
     """Compare a method's values with the reference, and its time with that of a training."""
-    stored = reference.read(Store(reference.FOLDER, create=False), unit.task)
+    stored = reference.read(Store(reference.FOLDER, create=False), unit.task, recipe=unit.recipe)
     truth = stored.valuations["loss"]
-    training = _seconds_of_a_training(unit.task)
+    training = _seconds_of_a_training(unit)
     if unit.method == REFERENCE:
-        found, agreement = truth, {"spearman": 1.0 if stored.exact else truth.reliability()}
+        found, halves = truth, 1.0 if stored.exact else truth.reliability()
+        agreement = {"spearman": halves, "spearman_ceiling": ceiling(halves)}
     else:
-        found = METHODS[unit.method](tasks.load(unit.task), unit.random_seed)
-        found = METHODS[unit.method](tasks.load(unit.task), unit.random_seed)  # the first may have loaded what it uses
+        found = METHODS[unit.method](_task(unit), unit.random_seed)
+        found = METHODS[unit.method](_task(unit), unit.random_seed)  # the first may have loaded what it uses
         agreement = metrics(found.values, truth.values)
     spent = {"evaluations": found.evaluations, "seconds": found.seconds, "trainings": found.seconds / training}
-    return [{"metric": name, "value": value, **spent} for name, value in agreement.items()]
+    rows: list[Row] = [{"metric": name, "value": value, **spent} for name, value in agreement.items()]
+    return [*rows, *parameter_rows(found)]
 
 
-def _seconds_of_a_training(name: str) -> float:
+def _task(unit: Unit) -> tasks.Task:
+    return tasks.load(unit.task, recipe=unit.recipe)
+
+
+def _seconds_of_a_training(unit: Unit) -> float:
     taken = []
     for _ in range(TRAININGS):
-        task = tasks.load(name)
+        task = _task(unit)
         model = task.model()
         optimizer = task.optimizer(model)
         batches = task.batches()

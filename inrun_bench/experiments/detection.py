@@ -24,11 +24,13 @@ DEFAULT = True
 
 
 def units(plan: Plan) -> list[Unit]:
-    """One unit a method, the reference among them."""
+    """One unit a method, the reference among them where there is one."""
     found = []
     for task in plan.tasks:
         for seed in plan.seeds:
-            found.append(Unit("detection", task, REFERENCE, seed, needs=reference_blocks(plan, task, seed)))
+            blocks = reference_blocks(plan, task, seed)
+            if blocks:
+                found.append(Unit("detection", task, REFERENCE, seed, needs=blocks))
             found += [
                 Unit("detection", task, method, seed, needs=(values_unit(task, method, seed),))
                 for method in plan.methods

@@ -72,7 +72,7 @@ def units(plan: Plan) -> list[Unit]:
     seed = plan.seeds[0]
     repeats: dict[str, Setting] = {"repeats": plan.profile.timing_repeats}
     found = []
-    for task in plan.tasks:
+    for task in plan.tasks_with_reference:
         found += [Unit("overhead", task, STEPS, seed, {**repeats, **size}) for size in SIZES]
         needs: dict[str, tuple[Unit, ...]]
         needs = {method: (values_unit(task, method, seed),) for method in plan.methods if method != "random"}
@@ -117,7 +117,7 @@ def _variant(name: str, task: tasks.Task, width: int, batch: int) -> Callable[[]
         return torch.autograd.grad(validation(), parameters)
 
     def per_sample_loop() -> torch.Tensor:
-        probe = [v * task.recipe.learning_rate for v in torch.autograd.grad(validation(), parameters)]
+        probe = [v * optimizer.param_groups[0]["lr"] for v in torch.autograd.grad(validation(), parameters)]
         total = [torch.zeros_like(p) for p in parameters]
         scores = torch.empty(len(index))
         for position, sample in enumerate(index):

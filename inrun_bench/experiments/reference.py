@@ -29,13 +29,13 @@ MOST_ENUMERATED = 16  # players; 65 536 trainings
 
 
 def units(plan: Plan) -> list[Unit]:
-    """The first block of each task and seed."""
+    """The first block of each task and seed, of the default recipe."""
     return [block(task, seed, 0) for task in plan.tasks for seed in plan.seeds]
 
 
 def measure(unit: Unit, _needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
     """Train on the coalitions of one block."""
-    game = tasks.load(unit.task, unit.seed).trajectory_game()
+    game = tasks.load(unit.task, unit.seed, recipe=unit.recipe).trajectory_game()
     recorder = _Recorder(game)
     valuations = {game.measures[0]: estimate(recorder, unit)}
     recorded = np.concatenate(recorder.answers)

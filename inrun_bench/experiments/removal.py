@@ -28,13 +28,14 @@ FRACTIONS = np.arange(0, 0.501, 0.05)
 
 
 def units(plan: Plan) -> list[Unit]:
-    """One unit a method, the reference among them, and one for random removal."""
+    """One unit a method, the reference among them where there is one, and one for random removal."""
     found = []
     for task in plan.tasks:
         for seed in plan.seeds:
             blocks = reference_blocks(plan, task, seed)
             found.append(Unit("removal", task, "random", seed, {"draws": plan.profile.removal_draws}))
-            found.append(Unit("removal", task, REFERENCE, seed, needs=blocks))
+            if blocks:
+                found.append(Unit("removal", task, REFERENCE, seed, needs=blocks))
             found += [
                 Unit("removal", task, method, seed, needs=(values_unit(task, method, seed),))
                 for method in plan.methods

@@ -40,7 +40,9 @@ def values_unit(task: str, method: str, seed: int) -> Unit:
 
 
 def reference_blocks(plan: Plan, task: str, seed: int) -> tuple[Unit, ...]:
-    """Return the units that together hold the reference values of a task."""
+    """Return the units that together hold the reference values of a task; a large task has none."""
+    if task not in plan.tasks_with_reference:
+        return ()
     blocks = plan.profile.reference_blocks
     permutations = plan.profile.permutations_for(task) // blocks
     return tuple(
@@ -52,7 +54,7 @@ def reference_blocks(plan: Plan, task: str, seed: int) -> tuple[Unit, ...]:
 def measure(unit: Unit, _needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
     """Compute the values of one unit."""
     task = tasks.load(unit.task, unit.seed)
-    _warm_up(unit.task)
+    warm_up(unit.task)
     if unit.method == REFERENCE:
         valuation = permutation_shapley(
             task.trajectory_game(),
@@ -83,12 +85,19 @@ def read_reference(blocks: Iterable[pd.DataFrame]) -> NDArray[np.float64]:
 
 
 @cache
-def _warm_up(name: str) -> None:
+def warm_up(name: str) -> None:
     """Train a little, once in a process, so that no method's time is charged with what torch loads when first used."""
     task = tasks.load(name)
     model = task.model()
     task.train_on(model, task.optimizer(model), task.batches()[0])
     task.trajectory_game()(np.ones((1, task.n_train), dtype=np.bool_))
+
+
+def parameter_rows(valuation: Valuation) -> Iterable[Row]:
+    """Return a row for each parameter of a valuation that is a number: diagnostics, accounts."""
+    for name, parameter in valuation.parameters.items():
+        if isinstance(parameter, Real) and not isinstance(parameter, bool):
+            yield {"metric": name, "value": float(parameter)}
 
 
 def _rows(valuation: Valuation) -> Iterable[Row]:
@@ -97,6 +106,4 @@ def _rows(valuation: Valuation) -> Iterable[Row]:
         yield {"metric": "value", "sample": sample, "value": float(value), "stderr": float(error)}
     cost = {"evaluations": valuation.evaluations, "seconds": valuation.seconds}
     yield {"metric": "cost", "value": float(valuation.evaluations), **cost}
-    for name, parameter in valuation.parameters.items():
-        if isinstance(parameter, Real) and not isinstance(parameter, bool):
-            yield {"metric": name, "value": float(parameter)}
+    yield from parameter_rows(valuation)

@@ -6,32 +6,54 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from inrun_bench.experiments.agreement import ceiling
 from inrun_bench.figures.style import TASKS_A_ROW, in_order, legend, look, panels
-from inrun_bench.unit import REFERENCE
+from inrun_bench.unit import DEFAULT_RECIPE, REFERENCE, title_of
+
+__all__ = ["draw", "with_ceilings", "with_recipes"]
 
 NO_TIME = ("random", REFERENCE)
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """Draw one panel a task: Spearman correlation over cost, and the reference's own reliability."""
+    """Draw one panel a task and recipe: Spearman correlation over cost, and what a perfect method would reach."""
+    rows = with_ceilings(with_recipes(rows))
+    rows["task"] = [title_of(task, recipe) for task, recipe in zip(rows["task"], rows["recipe"], strict=True)]
     spearman = rows[rows["metric"] == "spearman"]
     if spearman.empty:
         return Figure()
+    ceilings = rows[rows["metric"] == "spearman_ceiling"].set_index("task")["value"]
     figure, names, axes = panels(spearman, 1, height=3.0, most_columns=TASKS_A_ROW)
     methods = in_order(m for m in spearman["method"] if m not in NO_TIME)
-    for number, (ax, task) in enumerate(zip(axes[0], names, strict=True)):
-        own = spearman[spearman["task"] == task].set_index("method")
+    for number, (ax, name) in enumerate(zip(axes[0], names, strict=True)):
+        own = spearman[spearman["task"] == name].set_index("method")
         for method in methods:
             if method in own.index:
                 style = look(method)
                 ax.plot(own.loc[method, "trainings"], own.loc[method, "value"], style.marker, color=style.color)
-        if REFERENCE in own.index:
-            ax.axhline(own.loc[REFERENCE, "value"], color="black", linewidth=1, linestyle="--")
+        if name in ceilings.index:
+            ax.axhline(ceilings[name], color="black", linewidth=1, linestyle="--")
         ax.set_xscale("log")
         ax.margins(x=0.1)
         ax.set_xlabel("wall time (one training = 1)")
         if number % TASKS_A_ROW == 0:
             ax.set_ylabel("Spearman correlation\nwith the reference")
-    halves = Line2D([], [], color="black", linestyle="--", label="one half of the reference against the other")
-    legend(figure, methods, [halves], columns=4)
+    noise = Line2D([], [], color="black", linestyle="--", label="noise ceiling of the reference")
+    legend(figure, methods, [noise], columns=4)
     return figure
+
+
+def with_recipes(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with a column `recipe`, which those of the default one may lack, and these first."""
+    rows = rows.assign(recipe=rows["recipe"].fillna(DEFAULT_RECIPE) if "recipe" in rows else DEFAULT_RECIPE)
+    return rows.sort_values("recipe", key=lambda names: names.where(names != DEFAULT_RECIPE, ""), kind="stable")
+
+
+def with_ceilings(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with the reference's ceilings, computed from its halves where they are not among the rows."""
+    of_reference = rows[rows["method"] == REFERENCE]
+    known = of_reference[of_reference["metric"] == "spearman_ceiling"]
+    halves = of_reference[of_reference["metric"] == "spearman"]
+    lacking = halves[~halves.set_index(["task", "recipe"]).index.isin(known.set_index(["task", "recipe"]).index)]
+    computed = lacking.assign(metric="spearman_ceiling", value=lacking["value"].map(ceiling))
+    return pd.concat([rows, computed], ignore_index=True)

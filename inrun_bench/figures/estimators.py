@@ -10,7 +10,10 @@ from matplotlib.lines import Line2D
 from inrun_bench.figures.style import TASKS_A_ROW, in_order, legend, look, panels
 from inrun_bench.unit import REFERENCE
 
+__all__ = ["draw", "efficiencies"]
+
 LARGEST = 3.0  # errors shown: a constant would score 1
+BIASED = ("tmc", "coalition-gradients")
 AXES = {"evaluations": "trainings", "seconds": "seconds on one core"}
 
 
@@ -30,6 +33,29 @@ def draw(rows: pd.DataFrame) -> Figure:
     noise = Line2D([], [], color="black", linestyle="--", label="standard error of the reference itself")
     legend(figure, methods, [noise], columns=4)
     return figure
+
+
+def efficiencies(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return how many times fewer trainings than plain permutations give the same standard error.
+
+    A variance falls as one over the trainings, so that their product says what an estimator needs. Biased estimators
+    are left out: their standard errors say little of their errors.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Those of the estimators experiment.
+
+    Returns
+    -------
+    DataFrame
+        One row an unbiased estimator, one column a task; empty where no rows hold standard errors.
+    """
+    errors = rows[(rows["metric"] == "stderr") & ~rows["method"].isin(BIASED)]
+    last = errors.loc[errors.groupby(["task", "method", "repetition"])["look"].idxmax()]
+    need = last.assign(need=last["value"] ** 2 * last["evaluations"]).groupby(["task", "method"])["need"].median()
+    by_method = need.unstack("task")
+    return by_method.rdiv(by_method.loc["permutation"]) if "permutation" in by_method.index else by_method.iloc[:0]
 
 
 def _panel(ax: Axes, errors: pd.DataFrame, methods: list[str], axis: str) -> None:

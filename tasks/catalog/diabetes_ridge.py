@@ -23,6 +23,7 @@ TASK = TaskSpec(
     architecture=lambda: nn.Linear(10, 1),
     recipes={
         "sgd": Recipe("sgd", learning_rate=0.01, batch_size=10, epochs=5, weight_decay=0.1),
+        "momentum": Recipe("sgd", learning_rate=0.001, batch_size=10, epochs=5, weight_decay=0.1, momentum=0.9),
         "adamw": Recipe("adamw", learning_rate=0.01, batch_size=10, epochs=5, weight_decay=0.1),
     },
     n_classes=None,

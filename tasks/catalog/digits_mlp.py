@@ -20,6 +20,7 @@ TASK = TaskSpec(
     architecture=lambda: nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)),
     recipes={
         "sgd": Recipe("sgd", learning_rate=0.1, batch_size=20, epochs=5),
+        "momentum": Recipe("sgd", learning_rate=0.01, batch_size=20, epochs=5, momentum=0.9),
         "adamw": Recipe("adamw", learning_rate=0.005, batch_size=20, epochs=5, weight_decay=0.01),
     },
     n_classes=10,

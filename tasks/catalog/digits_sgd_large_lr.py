@@ -14,6 +14,7 @@ TASK = dataclasses.replace(
     digits_mlp.TASK,
     recipes={
         "sgd": Recipe("sgd", learning_rate=0.5, batch_size=20, epochs=5),
+        "momentum": Recipe("sgd", learning_rate=0.05, batch_size=20, epochs=5, momentum=0.9),
         "adamw": Recipe("adamw", learning_rate=0.05, batch_size=20, epochs=5, weight_decay=0.01),
     },
     summary="digits-mlp at a learning rate where Taylor expansions break",

@@ -20,6 +20,7 @@ TASK = TaskSpec(
     architecture=lambda: nn.Linear(4, 3),
     recipes={
         "sgd": Recipe("sgd", learning_rate=0.2, batch_size=4, epochs=5),
+        "momentum": Recipe("sgd", learning_rate=0.02, batch_size=4, epochs=5, momentum=0.9),
         "adamw": Recipe("adamw", learning_rate=0.05, batch_size=4, epochs=5, weight_decay=0.01),
     },
     n_classes=3,

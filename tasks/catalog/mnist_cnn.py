@@ -28,6 +28,7 @@ TASK = dataclasses.replace(
     architecture=architecture,
     recipes={
         "sgd": Recipe("sgd", learning_rate=0.1, batch_size=20, epochs=5),
+        "momentum": Recipe("sgd", learning_rate=0.01, batch_size=20, epochs=5, momentum=0.9),
         "adamw": Recipe("adamw", learning_rate=0.005, batch_size=20, epochs=5, weight_decay=0.01),
     },
     summary="28 x 28 MNIST digits, two convolutions",

@@ -6,6 +6,7 @@ model by ``torch.func.vmap`` (:mod:`tasks.stacks.vmapped`). :func:`program_of` c
 training loop.
 """
 
+from tasks.stacks.clipping import clip_factors, clipped
 from tasks.stacks.memory import footprint, optimizer_copies, stack_size
 from tasks.stacks.program import Program, program_of
 from tasks.stacks.stack import Stack, stack_of
@@ -14,6 +15,8 @@ from tasks.stacks.training import judge, train
 __all__ = [
     "Program",
     "Stack",
+    "clip_factors",
+    "clipped",
     "footprint",
     "judge",
     "optimizer_copies",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tasks.data import Split
 from tasks.objective import Objective
+from tasks.stacks.clipping import clipped
 from tasks.stacks.objectives import worth
 from tasks.stacks.program import Program
 from tasks.stacks.stack import Stack
@@ -25,7 +26,7 @@ def train(
     stack: Stack,
     recipe: Recipe,
     samples: Split,
-    batches: Iterable[Tensor],
+    batches: Sequence[Tensor],
     present: Tensor,
     *,
     renormalised: bool,
@@ -39,10 +40,11 @@ def train(
     stack : Stack
         m models at their initial weights.
     recipe : Recipe
-        Its optimiser is used; plain SGD, which has no state, is left to the program.
+        Its optimiser is used, at the rate of each step; plain SGD, which has no state, is left to the program. Each
+        model's gradient is clipped by its own norm.
     samples : Split
         n training samples.
-    batches : iterable of int64 [B]
+    batches : sequence of int64 [B]
         Indices of the samples of every step.
     present : bool [m, n]
         Which samples each model sees.
@@ -50,17 +52,22 @@ def train(
         Whether the mean of a batch is over the samples present (where there are none, the gradient is zero), rather
         than over all.
     """
-    plain = recipe.optimizer == "sgd" and recipe.momentum == 0 and recipe.weight_decay == 0
+    plain = recipe.optimizer == "sgd" and not (recipe.momentum or recipe.weight_decay or recipe.clip_norm)
     optimizer = None if plain else recipe.build_optimizer(stack.values())
     counted = present.to(next(iter(stack.values())).dtype)
-    for index in batches:
+    for step, index in enumerate(batches):
+        rate = recipe.rate(step, len(batches))
         x, y, weights = samples.x[index], samples.y[index], counted[:, index]
         weights = weights / (weights.sum(1, keepdim=True).clamp(min=1) if renormalised else len(index))
         if optimizer is None:
-            program.descend(stack, x, y, weights, recipe.learning_rate)
+            program.descend(stack, x, y, weights, rate)
         else:
-            for name, gradient in program.gradients(stack, x, y, weights).items():
+            gradients = program.gradients(stack, x, y, weights)
+            if recipe.clip_norm is not None:
+                gradients = clipped(gradients, recipe.clip_norm)
+            for name, gradient in gradients.items():
                 stack[name].grad = gradient
+            optimizer.param_groups[0]["lr"] = rate
             optimizer.step()
 
 
@@ -74,6 +81,6 @@ def judge(
     """
     outputs = torch.cat([program.outputs(stack, x) for x in split.x.split(samples_at_a_time)], dim=-1)
     utilities = worth(objective, outputs, split.y)
-    largest = [torch.linalg.vector_norm(parameter.flatten(1), torch.inf, dim=1) for parameter in stack.values()]
+    largest = [torch.linalg.vector_norm(p.reshape(len(p), -1), torch.inf, dim=1) for p in stack.values()]
     finite = torch.stack([*largest, *utilities.values()]).isfinite().all(0)
     return {name: torch.where(finite, utility, torch.nan) for name, utility in utilities.items()}

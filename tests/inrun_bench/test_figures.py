@@ -11,6 +11,7 @@ from matplotlib.text import Text
 
 from inrun_bench.experiments import EXPERIMENTS, overhead
 from inrun_bench.figures import FIGURES, SETTINGS, draw_figures
+from inrun_bench.figures.estimators import efficiencies
 from inrun_bench.figures.fidelity import converging_rates
 from inrun_bench.figures.overhead import WORKLOADS, of_workloads
 from inrun_bench.figures.style import in_order, look
@@ -313,3 +314,45 @@ def test_estimators_show_medians_over_repetitions_and_the_error_of_the_reference
 
 def test_estimators_draw_nothing_of_nothing():
     assert paint("estimators", estimator_rows().iloc[:0]).axes == []
+
+
+def test_an_efficiency_is_relative_to_plain_permutations_of_the_same_task():
+    errors = estimator_rows().query("method != 'reference'")
+    halved = errors.assign(
+        metric="stderr", value=errors["value"].where(errors["method"] != "kernel", errors["value"] / 2)
+    )
+    found = efficiencies(pd.concat([errors, halved]))
+    assert (found.loc["permutation"] == 1).all()
+    np.testing.assert_allclose(found.loc["kernel"], 4)  # a variance of a quarter
+    assert list(found.columns) == ["a", "b", "c", "d", "e"]
+    assert efficiencies(pd.concat([errors, halved.query("method == 'kernel'")])).empty  # nothing to compare with
+    assert efficiencies(errors).empty
+
+
+def cost_rows():
+    """Two methods and the reference on two tasks, of which one has two recipes."""
+    places = [("a", None), ("b", None), ("a", "adamw")]  # rows of the default recipe need not name it
+    return pd.DataFrame(
+        {"task": task, "method": method, "metric": "spearman", "value": value + 0.01 * number, "trainings": trainings}
+        | ({} if recipe is None else {"recipe": recipe})
+        for number, (task, recipe) in enumerate(places)
+        for method, value, trainings in (("knn", 0.4, 0.2), ("few-run-8", 0.9, 7.0), ("reference", 0.95, 1e4))
+    )
+
+
+def test_cost_shows_each_task_and_recipe_under_the_ceiling_of_its_reference():
+    known = {"task": "b", "method": "reference", "metric": "spearman_ceiling", "value": 0.999, "trainings": 1e4}
+    figure = paint("cost", pd.concat([cost_rows(), pd.DataFrame([known])]))
+    assert [ax.get_title() for ax in figure.axes] == ["a", "b", "a, adamw"]
+    for number, (ax, halves) in enumerate(zip(figure.axes, (0.95, 0.96, 0.97), strict=True)):
+        points = {line.get_ydata()[0] for line in ax.lines if len(line.get_xdata()) == 1}
+        assert points == {0.4 + 0.01 * number, 0.9 + 0.01 * number}
+        (ceiling,) = {line.get_ydata()[0] for line in ax.lines if list(line.get_xdata()) == [0, 1]}
+        assert ceiling == pytest.approx(0.999 if number == 1 else np.sqrt(2 * halves / (1 + halves)))
+
+
+def test_cost_needs_no_reference_and_no_second_recipe():
+    rows = cost_rows().drop(columns="recipe").iloc[:6]
+    figure = paint("cost", rows[rows["method"] != "reference"])
+    assert [ax.get_title() for ax in figure.axes] == ["a", "b"]
+    assert paint("cost", rows.iloc[:0]).axes == []

@@ -9,6 +9,8 @@ from scipy.stats import spearmanr
 import tasks
 from baselines import exact_shapley, permutation_shapley
 from inrun_bench import reference
+from inrun_bench.adjoint import relaxed_game
+from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
 from inrun_bench.cli import main
 from inrun_bench.experiments import cost, estimators
 from inrun_bench.experiments import reference as experiment
@@ -20,6 +22,7 @@ from inrun_bench.reference_proof import verify
 from inrun_bench.report import write_summary
 from inrun_bench.runner import run
 from inrun_bench.store import Store
+from inrun_bench.unit import Unit
 from tests.inrun_bench.tiny import PROFILE, TASK
 
 N = 10
@@ -101,6 +104,48 @@ def test_a_block_that_fails_says_why_and_those_before_it_are_kept(medium, store,
 def test_a_reference_that_is_not_there(store):
     with pytest.raises(ValueError, match=r"no reference for task 'digits-mlp', seed 3.*inrun-bench reference --task"):
         reference.read(store, "digits-mlp", 3)
+    with pytest.raises(ValueError, match=r"recipe 'adamw', in .*--task digits-mlp --seed 0 --recipe adamw'"):
+        reference.read(store, "digits-mlp", recipe="adamw")
+
+
+# --- recipes ---
+
+
+def test_a_block_of_the_default_recipe_is_the_one_that_was_made_before_there_were_others():
+    plain = {"block": 3, "shifts": reference.SHIFTS, "draws": reference.DRAWS}
+    assert reference.block(TASK, 0, 3, "sgd").key == Unit("reference", TASK, "reference", 0, plain).key
+    other = reference.block(TASK, 0, 3, "adamw")
+    assert other.key == Unit("reference", TASK, "reference", 0, {**plain, "recipe": "adamw"}).key
+    assert (reference.block(TASK, 0, 3).recipe, other.recipe) == ("sgd", "adamw")
+
+
+def test_references_of_several_recipes_stand_side_by_side(small, store):
+    assert reference.recipes(store, TASK) == []
+    for recipe in ("adamw", "sgd"):
+        assert not reference.exists(store, TASK, recipe=recipe)
+        extend(store, TASK, recipe=recipe, jobs=1)
+    assert reference.recipes(store, TASK) == ["sgd", "adamw"]
+    for recipe in ("sgd", "adamw"):
+        game = tasks.load(TASK, recipe=recipe).trajectory_game()
+        found = reference.read(store, TASK, recipe=recipe)
+        np.testing.assert_allclose(found.valuations["loss"].values, exact_shapley(game).values, atol=1e-12)
+        assert (found.recipe, found.identity, found.blocks) == (recipe, game.identity(), 1)
+        assert verify(store, TASK, recipe=recipe, coalitions=5, rng=0).same_game
+
+
+def test_a_reference_is_not_proved_by_another_recipes_trainings(small, store, monkeypatch):
+    extend(store, TASK, recipe="adamw", jobs=1)
+    recipes = {"sgd": FEW.recipes["sgd"], "adamw": FEW.recipes["sgd"]}
+    monkeypatch.setitem(tasks.CATALOG._all(), TASK, dataclasses.replace(FEW, recipes=recipes))
+    proof = verify(store, TASK, recipe="adamw", coalitions=5, rng=0)
+    assert not proof.same_game
+    assert not proof.holds
+
+
+@pytest.mark.parametrize("act", [extend, verify])
+def test_an_unknown_recipe_is_refused_with_the_nearest_known_one(small, store, act):
+    with pytest.raises(ValueError, match=r"unknown recipe 'adamm'; did you mean 'adamw'\? \(known: sgd, adamw"):
+        act(store, TASK, recipe="adamm")
 
 
 # --- verification ---
@@ -178,6 +223,28 @@ def test_the_commands_make_and_prove_references(medium, store, capsys):
     assert f"{TASK}: holds" in capsys.readouterr().out
 
 
+def test_the_commands_take_a_recipe(small, store, capsys):
+    place = ["--out", str(store.root), "--task", TASK]
+    for recipe in ("sgd", "adamw"):
+        assert main(["reference", *place, "--recipe", recipe, "--jobs", "1"]) == 0
+    table = (store.root / "summary.md").read_text()
+    assert [f"{TASK} | {recipe:>8} |" in table for recipe in ("sgd", "adamw")] == [True, True]
+    capsys.readouterr()
+    assert main(["verify", "--out", str(store.root), "--coalitions", "3"]) == 0
+    both = [line.partition(";")[0] for line in capsys.readouterr().out.splitlines()]
+    assert both == [f"{TASK}: holds", f"{TASK}, adamw: holds"]
+    assert main(["verify", *place, "--recipe", "adamw", "--coalitions", "3"]) == 0
+    assert capsys.readouterr().out.startswith(f"{TASK}, adamw: holds")
+
+
+def test_without_tasks_a_recipes_references_are_made_of_those_that_have_it(monkeypatch, store, capsys):
+    own = dataclasses.replace(FEW, recipes={**FEW.recipes, "acme": FEW.recipes["sgd"]})
+    monkeypatch.setitem(tasks.CATALOG._all(), TASK, own)
+    assert main(["reference", "--out", str(store.root), "--recipe", "acme", "--jobs", "1"]) == 0
+    assert capsys.readouterr().out.startswith(f"{TASK}, acme: exact")
+    assert len(list((store.root / "rows").iterdir())) == 1
+
+
 def test_verify_looks_at_whatever_is_there_and_fails_where_one_does_not_hold(medium, store, capsys):
     extend(store, TASK, seconds=0, jobs=1)
     assert main(["verify", "--out", str(store.root), "--coalitions", "3"]) == 0
@@ -198,6 +265,9 @@ def test_verify_looks_at_whatever_is_there_and_fails_where_one_does_not_hold(med
         (["reference", "--jobs", "0"], "--jobs must be a positive number"),
         (["verify", "--coalitions", "0"], "--coalitions must be at least 1, got 0"),
         (["verify", "--task", TASK, "--seed", "7"], "no reference for task"),
+        (["verify", "--recipe", "adamw"], "recipe 'adamw', in"),
+        (["reference", "--recipe", "adamm"], "unknown recipe 'adamm'; did you mean 'adamw'"),
+        (["verify", "--recipe", "adamm"], "unknown recipe 'adamm'; did you mean 'adamw'"),
     ],
 )
 def test_bad_input_of_the_commands(store, capsys, arguments, message):
@@ -241,18 +311,41 @@ def test_the_error_is_that_of_the_values_in_units_of_their_spread(with_reference
         estimators,
         "ESTIMATORS",
         {
-            "permutation": lambda game, _budget, rng, stop: permutation_shapley(
-                game, n_permutations=40, rng=rng, stop=stop
+            "permutation": lambda task, _budget, rng, stop: permutation_shapley(
+                task.trajectory_game(), n_permutations=40, rng=rng, stop=stop
             )
         },
     )
     plan = Plan(PROFILE, tasks=(TASK,), methods=(), seeds=(0,))
     unit = next(u for u in estimators.units(plan) if u.method == "permutation")
-    last = [row for row in estimators.measure(unit, {}) if row["metric"] == "error"][-1]
-    values = permutation_shapley(tasks.load(TASK).trajectory_game(), n_permutations=40, rng=unit.random_seed).values
+    last = {row["metric"]: row for row in estimators.measure(unit, {})}
+    found = permutation_shapley(tasks.load(TASK).trajectory_game(), n_permutations=40, rng=unit.random_seed)
     truth = with_reference.values
-    assert last["value"] == pytest.approx(np.sqrt(np.mean((values - truth) ** 2)) / truth.std())
-    assert last["evaluations"] == 2 + 40 * (N - 1)
+    assert last["error"]["value"] == pytest.approx(np.sqrt(np.mean((found.values - truth) ** 2)) / truth.std())
+    assert last["stderr"]["value"] == pytest.approx(np.sqrt(np.mean(found.stderr**2)) / truth.std())
+    for row in last.values():
+        assert row["evaluations"] == 2 + 40 * (N - 1)
+
+
+@pytest.mark.parametrize("name", estimators.ESTIMATORS)
+def test_evaluations_are_trainings_and_a_differentiated_run_counts_as_what_it_takes(small, monkeypatch, name):
+    runs = {"plain": 0, "differentiated": 0}
+
+    def counted(kind, function, which):
+        def call(*arguments, **options):
+            runs[kind] += len(arguments[which])
+            return function(*arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(tasks.TrajectoryGame, "__call__", counted("plain", tasks.TrajectoryGame.__call__, 1))
+    monkeypatch.setattr(relaxed_game, "differentiate", counted("differentiated", relaxed_game.differentiate, 1))
+    seen = []
+    valuation = estimators.ESTIMATORS[name](tasks.load(TASK), 400, 0, lambda e: bool(seen.append(e)))
+    assert seen[-1].evaluations == round(runs["plain"] + TRAININGS_A_RUN * runs["differentiated"])
+    assert 300 < seen[-1].evaluations <= 400
+    np.testing.assert_array_equal(seen[-1].values, valuation.values)
+    np.testing.assert_array_equal(seen[-1].stderr, valuation.stderr)
 
 
 # --- cost: methods against the stored reference ---
@@ -269,6 +362,39 @@ def test_methods_are_compared_with_the_stored_reference(with_reference, tmp_path
     assert (rows["trainings"] > 0).all()
     draw_figures(found, ["cost"])
     assert "| 4 differentiated runs" in write_summary(found)
+
+
+def test_methods_are_judged_by_every_recipe_that_has_a_reference(with_reference, store, tmp_path):
+    plan = Plan(PROFILE, tasks=(TASK,), methods=("few-run-8",), seeds=(0,))
+    before = cost.units(plan)
+    truth = extend(store, TASK, recipe="adamw", jobs=1).valuations["loss"].values
+    units = cost.units(plan)
+    assert units[: len(before)] == before
+    assert [(unit.method, unit.recipe) for unit in units[len(before) :]] == [
+        ("reference", "adamw"),
+        ("few-run-8", "adamw"),
+    ]
+    found = Store(tmp_path / "runs")
+    assert run(units, found).failed == ()
+    rows = found.read_all("cost")
+    ours = rows.query("recipe == 'adamw' and method == 'few-run-8'").set_index("metric")["value"]
+    valuation = METHODS["few-run-8"](tasks.load(TASK, recipe="adamw"), None)
+    assert ours["spearman"] == pytest.approx(spearmanr(valuation.values, truth).statistic)
+    for diagnostic in ("sum", "gain", "roughness"):
+        assert ours[diagnostic] == pytest.approx(valuation.parameters[diagnostic])
+    of_reference = rows.query("method == 'reference'").groupby("metric")["value"].unique()
+    assert of_reference.map(list).to_dict() == {"spearman": [1.0], "spearman_ceiling": [1.0]}
+    draw_figures(found, ["cost"])
+    summary = write_summary(found)
+    assert f"| {TASK} |    adamw |" in summary.partition("**Diagnostics**")[2]
+
+
+def test_the_ceiling_is_that_of_the_references_halves(medium, store, monkeypatch):
+    monkeypatch.setattr(reference, "FOLDER", store.root)
+    halves = extend(store, TASK, seconds=0, jobs=1).reliability()["loss"]
+    (unit,) = cost.units(Plan(PROFILE, tasks=(TASK,), methods=(), seeds=(0,)))
+    rows = {row["metric"]: row["value"] for row in cost.measure(unit, {})}
+    assert rows == {"spearman": halves, "spearman_ceiling": pytest.approx(np.sqrt(2 * halves / (1 + halves)))}
 
 
 @pytest.mark.parametrize("experiment_of_references", [estimators, cost])

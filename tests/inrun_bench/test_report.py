@@ -5,7 +5,7 @@ from scipy import stats
 from inrun_bench.figures.style import look
 from inrun_bench.report import BEGIN, END, headline, update_section, write_summary
 from inrun_bench.store import Store
-from inrun_bench.unit import Unit
+from inrun_bench.unit import Unit, recipe_setting
 from tests.inrun_bench.tiny import METHODS, TASK
 
 
@@ -152,6 +152,67 @@ def test_the_table_of_the_cost_of_scores_says_what_the_rows_say(results, summary
     first = rows.query("method == 'inrun-first' and metric == 'net_ratio'").iloc[0]
     assert line["rules chosen (layers)"] == first["rule"]
     assert line["fastest rule"] == first["fastest_rule"]
+
+
+# --- tables over stored references ---
+
+
+def test_the_cost_tables_say_what_the_rows_say_one_a_recipe(tmp_path):
+    store = Store(tmp_path / "results")
+    spearman = {("sgd", "knn"): 0.4, ("sgd", "reference"): 0.8, ("adamw", "knn"): 0.3, ("adamw", "reference"): 0.9}
+    for (recipe, method), value in spearman.items():
+        rows = [{"metric": "spearman", "value": value, "seconds": 1.0, "trainings": 12.34}]
+        if (recipe, method) == ("adamw", "reference"):  # rows of the default recipe are older than ceilings
+            rows.append({"metric": "spearman_ceiling", "value": 0.95})
+        store.write(Unit("cost", "some-task", method, 0, recipe_setting(recipe)), rows)
+    sgd, adamw = tables_in(write_summary(store))
+    for table, recipe, ceiling in ((sgd, "sgd", np.sqrt(2 * 0.8 / 1.8)), (adamw, "adamw", 0.95)):
+        assert list(table) == [look("reference").label, look("knn").label, "*noise ceiling*"]
+        assert table[look("knn").label]["some-task"] == f"{spearman[recipe, 'knn']:.3f}, 12.3"
+        assert table["*noise ceiling*"]["some-task"] == f"{ceiling:.3f}"
+
+
+def test_the_diagnostics_table_says_what_the_rows_say(tmp_path):
+    store = Store(tmp_path / "results")
+    agreement = [{"metric": "spearman", "value": 0.5, "seconds": 1.0, "trainings": 8.0}]
+    diagnostics = {"sum": 0.3, "gain": 0.4, "roughness": 0.25}
+    parameters = [{"metric": name, "value": value} for name, value in diagnostics.items()]
+    store.write(Unit("cost", "some-task", "few-run-8", 0), agreement)
+    assert "**Diagnostics**" not in write_summary(store)  # rows that are older than diagnostics
+    store.write(Unit("cost", "some-task", "few-run-8", 0, recipe_setting("adamw")), agreement + parameters)
+    store.write(Unit("cost", "some-task", "few-run-4", 0, recipe_setting("adamw")), agreement + parameters)
+    (line,) = lines_of(write_summary(store), "Diagnostics")
+    assert line == {
+        "task": "some-task",
+        "recipe": "adamw",
+        "sum / gain": "0.750",
+        "roughness": "0.250",
+        "Spearman": "0.500",
+    }
+
+
+def test_the_efficiency_table_compares_trainings_for_the_same_standard_error(tmp_path):
+    store = Store(tmp_path / "results")
+    last_of = {"permutation": (0.4, 100), "owen": (0.2, 100), "kernel": (0.4, 50), "tmc": (0.01, 100)}
+    for method, (stderr, evaluations) in last_of.items():
+        for repetition, factor in enumerate((1, 3, 0.5)):
+            rows = [
+                {"metric": metric, "value": value * factor, "look": number, "evaluations": trainings, "seconds": 1.0}
+                for number, (value, trainings) in enumerate(((9.0, 10), (stderr, evaluations)))
+                for metric in ("error", "stderr")
+            ]
+            store.write(Unit("estimators", "some-task", method, 0, {"repetition": repetition}), rows)
+    found = {line["estimator"]: line["some-task"] for line in lines_of(write_summary(store), "Efficiency")}
+    assert found == {look("permutation").label: "1", look("owen").label: "4", look("kernel").label: "2"}
+
+
+def test_estimators_without_standard_errors_have_no_efficiency(tmp_path):
+    store = Store(tmp_path / "results")
+    row = {"metric": "error", "value": 0.5, "look": 0, "evaluations": 10, "seconds": 1.0}
+    store.write(Unit("estimators", "some-task", "permutation", 0, {"repetition": 0}), [row])
+    summary = write_summary(store)
+    assert "**Estimators**" in summary
+    assert "**Efficiency**" not in summary
 
 
 def test_nothing_is_reported_of_nothing(tmp_path):

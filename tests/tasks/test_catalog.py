@@ -1,5 +1,7 @@
 """What every embedded task promises: it learns by each of its recipes, and its data are what the catalogue says."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,8 @@ import torch
 import tasks
 from baselines import exact_shapley
 
-NAMES = tasks.names()
-RECIPES = pytest.mark.parametrize("recipe", ["sgd", "adamw"])
+NAMES = tasks.names(large=False)
+RECIPES = pytest.mark.parametrize("recipe", ["sgd", "momentum", "adamw"])
 EACH = pytest.mark.parametrize("name", NAMES)
 
 
@@ -83,6 +85,14 @@ def test_the_large_learning_rate_is_all_that_is_new():
     assert all(map(torch.equal, large.model().parameters(), usual.model().parameters()))
     assert all(map(torch.equal, large.batches(), usual.batches()))
     assert large.recipe.learning_rate == 5 * usual.recipe.learning_rate
+
+
+@pytest.mark.parametrize("name", tasks.names(large=False))
+def test_momentum_is_plain_sgd_with_a_tenth_of_its_rate(name):
+    plain, heavy = (tasks.CATALOG[name].recipes[recipe] for recipe in ("sgd", "momentum"))
+    assert heavy.learning_rate == pytest.approx(plain.learning_rate / 10)
+    assert dataclasses.replace(heavy, learning_rate=plain.learning_rate, momentum=0.0) == plain
+    assert heavy.momentum == 0.9
 
 
 def test_iris_is_small_enough_to_enumerate():

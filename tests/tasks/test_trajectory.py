@@ -17,7 +17,7 @@ from tasks.architectures import GPT
 from tasks.recipe import Recipe
 from tasks.trajectory import DivergedError, TrajectoryGame
 
-NAMES = tasks.names()
+NAMES = tasks.names(large=False)
 
 
 def small(name="digits-mlp", recipe="sgd", **changes):
@@ -112,6 +112,10 @@ def of_numbers():
 RECIPES = {
     "sgd": Recipe("sgd", 0.1, 5, 2),
     "momentum and decay": Recipe("sgd", 0.1, 5, 2, momentum=0.9, weight_decay=0.1),
+    "nesterov": Recipe("sgd", 0.1, 5, 2, momentum=0.9, nesterov=True, schedule="linear", clip_norm=0.1),
+    "scheduled": Recipe("sgd", 0.1, 5, 2, schedule="linear", warmup=0.3),
+    "clipped": Recipe("sgd", 0.1, 5, 2, clip_norm=0.1),
+    "adam": Recipe("adam", 0.05, 5, 2, weight_decay=0.1, schedule="cosine", warmup=0.3, clip_norm=0.1),
     "adamw": Recipe("adamw", 0.05, 5, 2, weight_decay=0.1),
 }
 
@@ -136,6 +140,15 @@ def test_renormalising_matters_unless_everyone_is_present():
     partial_ones = ~np.isin(coalitions.sum(1), (0, 12))
     np.testing.assert_allclose(plain[~partial_ones], renormalised[~partial_ones], rtol=1e-13)
     assert (np.abs(plain - renormalised)[partial_ones] > 1e-6).all()
+
+
+def test_each_model_is_clipped_by_its_own_gradient():
+    """A norm that no gradient reaches changes nothing; one below all changes everybody but the empty coalition."""
+    coalitions = random_coalitions(12)
+    plain, ample, tight = (small(clip_norm=c).trajectory_game()(coalitions) for c in (None, 1e6, 0.01))
+    np.testing.assert_allclose(ample, plain, rtol=1e-13)
+    assert tight[0] == plain[0]
+    assert (np.abs(tight - plain)[1:] > 1e-3).all()
 
 
 def test_the_empty_coalition_learns_nothing_and_the_full_one_is_the_run_itself():
@@ -280,7 +293,12 @@ CHANGES = {
     "batch size": with_recipe(batch_size=4),
     "momentum": with_recipe(momentum=0.5),
     "weight decay": with_recipe(weight_decay=0.1),
+    "nesterov": with_recipe(momentum=0.5, nesterov=True),
+    "schedule": with_recipe(schedule="linear"),
+    "warmup": with_recipe(warmup=0.5),
+    "clipping": with_recipe(clip_norm=1.0),
     "optimiser": with_recipe(optimizer="adamw"),
+    "other optimiser": with_recipe(optimizer="adam"),
     "heads": lambda t: dataclasses.replace(t, architecture=lambda: GPT(7, 4, 8, 2, 1)),
     "other heads": lambda t: dataclasses.replace(t, architecture=lambda: GPT(7, 4, 8, 4, 1)),
 }

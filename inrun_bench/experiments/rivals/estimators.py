@@ -7,7 +7,7 @@ import statistics
 import numpy as np
 from numpy.typing import NDArray
 
-from inrun_bench.experiments.estimators import ESTIMATORS
+from inrun_bench.experiments.estimators import GAME_ESTIMATORS
 from inrun_bench.unit import Row, Unit
 
 __all__ = ["overhead"]
@@ -31,10 +31,10 @@ def overhead(unit: Unit) -> list[Row]:
     """Run every estimator on games of 10, 100 and 1000 players."""
     rows: list[Row] = []
     for n in SIZES:
-        for name, run in ESTIMATORS.items():
+        for name, estimator in GAME_ESTIMATORS.items():
             taken = []
             for _ in range(int(unit.settings["repeats"])):
-                found = run(_Instant(n), EVALUATIONS_PER_PLAYER * n + 2, 0, None)
+                found = estimator(_Instant(n), budget=EVALUATIONS_PER_PLAYER * n + 2, rng=0)
                 taken.append(found.seconds / found.evaluations / n * 1e6)
             rows.append({"contender": name, "players": n, "metric": "microseconds", "value": statistics.median(taken)})
     return rows

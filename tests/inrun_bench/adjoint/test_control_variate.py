@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baselines import budget, complementary_shapley, exact_shapley
+from baselines import budget, complementary_shapley, exact_shapley, stderr_below
 from inrun_bench.adjoint import control_variate_shapley
 from inrun_bench.adjoint.relaxed_game import relaxed_game
 from inrun_bench.adjoint.surrogate import SizeDependentAdditiveGame, taylor_surrogate
@@ -14,7 +14,7 @@ from tests.inrun_bench.adjoint.small import quadratic_task, small_task
 
 
 def relaxed(task, utility="loss"):
-    return relaxed_game(task, utility, "validation", None, AUTOMATIC)
+    return relaxed_game(task, utility, "validation", None, AUTOMATIC, 0.0)
 
 
 def all_coalitions(n):
@@ -68,6 +68,37 @@ def test_less_is_left_to_sampling():
     assert with_surrogate.evaluations == without.evaluations + 8
 
 
+def test_a_stopping_rule_sees_the_values_themselves():
+    seen = []
+    found = control_variate_shapley(small_task(n=6), budget=400, rng=0, stop=lambda e: bool(seen.append(e)))
+    assert len(seen) > 5
+    assert [e.evaluations for e in seen[:2]] == [8 + 2 + 2 * e.draws for e in seen[:2]]  # runs, ends, pairs
+    last = seen[-1]
+    assert last.evaluations == found.evaluations
+    for of_rule, of_valuation in (
+        (last.values, found.values),
+        (last.stderr, found.stderr),
+        (last.halves, found.halves),
+    ):
+        np.testing.assert_array_equal(of_rule, of_valuation)
+    shorter = control_variate_shapley(small_task(n=6), budget=seen[3].evaluations - 8, rng=0)
+    np.testing.assert_allclose(seen[3].values, shorter.values, rtol=1e-9)
+
+
+def test_a_budget_among_the_rules_counts_all_runs():
+    task = small_task(n=6)
+    by_rule = control_variate_shapley(task, stop=budget(122) | stderr_below(1e-9), rng=0)
+    by_budget = control_variate_shapley(task, budget=122 - 8, rng=0)
+    assert by_rule.evaluations == by_budget.evaluations == 122
+    np.testing.assert_allclose(by_rule.values, by_budget.values, rtol=1e-9)
+    assert by_rule.parameters["stop"] == "(budget(122) | stderr_below(1e-09, share=1))"
+
+
+def test_what_is_no_rule_is_refused():
+    with pytest.raises(TypeError, match="stop must be a rule"):
+        control_variate_shapley(small_task(n=6), stop=3)
+
+
 def test_halves_are_estimates_of_their_own():
     found = control_variate_shapley(small_task(n=6), stop=budget(122), rng=0)
     np.testing.assert_allclose(found.halves.mean(axis=0), found.values, atol=6 * found.stderr.max())
@@ -76,7 +107,7 @@ def test_halves_are_estimates_of_their_own():
 
 def test_groups_are_players():
     task, groups = quadratic_task(), np.array([0, 2, 1, 1, 0, 2, 2, 2])
-    game = relaxed_game(task, "loss", "validation", groups, AUTOMATIC)
+    game = relaxed_game(task, "loss", "validation", groups, AUTOMATIC, 0.0)
     found = control_variate_shapley(task, budget=402, groups=groups, rng=0)
     assert (np.abs(found.values - exact_shapley(game).values) <= 4 * found.stderr + 1e-12).all()
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from inrun_bench.adjoint import sweep
 from inrun_bench.adjoint.sweep import DivergedRunError, differentiate, utilities_at
 from inrun_bench.adjoint.trajectory import Storage
 from tasks.architectures import GPT
@@ -209,6 +210,116 @@ def test_what_has_no_derivative_is_refused(task, options, message):
         differentiate(task, np.ones((1, 8)), **options)
 
 
+class Attention(nn.Module):
+    """Attention between the rows of a digit, and a head."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(64, 10)
+
+    def forward(self, x):
+        rows = x.view(-1, 8, 8)
+        mixed = self.layer(rows, rows, rows)[0] if isinstance(self.layer, nn.MultiheadAttention) else self.layer(rows)
+        return self.head(mixed.flatten(1))
+
+
+def attention(dropout):
+    return with_architecture(lambda: Attention(nn.MultiheadAttention(8, 2, dropout=dropout, batch_first=True)))
+
+
+def encoder(dropout):
+    return with_architecture(lambda: Attention(nn.TransformerEncoderLayer(8, 2, 16, dropout=dropout, batch_first=True)))
+
+
+class Function(nn.Module):
+    """A linear map, and a function of what it gives."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.head, self.function = nn.Linear(64, 10), function
+
+    def forward(self, x):
+        return self.function(self.head(x))
+
+
+def with_architecture(architecture):
+    return dataclasses.replace(small_task(), architecture=architecture)
+
+
+def with_function(function):
+    return with_architecture(lambda: Function(function))
+
+
+def distances(h):
+    corners = torch.eye(10, dtype=h.dtype).expand(len(h), 10, 10)
+    return torch.cdist(h[:, None], corners)[:, 0]
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        attention(0.1),
+        encoder(0.1),
+        with_layer(nn.RReLU()),
+        with_layer(nn.FeatureAlphaDropout(0.1)),
+        with_function(nn.functional.dropout),
+        with_function(nn.functional.gumbel_softmax),
+        with_function(lambda h: h + torch.randn(10, dtype=h.dtype, generator=torch.Generator().manual_seed(0))),
+    ],
+)
+def test_a_model_that_draws_random_numbers_is_refused_and_draws_none(task):
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match=r"draws .*, so that .* makes no repeatable run"):
+        differentiate(task, np.ones((1, 8)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda h: h - h.mean(0),
+        lambda h: h / h.norm(),
+        lambda h: h.cumsum(0).flip(0),
+        lambda h: h + float(np.random.default_rng().random()),
+    ],
+)
+def test_a_model_that_couples_samples_or_changes_from_pass_to_pass_is_refused(function):
+    with pytest.raises(ValueError, match="the output of Function for a sample depends on the others in its batch"):
+        differentiate(with_function(function), np.ones((1, 8)))
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (
+            distances,
+            "a training step of Function cannot be differentiated: the derivative for '_cdist_backward' is not",
+        ),
+        (torch.Tensor.detach, "cannot be differentiated: .* does not require grad"),
+        (lambda h: h if h[0].sum().item() > 100 else 2 * h, r"cannot be differentiated: vmap: .*\.item\(\)"),
+    ],
+)
+def test_an_operation_without_a_derivative_is_told_before_the_run(function, message, monkeypatch):
+    monkeypatch.setattr(sweep, "there_and_back", None)
+    with pytest.raises(ValueError, match=message):
+        differentiate(with_function(function), np.ones((1, 8)))
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        attention(0.0),
+        encoder(0.0),
+        with_layer(nn.Dropout(0.0)),
+        with_architecture(lambda: nn.Sequential(nn.Linear(64, 10), nn.BatchNorm1d(10), nn.Dropout(0.5)).eval()),
+    ],
+)
+def test_layers_that_draw_nothing_and_couple_nothing_are_differentiated(task):
+    weights = 0.1 + 0.8 * some_weights(1, 8)
+    expected = central_differences(task, weights)
+    np.testing.assert_allclose(differentiate(task, weights).gradients, expected, atol=1e-6 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
@@ -221,7 +332,3 @@ def test_what_has_no_derivative_is_refused(task, options, message):
 def test_weights_out_of_range_are_refused(weights, message):
     with pytest.raises(ValueError, match=message):
         differentiate(small_task(), weights)
-
-
-def test_a_dropout_that_drops_nothing_is_no_obstacle():
-    assert differentiate(with_layer(nn.Dropout(0.0)), np.ones((1, 8))).gradients.any()

@@ -1,0 +1,161 @@
+"""Groups: values of classes, domains and random groups, against exact ones from every coalition of groups.
+
+Players are groups of samples, so few that the retraining game can be enumerated: the judge has neither noise nor bias,
+even where training a model takes seconds.
+
+==========  ==========================================================================================
+groups      players
+==========  ==========================================================================================
+classes     the labels that samples carry, wrong ones included
+domains     where samples come from
+random      groups of equal size, drawn at random: players that are alike, whose values hardly differ
+==========  ==========================================================================================
+
+In-run values of a group are sums of those of its samples: exact for the sum of the step games, each of which is close
+to additive, but a sum of samples' Shapley values is in general not the Shapley value of the grouped game. Along the
+diagonal, too, a group's value is the sum of its samples', so that few-run values make no such difference: derivatives
+see groups as sums of parts. Only derivatives at coalitions of groups, and retraining on these, do; see
+:mod:`baselines.grouped`.
+
+The error of a method is the root mean square difference from the exact values, in units of their spread over the
+groups; correlations ask for ranks and proportions alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+import tasks
+from baselines import GroupedGame, Valuation, exact_shapley, permutation_shapley
+from inrun_bench.adjoint import coalition_gradient_shapley, few_run_shapley
+from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
+from inrun_bench.experiments.agreement import metrics
+from inrun_bench.experiments.values import parameter_rows, warm_up
+from inrun_bench.methods.inrun import inrun
+from inrun_bench.plan import Plan
+from inrun_bench.unit import REFERENCE, Row, Unit
+from tasks import Task
+
+SUMMARY = "values of groups of samples (classes, domains, random ones) against exact values by enumeration"
+EXCLUSIVE = False
+DEFAULT = False
+
+GROUPINGS = {
+    "digits-mlp": ("classes", "random"),
+    "mnist-mlp": ("classes", "random"),
+    "stdlib-gpt": ("domains",),
+}
+TASKS = tuple(GROUPINGS)
+
+RANDOM_GROUPS = 10
+COALITIONS = 128
+PERMUTATIONS = 20
+
+GroupMethod = Callable[[Task, NDArray[np.int64], np.random.SeedSequence], Valuation]
+"""From a task, the group of each training sample, int64 [n_train], and a seed to the values of the groups."""
+
+
+def units(plan: Plan) -> list[Unit]:
+    """One unit a method and grouping, and one for the exact values; of a large task for the first seed alone.
+
+    Differentiated coalitions are left out where they would take longer than the enumeration.
+    """
+    found = []
+    for task in (name for name in plan.tasks if name in GROUPINGS):
+        for seed in plan.seeds[:1] if tasks.CATALOG[task].large else plan.seeds:
+            for kind in GROUPINGS[task]:
+                truth = Unit("groups", task, REFERENCE, seed, {"groups": kind})
+                few = 2 ** len(group_names(task, kind)) <= COALITIONS * TRAININGS_A_RUN
+                methods = (name for name in GROUP_METHODS if not (few and name == f"coalition-gradients-{COALITIONS}"))
+                found.append(truth)
+                found += [Unit("groups", task, name, seed, truth.settings, needs=(truth,)) for name in methods]
+    return found
+
+
+def group_names(task: str, kind: str) -> tuple[str, ...]:
+    """Return what the groups of a task are called, by their numbers."""
+    spec = tasks.CATALOG[task]
+    if kind == "domains":
+        return spec.domains
+    return tuple(map(str, range(RANDOM_GROUPS if kind == "random" else spec.n_classes or 0)))
+
+
+def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
+    """Value the groups by one method, or by enumeration, and compare."""
+    task = tasks.load(unit.task, unit.seed)
+    warm_up(unit.task)
+    kind = str(unit.settings["groups"])
+    groups = groups_of(task, kind)
+    valuation = GROUP_METHODS.get(unit.method, enumerated)(task, groups, unit.random_seed)
+    spent = {"evaluations": valuation.evaluations, "seconds": valuation.seconds}
+    stderr = np.full_like(valuation.values, np.nan) if valuation.stderr is None else valuation.stderr
+    named = zip(group_names(unit.task, kind), valuation.values, stderr, np.bincount(groups), strict=True)
+    rows: list[Row] = [
+        {"metric": "value", "player": i, "name": name, "value": float(v), "stderr": float(e), "samples": int(size)}
+        for i, (name, v, e, size) in enumerate(named)
+    ]
+    seen = {"cost": float(valuation.evaluations)}
+    if unit.method != REFERENCE:
+        seen |= compared(valuation.values, read_groups(needs[unit.needs[0]]))
+    rows += [{"metric": name, "value": value, **spent} for name, value in seen.items()]
+    return [*rows, *parameter_rows(valuation)]
+
+
+def read_groups(rows: pd.DataFrame) -> NDArray[np.float64]:
+    """Return the values in a unit's rows, float64 [groups]."""
+    values = rows[rows["metric"] == "value"].sort_values("player")["value"]
+    return np.asarray(values, dtype=np.float64)
+
+
+def groups_of(task: Task, kind: str) -> NDArray[np.int64]:
+    """Return the group of each training sample, int64 [n_train]."""
+    if kind == "random":
+        rng = np.random.default_rng([task.seed, RANDOM_GROUPS])
+        return rng.permutation(np.arange(task.n_train) % RANDOM_GROUPS)
+    groups = task.domains if kind == "domains" else task.train.y.numpy()
+    assert groups is not None
+    return groups
+
+
+def compared(values: NDArray[np.float64], exact: NDArray[np.float64]) -> dict[str, float]:
+    """Return correlations with the exact values, and the error in units of their spread."""
+    correlations = metrics(values, exact)
+    error = float(np.sqrt(np.square(values - exact).mean()) / exact.std())
+    return {"spearman": correlations["spearman"], "pearson": correlations["pearson"], "error": error}
+
+
+def enumerated(task: Task, groups: NDArray[np.int64], _seed: np.random.SeedSequence) -> Valuation:
+    """Return exact Shapley values of the game of retraining on groups."""
+    return exact_shapley(GroupedGame(task.trajectory_game(), groups))
+
+
+def _permuted(task: Task, groups: NDArray[np.int64], seed: np.random.SeedSequence) -> Valuation:
+    game = GroupedGame(task.trajectory_game(), groups)
+    return permutation_shapley(game, PERMUTATIONS, antithetic=True, rng=seed)
+
+
+def _summed(task: Task, groups: NDArray[np.int64], seed: np.random.SeedSequence, *, order: str) -> Valuation:
+    of_samples = inrun(task, seed, order=order)
+    return dataclasses.replace(of_samples, values=np.bincount(groups, of_samples.values))
+
+
+def _few_run(task: Task, groups: NDArray[np.int64], _seed: np.random.SeedSequence, *, points: int) -> Valuation:
+    return few_run_shapley(task, points, groups=groups)
+
+
+def _coalition_gradients(task: Task, groups: NDArray[np.int64], seed: np.random.SeedSequence) -> Valuation:
+    return coalition_gradient_shapley(task, COALITIONS, groups=groups, rng=seed)
+
+
+GROUP_METHODS: dict[str, GroupMethod] = {
+    **{f"inrun-{order}": partial(_summed, order=order) for order in ("first", "integrated")},
+    **{f"few-run-{points}": partial(_few_run, points=points) for points in (4, 8)},
+    f"coalition-gradients-{COALITIONS}": _coalition_gradients,
+    f"permutation-{PERMUTATIONS}": _permuted,
+}
