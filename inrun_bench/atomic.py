@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ __all__ = ["replacing"]
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a file to be written beside `path`: it takes the place of `path` when it is whole, or goes."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
     try:
         yield partial
         partial.replace(path)

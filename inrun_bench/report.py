@@ -26,7 +26,6 @@ __all__ = ["headline", "update_section", "write_summary"]
 BEGIN, END = "<!-- summary: begin (inrun-bench report --into) -->", "<!-- summary: end -->"
 SMALLEST = 1e-6  # smaller shares are nothing but rounding
 AGREEMENT = ("Spearman [95 % CI]", "Kendall", "Pearson", "top 10 %")  # columns that need a reference
-SPENT = {"evaluations": ",.0f", "seconds": ",.2g"}
 
 
 def write_summary(store: Store) -> str:
@@ -111,7 +110,7 @@ def _methods_table(store: Store) -> str:
     columns: dict[str, Callable[[str, str], str]] = {
         "method": lambda _task, method: look(method).label,
         "trainings": lambda task, method: _cell(cost["evaluations"], (task, method), ",.0f"),
-        "time (s)": lambda task, method: _cell(cost["seconds"], (task, method), ",.2g"),
+        "time (s)": lambda task, method: _seconds(cost["seconds"], (task, method)),
         "Spearman [95 % CI]": lambda task, method: _interval(table, (task, method, "spearman")),
         "Kendall": lambda task, method: _mean(table, (task, method, "kendall")),
         "Pearson": lambda task, method: _mean(table, (task, method, "pearson")),
@@ -125,13 +124,12 @@ def _methods_table(store: Store) -> str:
         rows = found[found["task"] == task]
         shown = {head: cell for head, cell in columns.items() if task in judged or head not in AGREEMENT}
         cells = [[cell(task, method) for cell in shown.values()] for method in in_order(rows["method"])]
-        about = f"**{task}**, {_count(rows['seed'].nunique(), 'seed')}. "
+        about = "Not compared with a retraining reference; time is that for the values of all samples, on one core."
         if task in judged:
-            ceiling = _mean(table, (task, REFERENCE, "spearman_ceiling"))
-            about += f"The reference's own row is one half of it against the other; noise ceiling of Spearman: {ceiling}."
-        else:
-            about += "Not compared with a retraining reference; time is that for the values of all samples, on one core."
-        parts.append(f"{about}\n\n{_markdown(cells, list(shown))}")
+            about = "The reference's own row is one half of it against the other; noise ceiling of Spearman: "
+            about += f"{_mean(table, (task, REFERENCE, 'spearman_ceiling'))}."
+        title = f"**{task}**, {_count(rows['seed'].nunique(), 'seed')}"
+        parts.append(f"{title}. {about}\n\n{_markdown(cells, list(shown))}")
     return "\n\n".join(parts)
 
 
@@ -147,7 +145,8 @@ def _groups_table(store: Store) -> str:
         cells = [
             [
                 "exact, all coalitions" if method == REFERENCE else look(method).label,
-                *(_cell(cost[column], (task, kind, method), form) for column, form in SPENT.items()),
+                _cell(cost["evaluations"], (task, kind, method), ",.0f"),
+                _seconds(cost["seconds"], (task, kind, method)),
                 *(_cell(means, (task, kind, method, metric), ".3f") for metric in ("spearman", "pearson", "error")),
             ]
             for method in in_order(own["method"])
@@ -378,6 +377,7 @@ def _sweeps_table(store: Store) -> str:
     rows = store.read_all("sweeps")
     if rows.empty:
         return ""
+    rows = rows.sort_values(["task", "recipe"], ascending=[True, False], kind="stable")  # SGD before AdamW
     found = rows.pivot_table(index=["task", "recipe", "way"], columns="metric", values="value")
     ways = list(dict.fromkeys(rows["way"]))
     cells = []
@@ -388,9 +388,9 @@ def _sweeps_table(store: Store) -> str:
         )
         cells.append([task, recipe, *texts])
     return (
-        "**Differentiated runs**, 8 at a time: time / peak memory in units of the same runs trained plainly, and what was "
-        "stored of their states, by the way to keep these (medians of turns, one core). States on the disk are no part "
-        f"of the memory.\n\n{_markdown(cells, ['task', 'recipe', *ways])}"
+        "**Differentiated runs**, 8 at a time: time / peak memory in units of the same runs trained plainly, and what "
+        "was stored of their states, by the way to keep these (medians of turns, one core). States on the disk are no "
+        f"part of the memory.\n\n{_markdown(cells, ['task', 'recipe', *ways])}"
     )
 
 
@@ -428,6 +428,10 @@ def _count(number: int, what: str) -> str:
 
 def _cell(found: pd.Series, key: tuple[str, ...], form: str) -> str:
     return f"{found[key]:{form}}" if key in found.index else ""
+
+
+def _seconds(found: pd.Series, key: tuple[str, ...]) -> str:
+    return _cell(found, key, ".2g" if found.get(key, 0.0) < 99.5 else ",.0f")
 
 
 def _mean(table: pd.DataFrame, key: tuple[str, str, str]) -> str:

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tasks import stacks
 from tasks.objective import Objective
@@ -110,7 +111,8 @@ def per_sample_contributions(model: nn.Module, objective: Objective, x: torch.Te
         return objective.losses(functional_call(model, parameters, (x[None],)), y[None]).mean()
 
     weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    gradients: Any = vmap(grad(loss), in_dims=(None, 0, 0))(weights, x, y)
+    with sdpa_kernel(SDPBackend.MATH):  # plain products: the fused kernels take one sample at a time
+        gradients: Any = vmap(grad(loss), in_dims=(None, 0, 0))(weights, x, y)
     return {name: g / len(y) for name, g in gradients.items()}
 
 

@@ -136,7 +136,7 @@ def test_what_is_claimed_of_the_control_variate():
 # --- differentiated runs ---
 
 
-@pytest.mark.parametrize("folder", (ROOT / "results").glob("sweeps"))
+@pytest.mark.parametrize("folder", list((ROOT / "results").glob("sweeps")))
 def test_a_differentiated_run_costs_what_is_said(folder):
     rows = Store(folder, create=False).read_all("sweeps").query("metric == 'trainings'")
     recipes = {(name, recipe) for name in set(rows["task"]) for recipe in tasks.CATALOG[name].recipes}

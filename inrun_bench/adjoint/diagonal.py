@@ -80,7 +80,7 @@ def few_run_shapley(
     groups : int [n_train], optional
         Player to which each sample belongs, 0 .. k - 1; default: each is a player of its own.
     storage : Storage
-        How the states of the runs are kept.
+        How the states of the runs are kept, and whether finished runs are, so that a later call finds them.
 
     Returns
     -------

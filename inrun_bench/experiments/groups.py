@@ -142,7 +142,7 @@ def _permuted(task: Task, groups: NDArray[np.int64], seed: np.random.SeedSequenc
 
 def _summed(task: Task, groups: NDArray[np.int64], seed: np.random.SeedSequence, *, order: str) -> Valuation:
     of_samples = inrun(task, seed, order=order)
-    return dataclasses.replace(of_samples, values=np.bincount(groups, of_samples.values))
+    return dataclasses.replace(of_samples, values=np.bincount(groups, of_samples.values).astype(float))
 
 
 def _few_run(task: Task, groups: NDArray[np.int64], _seed: np.random.SeedSequence, *, points: int) -> Valuation:

@@ -31,7 +31,7 @@ def draw(rows: pd.DataFrame) -> Figure:
             style = look(method)
             ax.plot(own.reindex(truth.index).to_numpy(), style.marker, color=style.color, markersize=4.5, alpha=0.8)
         long = truth["name"].str.len().max() > 3
-        ax.set_xticks(range(len(truth)), truth["name"], **({"rotation": 35, "ha": "right"} if long else {}))
+        ax.set_xticks(range(len(truth)), truth["name"], rotation=35 if long else 0, ha="right" if long else "center")
         if number % TASKS_A_ROW == 0:
             ax.set_ylabel("value of a group (nats)")
     legend(figure, methods, [Line2D([], [], color="black", linewidth=1, label="exact")])

@@ -1,4 +1,4 @@
-"""The task ``mnist-mlp`` with all 4000 images that 5000 leave to train on: too many players for a retraining reference."""
+"""The task ``mnist-mlp`` with all of the 4000 images that may train: too many players for a retraining reference."""
 
 import dataclasses
 

@@ -1,6 +1,7 @@
 """The sweeps experiment: all tasks, recipes and ways to keep the states; and its table says what the rows say."""
 
 import dataclasses
+import itertools
 from functools import partial
 
 import numpy as np
@@ -60,7 +61,7 @@ def test_what_is_stored_is_what_the_states_take(measured):
         weights = sum(parameter.nbytes for parameter in task.model().parameters())
         everything = sweeps.RUNS * len(task.batches()) * (1 + averages) * weights
         assert stored[recipe, "memory"] == stored[recipe, "disk"] == everything
-        assert stored[recipe, "recomputed"] < everything / 2
+        assert stored[recipe, "recomputed"] <= everything / 2
 
 
 def test_states_in_memory_show_in_the_peak(measured):
@@ -72,19 +73,19 @@ def test_states_in_memory_show_in_the_peak(measured):
 
 def test_the_same_runs_are_differentiated_and_trained(monkeypatch):
     trained, differentiated, retrain = [], [], tasks.retrain
+    monkeypatch.setattr(sweeps, "TURNS", 1)
     monkeypatch.setattr(tasks, "load", partial(tasks.load, n_train=N_TRAIN))
     monkeypatch.setattr(tasks, "retrain", lambda *args: trained.append(retrain(*args)))
-    monkeypatch.setattr(
-        sweeps, "differentiate", lambda *args, **options: differentiated.append(differentiate(*args, **options))
-    )
-    monkeypatch.setattr(
-        sweeps, "compare", lambda contenders, *_args, **_options: [run() for run in contenders.values()]
-    )
-    with pytest.raises(TypeError):  # there are no times to be read
-        sweeps.measure(units_of("sweeps")[0], {})
-    assert len(trained) == len(differentiated) == 2  # each for its peak, and in turn
-    for runs in differentiated:
-        np.testing.assert_allclose(runs.utilities, trained[0][:, 0], rtol=1e-4)
+
+    def recorded(*args, **options):
+        differentiated.append(differentiate(*args, **options))
+        return differentiated[-1]
+
+    monkeypatch.setattr(sweeps, "differentiate", recorded)
+    sweeps.measure(units_of("sweeps")[0], {})
+    assert {runs.way for runs in differentiated} == set(WAYS)
+    for runs, plain in itertools.product(differentiated, trained):
+        np.testing.assert_allclose(runs.utilities, plain[:, 0], rtol=1e-4)
 
 
 def test_the_ratio_is_that_of_a_differentiated_run_to_a_plain_one(monkeypatch):
@@ -93,11 +94,12 @@ def test_the_ratio_is_that_of_a_differentiated_run_to_a_plain_one(monkeypatch):
 
     def advance(name):
         clock[0] += seconds[name]
+        torch.ones(2).add(1)  # a peak that is not zero
         return Differentiated(np.zeros(8), np.zeros((8, N_TRAIN)), "memory", 1)
 
     monkeypatch.setattr(turns.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(tasks, "load", partial(tasks.load, n_train=N_TRAIN))
-    monkeypatch.setattr(tasks, "retrain", lambda *args: torch.ones(2) + (advance("trained") is None))
+    monkeypatch.setattr(tasks, "retrain", lambda *args: advance("trained"))
     monkeypatch.setattr(sweeps, "differentiate", lambda *args, **options: advance("differentiated"))
     rows = pd.DataFrame(sweeps.measure(units_of("sweeps")[0], {})).query("metric == 'trainings'")
     assert set(rows["value"]) == {3.5}

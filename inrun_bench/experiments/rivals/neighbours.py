@@ -32,7 +32,7 @@ LARGE_BYTES = 8 * 2**30
 
 def against_pydvl(unit: Unit) -> list[Row]:
     """Time both libraries on 4000 + 1000 MNIST digits in turn, and compare their values."""
-    x, y = tasks.CATALOG[unit.task].dataset()
+    x, y, *_ = tasks.CATALOG[unit.task].dataset()
     order = np.random.default_rng(unit.random_seed).permutation(len(x))
     x_train, x_test = np.split(x.reshape(len(x), -1)[order] / 255.0, [N_TRAIN])
     y_train, y_test = np.split(y[order], [N_TRAIN])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import tasks
 from inrun_bench.adjoint import (
     DivergedRunError,
     Storage,
@@ -127,10 +128,9 @@ def with_seed(seed):
     return dataclasses.replace(small_task(), seed=seed)
 
 
-def single(task):
-    parts = {part: getattr(task, part) for part in ("train", "validation", "test")}
-    single = {part: dataclasses.replace(split, x=split.x.float()) for part, split in parts.items()}
-    return dataclasses.replace(task, dtype=torch.float32, **single)
+def in_single_precision():
+    task = tasks.load("digits-mlp", seed=3, n_train=8, dtype=torch.float32)
+    return dataclasses.replace(task, recipe=small_task().recipe)
 
 
 OTHERS = {
@@ -140,7 +140,7 @@ OTHERS = {
     "rate": (small_task(learning_rate=0.01), {}),
     "utility": (small_task(), {"utility": "expected-accuracy"}),
     "split": (small_task(), {"split": "test"}),
-    "dtype": (single(small_task()), {}),
+    "dtype": (in_single_precision(), {}),
     "task": (small_task("mnist-mlp"), {}),
 }
 
