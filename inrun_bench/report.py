@@ -98,13 +98,12 @@ def _methods_table(store: Store) -> str:
     """One table a task: cost, agreement with the reference where it was looked at, removal, detection."""
     names = ("agreement", "removal", "detection", "values")
     agreement, removal, detection, values = (store.read_all(name) for name in names)
-    judged = set(agreement["task"])
-    own = values[(values["metric"] == "cost") & (values["method"] != REFERENCE)]
-    found = pd.concat([rows[~rows["task"].isin(judged)] for rows in (own, removal, detection)])
-    found = pd.concat([agreement, found])
+    judged, used = set(agreement["task"]), pd.concat([removal, detection])
+    own = values[values["task"].isin(used["task"]) & (values["metric"] == "cost") & (values["method"] != REFERENCE)]
+    found = pd.concat([agreement, *(rows[~rows["task"].isin(judged)] for rows in (own, used))])
     if found.empty:
         return ""
-    table = over_seeds(pd.concat([agreement, removal, detection]))
+    table = over_seeds(pd.concat([agreement, used]))
     spent = found[found["metric"].isin(["spearman", "cost"])]
     cost = spent.groupby(["task", "method"])[["evaluations", "seconds"]].median()
     columns: dict[str, Callable[[str, str], str]] = {

@@ -267,7 +267,7 @@ class TaskSpec:
             recipe=self.recipes[recipe],
             architecture=self.architecture,
             learner=self.learner,
-            dtype=dtype,
+            dtype=None if x.dtype.kind == "f" else dtype,
             domains=None if domains is None else domains[parts[0]],
         )
 

@@ -22,9 +22,9 @@ the diagnostics.
 **Diagnostics**, in the valuation's `parameters`; none needs retraining on coalitions:
 
 - ``sum`` and ``gain``: what the values add up to, and :math:`U(1) - U(0)` as measured. They differ by the error of the
-  quadrature (and, of Adam, by what smoothing changes), which more points take away, and by what they do not: jumps. Where a ReLU unit switches for a sample, its
-  gradient jumps, so does the next state, and U with it as s passes; no derivative sees that. A small gap says nothing
-  of the bias.
+  quadrature, which more points take away; of Adam, by what smoothing changes; and by what no derivative sees: jumps.
+  Where a ReLU unit switches for a sample, its gradient jumps, so does the next state, and U with it as s passes. A
+  small gap says nothing of the bias.
 - ``roughness``: the largest turn of the derivative from one point to the next, as one minus the correlation over the
   players; 0 where players keep their proportions, 1 where nothing is left of them. Where a run is "metasmooth"
   (Engstrom et al., *Optimizing ML Training with Metagradient Descent*, 2025, arXiv 2503.13751) the derivative turns
