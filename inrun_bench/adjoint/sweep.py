@@ -62,8 +62,8 @@ from tasks.trajectory import Part
 
 __all__ = ["TRAININGS_A_RUN", "Differentiated", "DivergedRunError", "differentiate", "utilities_at"]
 
-TRAININGS_A_RUN = 5.5
-"""Time of a differentiated run in plain trainings, stacked alike: the median over tasks and recipes."""
+TRAININGS_A_RUN = 5.0
+"""Time of a differentiated run in plain trainings, stacked alike: of SGD, the median over tasks; others take less."""
 
 GRAPH = 3  # a recorded gradient and its derivative hold about three times what a plain step holds
 
