@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 import tasks
+from inrun_bench.adjoint.sweep import utilities_at
 
 
 def small_task(name="digits-mlp", recipe="sgd", n=8, **changes):
@@ -22,3 +23,11 @@ def quadratic_task(n=8):
 
 def some_weights(m, n, seed=0):
     return np.random.default_rng(seed).random((m, n))
+
+
+def central_differences(task, weights, step=1e-5, **options):
+    """Return the derivatives [m, n] of the utility at `weights` [m, n]."""
+    shifts = step * np.eye(weights.shape[1])
+    ahead, behind = ((weights[:, None] + s * shifts).reshape(-1, len(shifts)) for s in (1, -1))
+    slopes = utilities_at(task, ahead, **options) - utilities_at(task, behind, **options)
+    return slopes.reshape(weights.shape) / (2 * step)

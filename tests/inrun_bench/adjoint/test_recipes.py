@@ -7,11 +7,14 @@ from torch.func import functional_call
 
 from inrun_bench.adjoint.sweep import differentiate, utilities_at
 from inrun_bench.adjoint.trajectory import Storage
-from tests.inrun_bench.adjoint.small import small_task, some_weights
+from tests.inrun_bench.adjoint.small import central_differences, small_task, some_weights
 
 RECIPES = {
+    "sgd": {"name": "digits-mlp"},
+    "decay": {"name": "diabetes-ridge", "weight_decay": 0.3},
     "momentum": {"name": "digits-mlp", "recipe": "momentum"},
     "nesterov": {"name": "wine-logreg", "momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+    "adamw": {"name": "iris-logreg", "recipe": "adamw", "weight_decay": 0.1},
     "adam": {"name": "iris-logreg", "optimizer": "adam", "weight_decay": 0.1},
     "linear": {"name": "digits-mlp", "schedule": "linear"},
     "cosine after warmup": {"name": "diabetes-ridge", "schedule": "cosine", "warmup": 0.4, "epochs": 3},
@@ -20,6 +23,7 @@ RECIPES = {
     "all of it": {"recipe": "momentum", "nesterov": True, "schedule": "cosine", "warmup": 0.3, "clip_norm": 0.3},
     "adam, clipped": {"name": "iris-logreg", "optimizer": "adam", "schedule": "linear", "clip_norm": 0.2},
     "adamw, clipped": {"name": "iris-logreg", "recipe": "adamw", "warmup": 0.5, "clip_norm": 0.2},
+    "cnn": {"name": "mnist-cnn", "n": 3, "batch_size": 2},
     "cnn, clipped": {"name": "mnist-cnn", "n": 3, "batch_size": 2, "clip_norm": 0.5, "schedule": "linear"},
 }
 EVERY_RECIPE = pytest.mark.parametrize("options", RECIPES.values(), ids=RECIPES)
@@ -74,10 +78,8 @@ def test_derivatives_are_those_of_autograd_through_the_whole_run(options):
 @EVERY_RECIPE
 def test_derivatives_are_those_of_finite_differences(options):
     task = small_task(**options)
-    n, step = task.n_train, 1e-5
-    weights = 0.1 + 0.8 * some_weights(2, n)
-    ahead, behind = ((weights[:, None] + s * step * np.eye(n)).reshape(-1, n) for s in (1, -1))
-    expected = ((utilities_at(task, ahead) - utilities_at(task, behind)) / (2 * step)).reshape(2, n)
+    weights = 0.1 + 0.8 * some_weights(2, task.n_train)
+    expected = central_differences(task, weights)
     np.testing.assert_allclose(differentiate(task, weights).gradients, expected, atol=1e-6 * np.abs(expected).max())
 
 
@@ -98,6 +100,7 @@ def test_coalitions_are_worth_what_the_trajectory_game_says(options):
     coalitions = some_weights(5, task.n_train) < 0.5
     coalitions[0], coalitions[1] = False, True
     expected = task.trajectory_game()(coalitions)
+    np.testing.assert_allclose(utilities_at(task, coalitions.astype(float)), expected, rtol=1e-10)
     np.testing.assert_allclose(differentiate(task, coalitions.astype(float)).utilities, expected, rtol=1e-10)
 
 

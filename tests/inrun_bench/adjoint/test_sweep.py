@@ -1,4 +1,4 @@
-"""The adjoint sweep against autograd through the whole run, finite differences, and the trajectory game."""
+"""The adjoint sweep on all kinds of models, utilities and budgets; test_recipes.py has every recipe."""
 
 import dataclasses
 
@@ -6,72 +6,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from inrun_bench.adjoint import sweep
 from inrun_bench.adjoint.sweep import DivergedRunError, differentiate, utilities_at
 from inrun_bench.adjoint.trajectory import Storage
 from tasks.architectures import GPT
-from tests.inrun_bench.adjoint.small import small_task, some_weights
-
-RUNS = {
-    "sgd": {"name": "digits-mlp"},
-    "decay": {"name": "diabetes-ridge", "weight_decay": 0.3},
-    "momentum": {"name": "wine-logreg", "momentum": 0.9, "weight_decay": 0.1},
-    "adamw": {"name": "iris-logreg", "recipe": "adamw", "weight_decay": 0.1},
-    "cnn": {"name": "mnist-cnn", "n": 3, "batch_size": 2},
-}
-
-
-def unrolled(task, weights):
-    """Differentiate one whole run by autograd: one model, its optimiser in textbook form."""
-    recipe, x = task.recipe, torch.tensor(weights, requires_grad=True)
-    model = task.model()
-    w = {name: parameter.detach().clone().requires_grad_() for name, parameter in model.named_parameters()}
-    first, second = ({name: torch.zeros_like(value) for name, value in w.items()} for _ in range(2))
-    for t, index in enumerate(task.batches(), start=1):
-        losses = task.objective.losses(functional_call(model, w, (task.train.x[index],)), task.train.y[index])
-        gradients = torch.autograd.grad((losses * x[index]).sum() / len(index), list(w.values()), create_graph=True)
-        for name, g in zip(w, gradients, strict=True):
-            if recipe.optimizer == "sgd":
-                first[name] = recipe.momentum * first[name] + g + recipe.weight_decay * w[name]
-                w[name] = w[name] - recipe.learning_rate * first[name]
-            else:
-                first[name] = 0.9 * first[name] + 0.1 * g
-                second[name] = 0.999 * second[name] + 0.001 * g**2
-                unbiased, root = first[name] / (1 - 0.9**t), (second[name] / (1 - 0.999**t)).sqrt()
-                decay = recipe.weight_decay * w[name]
-                w[name] = w[name] - recipe.learning_rate * (unbiased / (root + 1e-8) + decay)
-    outputs = functional_call(model, w, (task.validation.x,))
-    utility = task.objective.utilities["loss"](outputs, task.validation.y)
-    (gradient,) = torch.autograd.grad(utility, x)
-    return utility.item(), gradient.numpy()
-
-
-def central_differences(task, weights, step=1e-5, **options):
-    shifts = step * np.eye(weights.shape[1])
-    ahead, behind = ((weights[:, None] + s * shifts).reshape(-1, len(shifts)) for s in (1, -1))
-    slopes = utilities_at(task, ahead, **options) - utilities_at(task, behind, **options)
-    return slopes.reshape(weights.shape) / (2 * step)
-
-
-@pytest.mark.parametrize("options", RUNS.values(), ids=RUNS)
-def test_derivatives_are_those_of_autograd_through_the_whole_run(options):
-    task = small_task(**options)
-    weights = some_weights(2, task.n_train)
-    found = differentiate(task, weights)
-    for row, utility, gradient in zip(weights, found.utilities, found.gradients, strict=True):
-        expected, slopes = unrolled(task, row)
-        np.testing.assert_allclose(utility, expected, rtol=1e-12)
-        np.testing.assert_allclose(gradient, slopes, rtol=1e-8, atol=1e-12 * np.abs(slopes).max())
-
-
-@pytest.mark.parametrize("options", RUNS.values(), ids=RUNS)
-def test_derivatives_are_those_of_finite_differences(options):
-    task = small_task(**options)
-    weights = 0.1 + 0.8 * some_weights(2, task.n_train)
-    expected = central_differences(task, weights)
-    np.testing.assert_allclose(differentiate(task, weights).gradients, expected, atol=1e-6 * np.abs(expected).max())
+from tests.inrun_bench.adjoint.small import central_differences, small_task, some_weights
 
 
 class Words(nn.Module):
@@ -120,16 +60,6 @@ def test_chains_and_other_programs_agree(name):
     weights = some_weights(3, task.n_train)
     one, other = differentiate(task, weights), differentiate(hidden, weights)
     np.testing.assert_allclose(one.gradients, other.gradients, rtol=1e-9, atol=1e-14)
-
-
-@pytest.mark.parametrize("recipe", ["sgd", "adamw"])
-def test_coalitions_are_worth_what_the_trajectory_game_says(recipe):
-    task = small_task(recipe=recipe)
-    coalitions = some_weights(6, task.n_train) < 0.5
-    coalitions[0], coalitions[1] = False, True
-    expected = task.trajectory_game()(coalitions)
-    np.testing.assert_allclose(utilities_at(task, coalitions.astype(float)), expected, rtol=1e-10)
-    np.testing.assert_allclose(differentiate(task, coalitions.astype(float)).utilities, expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize("recipe", ["sgd", "adamw"])
