@@ -128,7 +128,6 @@ PROFILES["timing"] = dataclasses.replace(  # for the overhead experiment, on a m
 
 PROFILES["large"] = dataclasses.replace(  # for values, removal and detection: large tasks have no retraining reference
     PROFILES["quick"],
-    seeds=(0,),
     removal_draws=10,
     tasks=("mnist-mlp-4000", "stdlib-gpt"),
     methods=("random", "inrun-first", "inrun-integrated", "few-run-4", "few-run-8"),

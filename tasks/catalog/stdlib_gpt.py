@@ -66,7 +66,7 @@ TASK = TaskSpec(
     dataset=dataset,
     architecture=architecture,
     recipes={
-        "sgd": Recipe("sgd", learning_rate=0.5, batch_size=8, epochs=8, schedule="cosine", clip_norm=1.0),
+        "sgd": Recipe("sgd", learning_rate=0.1, batch_size=8, epochs=8, schedule="cosine"),
         "momentum": Recipe(
             "sgd", learning_rate=0.1, batch_size=8, epochs=8, momentum=0.9, schedule="cosine", clip_norm=1.0
         ),
