@@ -362,6 +362,7 @@ def _diagnostics_table(store: Store) -> str:
     found = rows.groupby(["task", "recipe", "metric"])["value"].median().unstack("metric")
     if not {"sum", "gain", "roughness"} <= set(found):
         return ""
+    found = found.dropna(subset=["roughness"])
     found = found.assign(**{"sum / gain": found["sum"] / found["gain"]}).rename(columns={"spearman": "Spearman"})
     shown = [name for name in ("sum / gain", "roughness", "Spearman") if name in found]
     cells = [[task, recipe, *(f"{own[name]:.3f}" for name in shown)] for (task, recipe), own in found.iterrows()]

@@ -191,6 +191,16 @@ def test_the_diagnostics_table_says_what_the_rows_say(tmp_path):
     }
 
 
+def test_diagnostics_are_told_without_a_reference_too(tmp_path):
+    store = Store(tmp_path / "results")
+    for seed, roughness in enumerate((0.1, 0.5, 0.2)):
+        diagnostics = {"sum": 0.3, "gain": 0.4, "roughness": roughness}
+        rows = [{"metric": name, "value": value} for name, value in diagnostics.items()]
+        store.write(Unit("values", "some-task", "few-run-8", seed), rows)
+    (line,) = lines_of(write_summary(store), "Diagnostics")
+    assert line == {"task": "some-task", "recipe": "sgd", "sum / gain": "0.750", "roughness": "0.200"}
+
+
 def test_the_efficiency_table_compares_trainings_for_the_same_standard_error(tmp_path):
     store = Store(tmp_path / "results")
     last_of = {"permutation": (0.4, 100), "owen": (0.2, 100), "kernel": (0.4, 50), "tmc": (0.01, 100)}
