@@ -154,10 +154,15 @@ def test_each_arxiv_number_leads_to_itself():
     assert all(number == target for number, target in links)
 
 
-@pytest.mark.parametrize(("page", "least"), [("baselines", 6), ("adjoint", 2)])
+PARTS = ("train", "validation", "test")
+
+
+@pytest.mark.parametrize(("page", "least"), [("baselines", 6), ("adjoint", 3)])
 def test_the_snippets_of_the_page_run(page, least, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # some of them make a folder
-    namespace = {}
+    x = {part: torch.randn(30, 4, generator=torch.Generator().manual_seed(0)) for part in PARTS}
+    namespace = {f"x_{part}": samples for part, samples in x.items()}
+    namespace |= {f"y_{part}": samples[:, :3].argmax(1) for part, samples in x.items()}
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), re.DOTALL)
     assert len(snippets) >= least
     for snippet in snippets:
