@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -9,12 +10,14 @@ from matplotlib.lines import Line2D
 from inrun_bench.figures.style import TASKS_A_ROW, in_order, legend, look, panels
 from inrun_bench.unit import REFERENCE
 
+MARGIN = 1.5  # of a panel above and below the exact values, in units of their range
+
 
 def draw(rows: pd.DataFrame) -> Figure:
     """Draw one panel a task and grouping, of its first seed, with the groups in the order of their exact values.
 
     A method ranks the groups as the exact values do where its own points rise from left to right, and errs where they
-    lie off the line.
+    lie off the line; those too far off are drawn hollow, at the edge.
     """
     values = rows[(rows["metric"] == "value") & (rows["seed"] == rows.groupby("task")["seed"].transform("min"))]
     values = values.assign(task=values["task"] + ", " + values["groups"])
@@ -26,10 +29,17 @@ def draw(rows: pd.DataFrame) -> Figure:
     for number, (ax, title) in enumerate(zip(axes[0], names, strict=True)):
         truth = exact[exact["task"] == title].set_index("player")
         ax.plot(range(len(truth)), truth["value"], color="black", linewidth=1)
+        margin = MARGIN * np.ptp(truth["value"])
+        low, high = truth["value"].min() - margin, truth["value"].max() + margin
         for method in methods:
             own = values[(values["task"] == title) & (values["method"] == method)].set_index("player")["value"]
-            style = look(method)
-            ax.plot(own.reindex(truth.index).to_numpy(), style.marker, color=style.color, markersize=4.5, alpha=0.8)
+            style, own = look(method), own.reindex(truth.index)
+            for shown, fill in (
+                (own.where(own.between(low, high)), "full"),
+                (own.mask(own.between(low, high)), "none"),
+            ):
+                points = shown.clip(low, high).to_numpy()
+                ax.plot(points, style.marker, color=style.color, fillstyle=fill, markersize=4.5, alpha=0.8)
         long = truth["name"].str.len().max() > 3
         ax.set_xticks(range(len(truth)), truth["name"], rotation=35 if long else 0, ha="right" if long else "center")
         if number % TASKS_A_ROW == 0:

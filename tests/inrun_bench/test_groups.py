@@ -139,6 +139,17 @@ def test_table_and_figure_say_what_the_rows_say(store):
         assert len(ax.get_xticklabels()) == len(exact)
 
 
+def test_what_lies_far_off_is_drawn_hollow_at_the_edge(store):
+    rows = store.read_all("groups")
+    rows.loc[(rows["method"] == "inrun-first") & (rows["metric"] == "value"), "value"] = 100.0
+    for ax in FIGURES["groups"].draw(rows).axes:
+        exact = ax.lines[0].get_ydata()
+        hollow = [line for line in ax.lines if line.get_color() == look("inrun-first").color]
+        (line,) = (line for line in hollow if np.isfinite(line.get_ydata()).all())
+        assert line.get_fillstyle() == "none"
+        np.testing.assert_allclose(line.get_ydata(), exact.max() + 1.5 * np.ptp(exact))
+
+
 def test_without_exact_values_there_is_no_figure(store):
     rows = store.read_all("groups")
     assert FIGURES["groups"].draw(rows[rows["method"] != REFERENCE]).axes == []
