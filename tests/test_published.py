@@ -164,13 +164,15 @@ def test_what_is_claimed_of_a_few_runs(agreements):
         assert ((of_recipe["corrected"] >= 0.95) | (of_recipe["roughness"] > 0.2)).all()  # as docs/adjoint.md says
 
 
-LEAST_OF_ADAMW = {"breast-cancer-logreg": 0.8}
+LEAST_OF_ADAMW = {"wine-logreg": 0.87}
 
 
 def test_what_is_claimed_of_adamw(agreements):
-    best = agreements.xs("adamw", level="recipe").query("method in ['few-run-8', 'coalition-gradients-128']")
+    best = agreements.xs("adamw", level="recipe").query(
+        "method in ['few-run-4', 'few-run-8', 'coalition-gradients-128']"
+    )
     reached = best["corrected"].groupby("task").max()
-    assert set(reached.index) >= {"breast-cancer-logreg", "diabetes-ridge", "digits-mlp", "iris-logreg", "wine-logreg"}
+    assert len(reached) >= 6
     for task, least in reached.items():
         assert least >= LEAST_OF_ADAMW.get(task, 0.9)
 
