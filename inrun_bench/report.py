@@ -11,7 +11,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from inrun_bench import reference
-from inrun_bench.figures.cost import with_ceilings, with_recipes
+from inrun_bench.figures.cost import with_recipes
 from inrun_bench.figures.estimators import efficiencies
 from inrun_bench.figures.fidelity import converging_rates
 from inrun_bench.figures.overhead import WORKLOADS, of_tasks, of_workloads
@@ -332,7 +332,7 @@ def _cost_table(store: Store) -> str:
     rows = store.read_all("cost")
     if rows.empty:
         return ""
-    rows = with_ceilings(with_recipes(rows))
+    rows = with_recipes(rows)
     return "\n\n".join(_cost_by_recipe(str(recipe), own) for recipe, own in rows.groupby("recipe", sort=False))
 
 

@@ -11,7 +11,7 @@ from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
 from inrun_bench.experiments import EXPERIMENTS
 from inrun_bench.experiments.estimators import ESTIMATORS
 from inrun_bench.figures import FIGURES
-from inrun_bench.figures.cost import with_ceilings, with_recipes
+from inrun_bench.figures.cost import with_recipes
 from inrun_bench.figures.estimators import efficiencies
 from inrun_bench.plan import PROFILES, Plan
 from inrun_bench.reference import read
@@ -150,7 +150,7 @@ def test_a_differentiated_run_costs_what_is_said():
 @pytest.fixture
 def agreements():
     """Spearman correlations over their ceilings, and diagnostics, by task, recipe and method."""
-    rows = with_ceilings(with_recipes(Store(ROOT / "results" / "cost", create=False).read_all("cost")))
+    rows = with_recipes(Store(ROOT / "results" / "cost", create=False).read_all("cost"))
     found = rows.pivot_table(index=["task", "recipe", "method"], columns="metric", values="value")
     found["ceiling"] = found["spearman_ceiling"].groupby(["task", "recipe"]).transform("max")
     return found.assign(corrected=found["spearman"] / found["ceiling"])

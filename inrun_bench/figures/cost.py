@@ -6,18 +6,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from inrun_bench.experiments.agreement import ceiling
 from inrun_bench.figures.style import TASKS_A_ROW, in_order, legend, look, panels
 from inrun_bench.unit import DEFAULT_RECIPE, REFERENCE, title_of
 
-__all__ = ["draw", "with_ceilings", "with_recipes"]
+__all__ = ["draw", "with_recipes"]
 
 NO_TIME = ("random", REFERENCE)
 
 
 def draw(rows: pd.DataFrame) -> Figure:
     """Draw one panel a task and recipe: Spearman correlation over cost, and what a perfect method would reach."""
-    rows = with_ceilings(with_recipes(rows))
+    rows = with_recipes(rows)
     rows["task"] = [title_of(task, recipe) for task, recipe in zip(rows["task"], rows["recipe"], strict=True)]
     spearman = rows[rows["metric"] == "spearman"]
     if spearman.empty:
@@ -47,13 +46,3 @@ def with_recipes(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the rows with a column `recipe`, which those of the default one may lack, and these first."""
     rows = rows.assign(recipe=rows["recipe"].fillna(DEFAULT_RECIPE) if "recipe" in rows else DEFAULT_RECIPE)
     return rows.sort_values("recipe", key=lambda names: names.where(names != DEFAULT_RECIPE, ""), kind="stable")
-
-
-def with_ceilings(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows with the reference's ceilings, computed from its halves where they are not among the rows."""
-    of_reference = rows[rows["method"] == REFERENCE]
-    known = of_reference[of_reference["metric"] == "spearman_ceiling"]
-    halves = of_reference[of_reference["metric"] == "spearman"]
-    lacking = halves[~halves.set_index(["task", "recipe"]).index.isin(known.set_index(["task", "recipe"]).index)]
-    computed = lacking.assign(metric="spearman_ceiling", value=lacking["value"].map(ceiling))
-    return pd.concat([rows, computed], ignore_index=True)
