@@ -34,12 +34,9 @@ def draw(rows: pd.DataFrame) -> Figure:
         for method in methods:
             own = values[(values["task"] == title) & (values["method"] == method)].set_index("player")["value"]
             style, own = look(method), own.reindex(truth.index)
-            for shown, fill in (
-                (own.where(own.between(low, high)), "full"),
-                (own.mask(own.between(low, high)), "none"),
-            ):
-                points = shown.clip(low, high).to_numpy()
-                ax.plot(points, style.marker, color=style.color, fillstyle=fill, markersize=4.5, alpha=0.8)
+            near = own.between(low, high)
+            for points, fill in ((own.where(near), "full"), (own.mask(near).clip(low, high), "none")):
+                ax.plot(points.to_numpy(), style.marker, color=style.color, fillstyle=fill, markersize=4.5, alpha=0.8)
         long = truth["name"].str.len().max() > 3
         ax.set_xticks(range(len(truth)), truth["name"], rotation=35 if long else 0, ha="right" if long else "center")
         if number % TASKS_A_ROW == 0:

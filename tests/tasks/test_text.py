@@ -101,7 +101,7 @@ def test_a_training_learns_more_than_how_often_bytes_occur(recipe):
         task.train_on(model, optimizer, index)
     with torch.no_grad():
         loss = task.loss(model, task.validation).item()
-    assert loss < unigram - 0.25
+    assert loss < unigram - 0.3
 
 
 def test_the_game_is_that_of_a_training_loop():
