@@ -1,4 +1,4 @@
-"""Fingerprints: what the rows of a unit follow from, part by part, so that rows of something else are not taken for new.
+"""Fingerprints: what the rows of a unit follow from, part by part, so that no stale row is taken for a new one.
 
 ==============  ================================================================================================
 part            what it covers
@@ -82,7 +82,7 @@ def code_parts(unit: Unit) -> Fingerprint:
     return parts | ({"method": _code(METHODS[unit.method])} if unit.method in METHODS else {})
 
 
-def changes(unit: Unit | Provenance, then: Fingerprint | None, now: Fingerprint) -> list[str]:
+def changes(unit: Unit, then: Fingerprint | None, now: Fingerprint) -> list[str]:
     """Return what has changed since rows were measured, in words; nothing where they are up to date."""
     if then is None:
         return [NOBODY_NOTED]
@@ -96,25 +96,18 @@ def changes(unit: Unit | Provenance, then: Fingerprint | None, now: Fingerprint)
     return [words[p] for p in words if then.get(p) != now.get(p) or now.get(p, "").startswith(UNKNOWN)]
 
 
-def outdated(stored: Mapping[str, Provenance]) -> tuple[int, Counter[str]]:
-    """Return how many of the stored units are out of date, and for how many of them each thing has changed.
+def outdated(stored: Mapping[Unit, Provenance]) -> tuple[int, Counter[str]]:
+    """Return how many stored units are out of date, and for how many of them each thing has changed.
 
     Parameters
     ----------
-    stored : mapping of str to Provenance
-        Where rows come from, by the keys of their units.
+    stored : mapping of Unit to Provenance
+        Where their rows come from, see :meth:`inrun_bench.store.Store.units`.
     """
-
-    def unit_of(provenance: Provenance) -> Unit:
-        needs = tuple(unit_of(stored[key]) for key in provenance.needs if key in stored)
-        return Unit(
-            provenance.experiment, provenance.task, provenance.method, provenance.seed, provenance.settings, needs
-        )
-
     now = Fingerprints()
     found = [
-        changes(each, each.fingerprint, {} if each.fingerprint is None else now.of(unit_of(each)))
-        for each in stored.values()
+        changes(unit, provenance.fingerprint, {} if provenance.fingerprint is None else now.of(unit))
+        for unit, provenance in stored.items()
     ]
     return sum(map(bool, found)), Counter(what for several in found for what in several)
 

@@ -42,6 +42,17 @@ class Provenance:
         keys = tuple(need.key for need in unit.needs)
         return cls(unit.experiment, unit.task, unit.method, unit.seed, unit.settings, keys, fingerprint, run)
 
+    def unit(self, by_key: Mapping[str, Provenance]) -> Unit:
+        """Return the unit that the rows are of.
+
+        Parameters
+        ----------
+        by_key : mapping of str to Provenance
+            Those of other units, by their keys; what the unit needs and is not among them, the answer lacks.
+        """
+        needs = tuple(by_key[key].unit(by_key) for key in self.needs if key in by_key)
+        return Unit(self.experiment, self.task, self.method, self.seed, self.settings, needs)
+
     @classmethod
     def from_json(cls, text: str) -> Provenance:
         """Return what :meth:`to_json` wrote."""

@@ -30,6 +30,7 @@ from tasks import CATALOG
 __all__ = [
     "PUBLISHED",
     "Reference",
+    "as_unit",
     "block",
     "blocks",
     "exists",
@@ -38,7 +39,6 @@ __all__ = [
     "recipes",
     "references",
     "value_rows",
-    "as_unit",
 ]
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "results" / "reference"

@@ -14,7 +14,7 @@ from inrun_bench.runner import run
 from inrun_bench.store import Overlay, Store
 from inrun_bench.unit import DEFAULT_RECIPE
 
-__all__ = ["extend"]
+__all__ = ["extend", "thin"]
 
 
 def extend(
@@ -80,3 +80,23 @@ def extend(
         if outcome.failed:
             unit, message = outcome.failed[0]
             raise RuntimeError(f"{unit} failed: {message}")
+
+
+def thin(store: Store, keep: int) -> int:
+    """Drop the utilities of all but the first blocks of each reference in a folder; return of how many.
+
+    They take a hundred times the space of the values, and anybody can make them anew from the numbers of the blocks.
+    The cost of what is dropped stays on record, and so do enumerated utilities, which are the only block of theirs.
+
+    Parameters
+    ----------
+    store : Store
+        The folder.
+    keep : int
+        How many blocks of each reference keep their utilities.
+    """
+    units = [unit for unit in store.units() if unit.experiment == "reference"]
+    long = [unit for unit in units if int(unit.settings["block"]) >= max(keep, 1) and "utilities" in store.read(unit)]
+    for unit in long:
+        store.drop_column(unit, "utilities")
+    return len(long)

@@ -170,7 +170,7 @@ def _largest(values: NDArray[np.float64], kept: NDArray[np.float64]) -> float:
 
 def _values(rows: pd.DataFrame, utility: str) -> NDArray[np.float64]:
     own = rows[(rows["metric"] == "value") & (rows["utility"] == utility)].sort_values("sample")
-    return own["value"].to_numpy(dtype=np.float64)
+    return np.asarray(own["value"], dtype=np.float64)
 
 
 def _utilities(rows: pd.DataFrame) -> dict[str, NDArray[np.float64]]:

@@ -160,10 +160,8 @@ class _Rows:
 
     def changes(self, unit: Unit) -> list[str]:
         """Return what has changed since the unit's rows were measured, in words; nothing where there are none."""
-        if not self.store.has(unit):
-            return []
-        provenance = self.store.provenance(unit)
-        return changes(unit, provenance and provenance.fingerprint, self._fingerprints.of(unit))
+        provenance = self.store.provenance(unit) if self.store.has(unit) else None
+        return [] if provenance is None else changes(unit, provenance.fingerprint, self._fingerprints.of(unit))
 
     def write(self, unit: Unit, rows: Sequence[Row]) -> None:
         """Write the rows of the unit, and where they come from."""

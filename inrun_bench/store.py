@@ -1,8 +1,8 @@
 """The store: rows on disk, named by what defines the unit that they are of, and written atomically.
 
 A row is a flat record. All rows have the columns of :data:`SCHEMA`; the settings of the experiment stand beside them,
-and two columns that say where a row comes from: ``unit``, the name of its unit, and ``provenance``, what its unit and its
-rows follow from (:mod:`inrun_bench.provenance`).
+and two columns that say where a row comes from: ``unit``, the name of its unit, and ``provenance``, what defines it and
+what its rows follow from (:mod:`inrun_bench.provenance`).
 
 What was measured lies *loose*, one Parquet file a unit, until :meth:`Store.pack` puts all units of an experiment into
 one file of the same form. Readers see no difference; a loose unit takes the place of one that is packed.
@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -131,14 +131,19 @@ class Store:
         table = self._rows(unit)
         return None if table is None else Provenance.from_json(table["provenance"][0].as_py())
 
-    def provenances(self) -> dict[str, Provenance]:
-        """Return where all rows come from, by the keys of their units."""
+    def units(self) -> dict[Unit, Provenance]:
+        """Return all units of which there are rows, and where these come from."""
         tables = [self._all_rows(name).select(ORIGIN.names) for name in self.experiments()]
-        told = pa.concat_tables(tables or [ORIGIN.empty_table()]).group_by("unit").aggregate([("provenance", "first")])
-        return {
+        told = (
+            pa.concat_tables(tables or [ORIGIN.empty_table()])
+            .group_by("unit", use_threads=False)
+            .aggregate([("provenance", "first")])
+        )
+        by_key = {
             name.rpartition(".")[2]: Provenance.from_json(text)
             for name, text in zip(told["unit"].to_pylist(), told["provenance_first"].to_pylist(), strict=True)
         }
+        return {provenance.unit(by_key): provenance for provenance in by_key.values()}
 
     def experiments(self) -> list[str]:
         """Return the names of all experiments of which there are rows."""
@@ -156,18 +161,22 @@ class Store:
         provenance : Provenance, optional
             Where they come from; of nothing but the unit where None.
         """
-        path = self._path(unit)
         if not rows:
             raise ValueError(f"'{unit}' has no rows; a unit returns at least one")
-        origin = {"unit": path.stem, "provenance": (provenance or Provenance.of(unit)).to_json()}
+        origin = {"unit": self._path(unit).stem, "provenance": (provenance or Provenance.of(unit)).to_json()}
         records = [{"status": "ok", "message": "", **unit.columns, **row, **origin} for row in rows]
         known = [*SCHEMA, *ORIGIN]
         extra = sorted({name for record in records for name in record} - {field.name for field in known})
         inferred = pa.Table.from_pylist([{name: record.get(name) for name in extra} for record in records])
         schema = pa.schema([*known, *(inferred.schema.field(name) for name in extra)])
-        path.parent.mkdir(exist_ok=True)
-        with replacing(path) as partial:
-            partial.write_bytes(sealed(pa.Table.from_pylist(records, schema=schema), compression="zstd"))
+        self._write_table(unit, pa.Table.from_pylist(records, schema=schema))
+
+    def drop_column(self, unit: Unit, name: str) -> None:
+        """Write the unit's rows again without one of the columns that are not in :data:`SCHEMA`."""
+        table = self._rows(unit)
+        if table is None:
+            raise KeyError(f"no rows of '{unit}' in {self}")
+        self._write_table(unit, table.drop_columns([name]))
 
     def pack(self) -> dict[str, int]:
         """Put all units of an experiment into one file, and return how many units each file holds.
@@ -204,6 +213,12 @@ class Store:
             return read_table(loose)
         pack = self._packed(unit.experiment)
         return None if pack is None or loose.stem not in pack.places else pack.table.slice(*pack.places[loose.stem])
+
+    def _write_table(self, unit: Unit, table: pa.Table) -> None:
+        path = self._path(unit)
+        path.parent.mkdir(exist_ok=True)
+        with replacing(path) as partial:
+            partial.write_bytes(sealed(table, compression="zstd"))
 
     def _packed(self, experiment: str) -> _Pack | None:
         path = self._pack_path(experiment)
