@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from filelock import FileLock, Timeout
 from inrun_bench import __version__
 from inrun_bench.atomic import replacing
 from inrun_bench.unit import Row, Unit
+from inrun_bench.version import versions
 
 __all__ = ["SCHEMA", "Store"]
 
@@ -50,7 +50,7 @@ SCHEMA = pa.schema(
 )
 
 FORMAT = 1  # of the folder; a change of what stands where raises it
-RECORDED_PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "joblib", "pyarrow", "mlxtend")
+RECORDED_PACKAGES = ("torch", "triton", "numpy", "scipy", "scikit-learn", "joblib", "pyarrow", "mlxtend")
 
 
 class Store:
@@ -168,7 +168,7 @@ def _environment() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("inrun-bench", *RECORDED_PACKAGES)},
+        "versions": {"inrun-bench": __version__, **versions(RECORDED_PACKAGES)},
     }
 
 
