@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from importlib.metadata import PackageNotFoundError, version
 from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 __all__ = ["UNKNOWN", "__version__", "version_of", "versions"]
