@@ -3,8 +3,6 @@
 >>> from inrun_bench import InRunShapley, few_run_shapley
 """
 
-from importlib.metadata import version
-
 from inrun_bench.adjoint import (
     coalition_gradient_shapley,
     control_variate_shapley,
@@ -12,8 +10,8 @@ from inrun_bench.adjoint import (
     unrolled_influence,
 )
 from inrun_bench.attribution import InRunShapley
+from inrun_bench.version import __version__
 
-__version__ = version("inrun-bench")
 __all__ = [
     "InRunShapley",
     "__version__",

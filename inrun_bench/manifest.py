@@ -9,15 +9,14 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import joblib
 import torch
 
-from inrun_bench import __version__
 from inrun_bench.atomic import write_text
+from inrun_bench.version import versions
 
 __all__ = ["BrokenFileError", "begin_run", "count_units", "read_json"]
 
@@ -89,15 +88,8 @@ def _environment() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {"inrun-bench": __version__, **{name: _version(name) for name in RECORDED_PACKAGES}},
+        "versions": versions("inrun-bench", *RECORDED_PACKAGES),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _processor() -> str:

@@ -25,7 +25,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +34,7 @@ from baselines import UtilityStore
 from inrun_bench.adjoint.trajectory import Storage
 from inrun_bench.adjoint.utilities import Utility
 from inrun_bench.atomic import replacing
+from inrun_bench.version import __version__
 from tasks import Task, TrajectoryGame
 from tasks.trajectory import Part
 
@@ -136,7 +136,7 @@ def kept_runs(storage: Storage, task: Task, utility: Utility, split: Part) -> Ke
     with _naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
     identity = TrajectoryGame(task, split=split).identity()
-    return KeptRuns(folder, f"{identity} {utility} inrun-bench {version('inrun-bench')}")
+    return KeptRuns(folder, f"{identity} {utility} inrun-bench {__version__}")
 
 
 def _digest(path: Path, body: bytes) -> bytes:

@@ -91,7 +91,7 @@ class Call:
     positions: int
     d_in: int
     d_out: int
-    price: Price = LINEAR_PRICE
+    price: Price  # no default: torch.compile traces the constructor, and in torch 2.11 refuses an object of ours as one
     probes: int = 1
     validation_positions: int | None = None
     device: str = "cpu"

