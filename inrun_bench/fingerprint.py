@@ -20,13 +20,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Mapping
+from functools import cache
 
 from inrun_bench.experiments import EXPERIMENTS
 from inrun_bench.methods import METHODS
 from inrun_bench.provenance import Provenance
 from inrun_bench.unit import Unit
+from inrun_bench.version import versions
 from tasks import CATALOG
 from tasks.code_identity import CodeIdentityError, code_identity
 from tasks.content import content_identity
@@ -46,12 +47,11 @@ class Fingerprints:
     def __init__(self) -> None:
         self._whole: dict[str, Fingerprint] = {}
         self._contents: dict[tuple[str, int, str], str] = {}
-        self._codes: dict[tuple[str, str], Fingerprint] = {}
 
     def of(self, unit: Unit) -> Fingerprint:
         """Return what rows of the unit would follow from if it were measured now."""
         if unit.key not in self._whole:
-            found = dict(self._code_of(unit))
+            found = dict(code_parts(unit))
             if unit.task in CATALOG:
                 found["task"] = self._content_of(unit)
             if unit.needs:
@@ -59,16 +59,14 @@ class Fingerprints:
             self._whole[unit.key] = found
         return self._whole[unit.key]
 
-    def _code_of(self, unit: Unit) -> Fingerprint:
-        names = (unit.experiment, unit.method)
-        if names not in self._codes:
-            self._codes[names] = code_parts(unit)
-        return self._codes[names]
-
     def _content_of(self, unit: Unit) -> str:
         definition = (unit.task, unit.seed, unit.recipe)
         if definition not in self._contents:
-            self._contents[definition] = content_identity(CATALOG[unit.task], unit.seed, unit.recipe)
+            try:
+                content = content_identity(CATALOG[unit.task], unit.seed, unit.recipe)
+            except Exception as error:  # whatever a third party's dataset raises; its units will say so themselves
+                content = f"{UNKNOWN}{type(error).__name__}: {error}"
+            self._contents[definition] = content
         return self._contents[definition]
 
 
@@ -112,7 +110,8 @@ def outdated(stored: Mapping[Unit, Provenance]) -> tuple[int, Counter[str]]:
     return sum(map(bool, found)), Counter(what for several in found for what in several)
 
 
-def _code(thing: object) -> str:
+@cache  # what is in memory stays the same, whatever becomes of its source
+def _code(thing: Callable[..., object]) -> str:
     try:
         return code_identity(getattr(thing, "__func__", thing))
     except CodeIdentityError as error:
@@ -120,13 +119,8 @@ def _code(thing: object) -> str:
 
 
 def _libraries() -> str:
-    found = []
-    for name in LIBRARIES:
-        try:
-            found.append(f"{name} {version(name).partition('+')[0]}")  # 2.13.0+cpu computes what 2.13.0 does
-        except PackageNotFoundError:
-            found.append(f"{name} none")
-    return ", ".join(found)
+    found = versions(LIBRARIES).items()
+    return ", ".join(f"{name} {(got or 'none').partition('+')[0]}" for name, got in found)  # 2.13.0+cpu is 2.13.0
 
 
 def _digest(parts: object) -> str:

@@ -16,7 +16,7 @@ import joblib
 import torch
 
 from inrun_bench.atomic import write_text
-from inrun_bench.version import versions
+from inrun_bench.version import __version__, versions
 
 __all__ = ["BrokenFileError", "begin_run", "count_units", "read_json"]
 
@@ -88,7 +88,7 @@ def _environment() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": versions("inrun-bench", *RECORDED_PACKAGES),
+        "versions": {"inrun-bench": __version__, **versions(RECORDED_PACKAGES)},
     }
 
 

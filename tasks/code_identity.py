@@ -7,8 +7,7 @@ module it imports, at its head or inside of a function, and so on until an insta
 - a distribution enters by name and version, and by the hash or commit that pip noted where it was installed from a file
   or a repository. One that was installed from a folder, editable or not, can change under the same version, and enters
   by the source of the modules that are imported;
-- the standard library enters by Python's version, such as 3.11;
-- this project's own modules enter by its version, but for those that define a class or function of the object.
+- the standard library enters by Python's version, such as 3.11.
 
 Functions that a module does not know by name (lambdas, and functions defined inside of others) enter by their bytecode
 too, with their defaults and the variables that they close over. An extension module outside of all distributions enters
@@ -33,7 +32,7 @@ import sysconfig
 from collections.abc import Iterator
 from functools import cache
 from importlib.machinery import ModuleSpec, SourceFileLoader
-from importlib.metadata import Distribution, PackageNotFoundError, distributions, packages_distributions, version
+from importlib.metadata import Distribution, distributions, packages_distributions
 from importlib.util import find_spec, resolve_name
 from operator import attrgetter
 from pathlib import Path
@@ -44,7 +43,6 @@ from joblib.hashing import NumpyHasher
 
 __all__ = ["CodeIdentityError", "code_identity"]
 
-_PROJECT = ("baselines", "inrun_bench", "tasks")
 _PYTHON = f"python {sys.version_info.major}.{sys.version_info.minor}"
 _STANDARD_LIBRARY = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")]
 _INSTALLED = ("site-packages", "dist-packages")  # names of the folders that distributions are installed in
@@ -151,18 +149,32 @@ def _code_of(defining: set[str]) -> tuple[dict[str, str], set[str]]:
             releases.add(release)
         if file is None or (release is not None and (name not in defining or file.suffix != ".py")):
             continue
-        try:
-            source = file.read_bytes()
-        except OSError as error:
-            raise CodeIdentityError(f"the source of module {name} cannot be read: {error}") from error
-        sources[name] = hashlib.sha256(source).hexdigest()
-        if file.suffix == ".py":
-            if name in sys.modules:
-                _refuse_other_than(source, sys.modules[name])
-            new = set(_imports(name, source)) - seen
-            seen |= new
-            ahead += new
+        sources[name], imported = _read(name, file, _stamp(name, file), id(sys.modules.get(name)))
+        ahead += imported - seen
+        seen |= imported
     return sources, releases
+
+
+def _stamp(name: str, file: Path) -> tuple[int, int]:
+    """Return what tells a file from what it was."""
+    try:
+        state = file.stat()
+    except OSError as error:
+        raise CodeIdentityError(f"the source of module {name} cannot be read: {error}") from error
+    return state.st_mtime_ns, state.st_size
+
+
+@cache  # for as long as the file and the module are the same: a package has hundreds
+def _read(name: str, file: Path, _stamp: tuple[int, int], _module: int) -> tuple[str, frozenset[str]]:
+    """Return the digest of a module's source, and what it imports."""
+    try:
+        source = file.read_bytes()
+    except OSError as error:
+        raise CodeIdentityError(f"the source of module {name} cannot be read: {error}") from error
+    imported = frozenset(_imports(name, source)) if file.suffix == ".py" else frozenset[str]()
+    if file.suffix == ".py" and name in sys.modules:
+        _refuse_other_than(source, sys.modules[name])
+    return hashlib.sha256(source).hexdigest(), imported
 
 
 def _refuse_other_than(source: bytes, module: ModuleType) -> None:
@@ -230,8 +242,6 @@ def _spec(name: str) -> ModuleSpec | None:
 def _release(name: str) -> str | None:
     """Return what tells the code of a module apart without its source; None where nothing does."""
     top, file = name.partition(".")[0], _file(name)
-    if top in _PROJECT:
-        return _projects_version()
     folder = next((folder for folder in file.parents if folder.name in _INSTALLED), None) if file else None
     if folder is None:
         in_library = any(map(file.is_relative_to, _STANDARD_LIBRARY)) if file else top in sys.stdlib_module_names
@@ -256,10 +266,3 @@ def _pin(distribution: Distribution) -> str:
         return ""
     source = [origin.get("archive_info"), origin.get("vcs_info")]
     return f"{distribution.name} {distribution.version} {json.dumps(source, sort_keys=True)}"
-
-
-def _projects_version() -> str:
-    try:
-        return f"inrun-bench {version('inrun-bench')}"
-    except PackageNotFoundError:  # used from a clone that is not installed
-        return "inrun-bench"
