@@ -249,7 +249,7 @@ class Store:
             return pa.schema([*SCHEMA, *ORIGIN]).empty_table()
         try:
             table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise ValueError(
                 f"units of {experiment!r} have columns of one name and of different kinds: {error}"
             ) from error

@@ -111,6 +111,6 @@ def _checksum(content: bytes) -> bytes:
 
 def _damaged(path: Path) -> DamagedFileError:
     return DamagedFileError(
-        f"{str(path)!r} is damaged: its checksum does not match its content, or it has none; restore it from a copy, "
-        "or move it away, and what it held will be made anew"
+        f"{str(path)!r} is damaged, or was not written by this version: its checksum does not match its content, or it "
+        "has none; restore it from a copy, or move it away"
     )
