@@ -91,7 +91,14 @@ def banzhaf(
 
     return estimate_by_draws(
         "banzhaf",
-        SampledCoalitions(game, blocks(), _difference_of_means, least_draws=least_draws, batch_size=batch_size),
+        SampledCoalitions(
+            game,
+            blocks(),
+            _difference_of_means,
+            fixed_cost=limits.fixed_cost,
+            least_draws=least_draws,
+            batch_size=batch_size,
+        ),
         started=started,
         limits=limits,
         stop=stop,

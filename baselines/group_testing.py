@@ -111,7 +111,7 @@ def group_testing_shapley(
 
     return estimate_by_draws(
         "group_testing_shapley",
-        SampledCoalitions(game, blocks(), formula, least_draws=1, batch_size=batch_size),
+        SampledCoalitions(game, blocks(), formula, fixed_cost=limits.fixed_cost, least_draws=1, batch_size=batch_size),
         started=started,
         limits=limits,
         stop=stop,

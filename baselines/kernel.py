@@ -135,7 +135,9 @@ def kernel_shapley(
 
     return estimate_by_draws(
         "kernel_shapley",
-        SampledCoalitions(game, pairs, formula, least_draws=least_draws, batch_size=batch_size),
+        SampledCoalitions(
+            game, pairs, formula, fixed_cost=limits.fixed_cost, least_draws=least_draws, batch_size=batch_size
+        ),
         started=started,
         limits=limits,
         stop=stop,

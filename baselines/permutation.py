@@ -189,6 +189,7 @@ class Permutations:
         self._antithetic = antithetic
         self._places = [k * game.n_players // shifts for k in range(shifts)]  # by which orders are shifted
         self._orders_a_draw = shifts * (2 if antithetic else 1)
+        self._draw_cost = self._orders_a_draw * (game.n_players - 1)
         self._orders = self._all_orders(rng)
         self._moments = Moments(game.n_players)
         self._ends = ends(game)
@@ -201,12 +202,12 @@ class Permutations:
             draw = walk.copy()
             for other in islice(walks, k - 1):
                 draw += other
-            self._moments.add(draw / k)
-            yield k * (self._game.n_players - 1)
+            self._moments = self._moments.with_draw(draw / k)
+            yield self._draw_cost
 
-    def estimate(self, evaluations: int) -> Estimate:
+    def estimate(self) -> Estimate:
         """Return the mean of the draws."""
-        return from_moments(self._moments, evaluations)
+        return from_moments(self._moments, 2 + self._moments.count * self._draw_cost)
 
     def _all_orders(self, rng: Rng) -> Iterator[NDArray[np.intp]]:
         permutations = random_permutations(rng, self._game.n_players)  # now: a seed that is none is refused here
