@@ -74,6 +74,11 @@ def complementary_shapley(
         If a number is no integer or too small, there is one player alone, or the game returns something that is not a
         finite utility for each coalition.
 
+    Warns
+    -----
+    InterruptedEstimateWarning
+        If it is interrupted, by Ctrl-C, and returns the draws made so far; see `baselines.monte_carlo`.
+
     References
     ----------
     Zhang et al., Efficient Sampling Approaches to Shapley Value Approximation, SIGMOD 2023.

@@ -78,6 +78,11 @@ def owen_shapley(
         If a number is no integer or too small, or the game returns something that is not a finite utility for each
         coalition.
 
+    Warns
+    -----
+    InterruptedEstimateWarning
+        If it is interrupted, by Ctrl-C, and returns the draws made so far; see `baselines.monte_carlo`.
+
     References
     ----------
     Owen, Multilinear Extensions of Games, Management Science 18, 1972. Okhrati, Lipani, A Multilinear Sampling

@@ -98,6 +98,11 @@ def permutation_shapley(
         range, `n_permutations` is no whole number of draws, or the game returns something that is not a finite utility
         for each coalition.
 
+    Warns
+    -----
+    InterruptedEstimateWarning
+        If it is interrupted, by Ctrl-C, and returns the draws made so far; see `baselines.monte_carlo`.
+
     References
     ----------
     Castro, Gómez, Tejada, Polynomial calculation of the Shapley value based on sampling, Computers & Operations

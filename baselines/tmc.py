@@ -100,6 +100,11 @@ def tmc_shapley(
         If `tolerance` is not in [0, 1], none of `n_permutations`, `budget` and `stop` is given, or the first two
         together, a number is too small, or the game returns something that is not a finite utility for each coalition.
 
+    Warns
+    -----
+    InterruptedEstimateWarning
+        If it is interrupted, by Ctrl-C, and returns the draws made so far; see `baselines.monte_carlo`.
+
     References
     ----------
     Ghorbani, Zou, Data Shapley: Equitable Valuation of Data for Machine Learning, ICML 2019, arXiv 1904.02868,

@@ -38,7 +38,8 @@ class Valuation:
     method : str
         Name of the estimator.
     parameters : Mapping
-        What the estimator was told, and what it has to report.
+        What the estimator was told, and what it has to report; ``interrupted`` says of a Monte Carlo estimate that
+        Ctrl-C has ended it.
     halves : float64 [2, n] or None
         What a Monte Carlo estimator makes of the even and of the odd draws: two independent estimates. None where half
         of the draws are too few for one.

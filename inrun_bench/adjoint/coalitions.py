@@ -94,6 +94,11 @@ def coalition_gradient_shapley(
     TypeError, ValueError, OSError
         As :func:`inrun_bench.adjoint.sweep.differentiate`; if neither `coalitions` nor `stop` is given, or a number is
         out of range.
+
+    Warns
+    -----
+    InterruptedEstimateWarning
+        If it is interrupted, by Ctrl-C, and returns the draws made so far; see `baselines.monte_carlo`.
     """
     started = perf_counter()
     if not 0 <= spread <= 1:

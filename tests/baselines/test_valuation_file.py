@@ -106,6 +106,21 @@ def test_whatever_it_holds_comes_back_to_the_bit(data, n, parameters, tmp_path_f
     assert_same(one, saved_and_loaded(one, tmp_path_factory.getbasetemp() / "any.json"))
 
 
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"$tuple": [1]},
+        {"p": {"$float": "1"}},
+        {"$mapping": [[1, 2]]},
+        {"$array": ["<f8", [1], [1.0]]},
+        {"$": 1, "q": 2},
+    ],
+)
+def test_what_looks_like_the_files_own_forms_comes_back_as_it_was(parameters, tmp_path):
+    one = valuation(parameters=parameters)
+    assert_same(one, saved_and_loaded(one, tmp_path / "one.json"))
+
+
 def test_mappings_of_other_types_come_back_as_dicts(tmp_path):
     one = valuation(parameters=MappingProxyType({"inner": MappingProxyType({1: "a"})}))
     assert saved_and_loaded(one, tmp_path / "one.json").parameters == {"inner": {1: "a"}}
