@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from baselines import InterruptedEstimateWarning
 from inrun_bench import __version__, reference
 from inrun_bench.backends import BACKENDS
 from inrun_bench.experiments import EXPERIMENTS
@@ -35,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code: 0, 1 where units or proofs failed, 2 for bad input."""
     options = _parser().parse_args(arguments)
     try:
-        code: int = options.command(options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", InterruptedEstimateWarning)  # Ctrl-C proves nothing by half an estimate
+            code: int = options.command(options)
     except (ValueError, OSError) as error:
         print(f"inrun-bench: error: {error}", file=sys.stderr)
         return BAD_INPUT

@@ -17,6 +17,7 @@ process alone reads and writes the store, so that workers need not share its dis
 from __future__ import annotations
 
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -31,6 +32,7 @@ from filelock import FileLock
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from baselines import InterruptedEstimateWarning
 from inrun_bench.backends import BACKENDS, Workers
 from inrun_bench.experiments import EXPERIMENTS
 from inrun_bench.fingerprint import Fingerprint, Fingerprints, changes, code_parts
@@ -314,7 +316,8 @@ def _measure(measure: Measure, unit: Unit, needs: dict[Unit, pd.DataFrame], code
         return _Answer(message=f"RuntimeError: the worker and the run differ in {' and '.join(different)}")
     torch.set_num_threads(1)
     try:
-        with threadpool_limits(1), joblib.parallel_config("sequential"):
+        with threadpool_limits(1), joblib.parallel_config("sequential"), warnings.catch_warnings():
+            warnings.simplefilter("error", InterruptedEstimateWarning)  # Ctrl-C leaves no rows of half an estimate
             return _Answer(measure(unit, needs))
     except Exception as error:  # whatever a unit raises belongs into its row
         return _Answer(message=_described(error))

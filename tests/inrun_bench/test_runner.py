@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -12,12 +13,14 @@ import joblib
 import pandas as pd
 import pytest
 
+from baselines import permutation_shapley
 from inrun_bench import runner
 from inrun_bench.backends import BACKENDS, Workers
 from inrun_bench.cli import main
 from inrun_bench.runner import run
 from inrun_bench.store import Store
 from inrun_bench.unit import Unit
+from tests.baselines.known_games import Table
 from tests.inrun_bench import counted_run
 from tests.inrun_bench.tiny import METHODS, TASK, files, units_of, without_timings
 
@@ -210,6 +213,22 @@ def test_a_later_run_tries_again_what_failed_and_only_that(laboratory, store):
     assert (outcome.done, outcome.skipped, outcome.failed) == (5, 3, ())
     assert set(laboratory.measured) == {PARENTS[1], *CHILDREN}
     assert store.read_all("free")["method"].nunique() == 8
+
+
+def test_ctrl_c_leaves_no_rows_of_half_an_estimate(laboratory, store):
+    def interrupt(_estimate):
+        raise KeyboardInterrupt
+
+    def estimate():
+        valuation = permutation_shapley(Table([0.0, 1.0]), 10, rng=0, stop=interrupt)
+        return [{"metric": "value", "value": value} for value in valuation.values]
+
+    laboratory.bodies[GRANDPARENT] = estimate
+    with warnings.catch_warnings(), pytest.raises(KeyboardInterrupt):
+        warnings.simplefilter("default")  # as it is outside of these tests
+        run([GRANDPARENT], store)
+    assert not store.has(GRANDPARENT)
+    assert files(store.root) == {}
 
 
 def test_rows_that_cannot_be_stored_fail_their_unit_alone(laboratory, store):
