@@ -117,14 +117,13 @@ class Store:
         table = self._rows(unit)
         if table is None:
             raise KeyError(f"no rows of '{unit}' in {str(self.root)!r}")
-        others = set(table.column_names) - set(SCHEMA.names)
-        unused = [name for name in others if table[name].null_count == len(table)]  # columns of other units
-        return table.drop_columns([*unused, *ORIGIN.names]).to_pandas()
+        unused = [name for name in table.column_names if table[name].null_count == len(table)]
+        return _frame(table.drop_columns([name for name in unused if name not in SCHEMA.names]))
 
     def read_all(self, experiment: str) -> pd.DataFrame:
         """Return all rows of an experiment that are not errors; empty where it never ran."""
         table = self._all_rows(experiment)
-        return table.filter(pc.equal(table["status"], "ok")).drop_columns(ORIGIN.names).to_pandas()
+        return _frame(table.filter(pc.equal(table["status"], "ok")))
 
     def provenance(self, unit: Unit) -> Provenance | None:
         """Return where the rows of a unit come from; None where there are none."""
@@ -133,12 +132,10 @@ class Store:
 
     def units(self) -> dict[Unit, Provenance]:
         """Return all units of which there are rows, and where these come from."""
-        tables = [self._all_rows(name).select(ORIGIN.names) for name in self.experiments()]
-        told = (
-            pa.concat_tables(tables or [ORIGIN.empty_table()])
-            .group_by("unit", use_threads=False)
-            .aggregate([("provenance", "first")])
-        )
+        names = self.experiments()
+        tables = [table.select(ORIGIN.names) for name in names for table in self._tables(name, self._loose(name))]
+        rows = pa.concat_tables(tables or [ORIGIN.empty_table()])
+        told = rows.group_by("unit", use_threads=False).aggregate([("provenance", "first")])
         by_key = {
             name.rpartition(".")[2]: Provenance.from_json(text)
             for name, text in zip(told["unit"].to_pylist(), told["provenance_first"].to_pylist(), strict=True)
@@ -237,14 +234,18 @@ class Store:
     def _loose(self, experiment: str) -> list[Path]:
         return sorted((self.root / "rows").glob(f"{experiment}.*.parquet"))
 
-    def _all_rows(self, experiment: str, loose: Sequence[Path] | None = None) -> pa.Table:
-        """Return the rows of all packed units and of those in `loose` (all where None), in the order of their names."""
-        loose = self._loose(experiment) if loose is None else loose
+    def _tables(self, experiment: str, loose: Sequence[Path]) -> list[pa.Table]:
+        """Return the rows in the loose files, and those of all packed units that are in none of them."""
         tables = [read_table(path) for path in loose]
         pack = self._packed(experiment)
         if pack is not None:
             replaced = pa.array([path.stem for path in loose], pa.string())
             tables.append(pack.table.filter(pc.invert(pc.is_in(pack.table["unit"], replaced))))
+        return tables
+
+    def _all_rows(self, experiment: str, loose: Sequence[Path] | None = None) -> pa.Table:
+        """Return the rows of all packed units and of those in `loose` (all where None), in the order of their names."""
+        tables = self._tables(experiment, self._loose(experiment) if loose is None else loose)
         if not tables:
             return pa.schema([*SCHEMA, *ORIGIN]).empty_table()
         try:
@@ -332,6 +333,12 @@ class Overlay:
 
     def __str__(self) -> str:
         return " or ".join(map(str, self.stores))
+
+
+def _frame(table: pa.Table) -> pd.DataFrame:
+    """Return the rows without their origin: the columns of the schema, and the others by name."""
+    others = sorted({*table.column_names} - {*SCHEMA.names, *ORIGIN.names})
+    return table.select([*SCHEMA.names, *others]).to_pandas()
 
 
 def _stamp() -> dict[str, Any]:
