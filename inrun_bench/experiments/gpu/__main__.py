@@ -6,7 +6,6 @@ import argparse
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 
 from inrun_bench.experiments.gpu import SUMMARY, measure
 from inrun_bench.experiments.gpu.order import Planned, in_order
-from inrun_bench.experiments.gpu.supervisor import Finished, Left, supervise
+from inrun_bench.experiments.gpu.supervisor import Left, supervise
 from inrun_bench.experiments.gpu.told import told
 from inrun_bench.store import Store
 
@@ -30,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0; 1 where something failed; 3 where all is well but units are left for a later run; 128 and the number of the
-        signal where one ended the run.
+        0, units that the budget left for a later run or not; 1 where something failed; 128 and the number of the signal
+        where one ended the run.
     """
     options = _parser().parse_args(arguments)
     began = time.monotonic()
@@ -42,12 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missing = [planned for planned in todo if not store.has(planned.unit)]
     _say(f"{todo[0].unit.settings['device']}: {len(missing)} of {len(todo)} units, {_seconds(missing)} planned")
     left: list[Left] = []
-    stop = threading.Event()
-    numbers: list[int] = []
+    signals: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         for number in before:
-            signal.signal(number, lambda number, _frame: (numbers.append(number), stop.set()))
+            signal.signal(number, lambda number, _frame: signals.append(number))
         if missing:
             store.record_run(jobs=1, seeds=[0], units=len(missing))
             left = supervise(
@@ -57,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 limit=options.limit,
                 budget=options.budget,
                 say=lambda finished: _say(told(finished, options.budget)),
-                stopped=stop.is_set,
+                stopped=lambda: bool(signals),
             )
     finally:
         for number, handler in before.items():
@@ -66,13 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _say(f"{done} units done in {time.monotonic() - began:.0f} s, {len(todo) - len(missing)} were there already")
     for one in left:
         _say(f"left: {one.planned.unit.task} {one.planned.unit.method}: {one.reason}")
-    if numbers:
-        return ENDED_BY_SIGNAL + numbers[0]
+    if signals:
+        return ENDED_BY_SIGNAL + signals[0]
     _draw(store)
     failed = _failed(todo, store)
     for line in failed:
         print(f"failed: {line}", file=sys.stderr, flush=True)
-    return 1 if failed else 3 if left else 0
+    return 1 if failed else 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -69,7 +69,9 @@ def measure_approximations(unit: Unit, attempt: Attempt) -> list[Row]:
             speeds.setdefault(name, []).extend(taken["exact"] / taken[name] for taken in rounds if "exact" in taken)
     rows = [error_row(name, said) for name, said in failed.items()]
     for metric, by_name in (("score_error", errors), ("speed_to_exact", speeds)):
-        rows += [{"method": name, "metric": metric, **quartiles(found)} for name, found in sorted(by_name.items()) if found]
+        rows += [
+            {"method": name, "metric": metric, **quartiles(found)} for name, found in sorted(by_name.items()) if found
+        ]
     return rows
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from inrun_bench.attribution.kernels import embedding_dot, layer_norm_dot, rms_norm_dot
-from inrun_bench.experiments.gpu.checks import TOLERANCE, check_all
+from inrun_bench.experiments.gpu.checks import TOLERANCE, Expected, check_all
 from inrun_bench.experiments.gpu.kernels import speeds
 from inrun_bench.experiments.gpu.rounds import (
     Attempt,
@@ -61,8 +61,8 @@ def measure_passes(unit: Unit, ceilings: Mapping[tuple[str, str], float], attemp
             f"{name}-torch": partial(kernel, *arguments, backend="torch"),
         }
         calls = {method: calls[method] for method in attempt.wanted(calls)}
-        exact = kernel(*(_double(argument) for argument in arguments), backend="torch")
-        calls, found = check_all(calls, lambda _kernel, exact=exact: {"scores": (0, exact, ())}, TOLERANCE[dtype], attempt)  # type: ignore[misc]
+        exact: Expected = {"scores": (0, kernel(*(_double(argument) for argument in arguments), backend="torch"), ())}
+        calls, found = check_all(calls, {name: exact}.__getitem__, TOLERANCE[dtype], attempt)
         rows += found
         rounds, failed = take_turns(calls, unit.settings, event_seconds, attempt)
         rows += [error_row(method, said) for method, said in failed.items()]

@@ -9,24 +9,15 @@ from inrun_bench.unit import Row
 
 __all__ = ["told"]
 
-METRICS = (
-    "tokens_per_s",
-    "samples_per_s",
-    "throughput_ratio",
-    "net_throughput_ratio",
-    "peak_ratio",
-    "mfu",
-    "step_ratio",
-    "ratio_to_cublas",
-    "ratio_to_torch",
-    "tflops",
-    "tbytes_per_s",
-    "trainings_per_s",
-    "largest_difference",
-    "score_error",
-    "speed_to_exact",
-)
-"""Of which all values are told; the rest is in the rows."""
+METRICS = {
+    "ceilings": ("tflops", "tbytes_per_s"),
+    "steps": ("tokens_per_s", "samples_per_s", "net_throughput_ratio", "peak_ratio", "mfu", "step_ratio"),
+    "kernels": ("ratio_to_cublas", "tflops"),
+    "passes": ("ratio_to_torch", "tbytes_per_s"),
+    "trainings": ("trainings_per_s", "largest_difference"),
+    "approximations": ("score_error", "speed_to_exact"),
+}
+"""What is told of a unit of each kind; the rest is in the rows."""
 
 
 def told(finished: Finished, budget: float | None) -> str:
@@ -39,7 +30,7 @@ def told(finished: Finished, budget: float | None) -> str:
         f"({finished.planned.seconds:.0f} planned{rest})"
     ]
     good = [row for row in finished.rows if row.get("status", "ok") == "ok"]
-    for metric in METRICS:
+    for metric in METRICS.get(unit.method, ()):
         own = [row for row in good if row["metric"] == metric]
         if own:
             lines.append(f"    {metric}: {', '.join(_value(row, own) for row in own)}")

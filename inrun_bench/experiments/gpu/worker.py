@@ -13,7 +13,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, TypeAlias
 
@@ -26,10 +28,11 @@ from inrun_bench.unit import Row, Unit
 __all__ = ["Answer", "Measure", "Worker"]
 
 POLL_SECONDS = 0.1
+START_LIMIT = 120.0  # of a process, in seconds: imports take long where disks are cold
 
 Measure: TypeAlias = Callable[[Unit, Mapping[Unit, pd.DataFrame], Attempt], list[Row]]
 
-BEGUN, ROWS, FAILED, LOST = "begun", "rows", "failed", "lost"
+READY, BEGUN, ROWS, FAILED, LOST = "ready", "begun", "rows", "failed", "lost"
 
 
 @dataclass(frozen=True)
@@ -91,12 +94,12 @@ class Worker:
         avoided : mapping of str to str
             Methods that are left out.
         limit : float
-            Seconds after which the process is ended.
+            Seconds after which the process is ended; those that it takes to start do not count.
         stopped : callable
             Asked now and then whether to give up.
         """
         connection = self._begin()
-        deadline, method, sent = time.monotonic() + limit, "", False
+        deadline, method, sent = time.monotonic() + START_LIMIT, "", False
         while True:
             try:
                 if not sent:
@@ -104,6 +107,9 @@ class Worker:
                     sent = True
                 if connection.poll(POLL_SECONDS):
                     kind, content = connection.recv()
+                    if kind == READY:
+                        deadline = time.monotonic() + limit
+                        continue
                     if kind == BEGUN:
                         method = content
                         continue
@@ -119,7 +125,7 @@ class Worker:
                 return Answer(message="stopped", method=method, lost=True, stopped=True)
             if time.monotonic() > deadline:
                 self.end()
-                message = f"TimeoutError: not done after {limit:g} s, and the process ended"
+                message = f"TimeoutError: not done after {limit:g} s; the process was ended"
                 return Answer(message=message, method=method, lost=True)
 
     def end(self) -> int | None:
@@ -151,19 +157,28 @@ def _serve(connection: Connection, measure: Measure) -> None:
         signal.signal(number, lambda *_: None)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    while True:
-        try:
+    with suppress(EOFError, BrokenPipeError):  # nobody is there any more
+        while True:
             unit, needs, avoided = connection.recv()
-        except EOFError:
-            return
-        attempt = Attempt(lambda name: connection.send((BEGUN, name)), avoided)
-        try:
-            answer: tuple[str, Any] = ROWS, measure(unit, needs, attempt)
-        except DeviceLostError as error:
-            answer = LOST, str(error)
-        except Exception as error:
-            answer = FAILED, described(error)
-        connection.send(answer)
+            connection.send((READY, None))
+            connection.send(_answer(measure, unit, needs, Attempt(partial(_begin, connection), avoided)))
+
+
+def _begin(connection: Connection, method: str) -> None:
+    connection.send((BEGUN, method))
+
+
+def _answer(
+    measure: Measure, unit: Unit, needs: Mapping[Unit, pd.DataFrame], attempt: Attempt
+) -> tuple[str, list[Row] | str]:
+    try:
+        return ROWS, measure(unit, needs, attempt)
+    except BrokenPipeError:
+        raise
+    except DeviceLostError as error:
+        return LOST, str(error)
+    except Exception as error:
+        return FAILED, described(error)
 
 
 def _end_with_parent() -> None:
