@@ -1,5 +1,6 @@
 """The GPU benchmark works: all of it, on tiny shapes, under Triton's interpreter; and it finds what is wrong."""
 
+import dataclasses
 import math
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from inrun_bench.experiments.gpu.checks import TOLERANCE
 from inrun_bench.experiments.gpu.order import Planned, in_order
 from inrun_bench.experiments.gpu.rounds import Attempt, take_turns, wall_seconds
 from inrun_bench.experiments.gpu.supervisor import START_SECONDS, supervise
+from inrun_bench.experiments.gpu.tables import BEGIN, END, tables
 from inrun_bench.experiments.gpu.told import told
 from inrun_bench.experiments.gpu.worker import Answer
 from inrun_bench.figures import SETTINGS, draw_figures
@@ -421,6 +423,51 @@ def test_a_call_that_fails_late_is_in_no_round():
 def test_the_budget_ends_the_rounds_but_not_the_first_three():
     rounds, _ = take_turns({"a": lambda: None}, {"rounds": 50, "budget": 0.0}, wall_seconds, Attempt())
     assert len(rounds) == 3
+
+
+# --- tables of the documentation ---
+
+
+@pytest.fixture(scope="module")
+def published(measured, tmp_path_factory):
+    """The interpreter's rows as if a GPU had measured them, of GPT-2 and of Llama 3."""
+    store = Store(tmp_path_factory.mktemp("gpu") / "published")
+    named = {"gpt-tiny": "gpt2-small", "tiny-bfloat16": "gpt2-small-qkv", "tiny-float32": "llama3-8b-q"}
+    for unit in gpu.units(PLAN):
+        rows = measured[1].read(unit).to_dict("records")
+        task = named.get(unit.task, unit.task)
+        card = dataclasses.replace(unit, task=task, settings={**unit.settings, "device": "NVIDIA H100"}, needs=())
+        kept = [{name: value for name, value in row.items() if not pd.isna(value)} for row in rows]
+        store.write(card, [{**row, "task": task, "device": "NVIDIA H100"} for row in kept])
+    (store.root / "manifest.json").write_text(
+        '[{"device": "NVIDIA H100", "started": "2030-01-02T03:04:05", "versions": {"torch": "9.8.7", "triton": "6.5"}}]'
+    )
+    return store
+
+
+def test_the_documentation_shows_what_was_measured(repository):
+    page = (repository / "docs" / "kernels.md").read_text()
+    assert page.partition(BEGIN)[2].partition(END)[0].strip() == tables(repository / "results" / "gpu")
+
+
+def test_the_tables_say_card_date_and_what_was_reached(published):
+    text = tables(published.root)
+    rows = published.read_all("gpu")
+    assert "### NVIDIA H100, 2030-01-02 (torch 9.8.7, triton 6.5)" in text
+    assert "not yet measured" not in text
+    ratios = rows.query("metric == 'ratio_to_cublas' and method == 'wgrad-dot'").set_index("task")["value"]
+    assert f"GPT-2 small {ratios['gpt2-small-qkv']:.2f} to" in text
+    assert f"Llama-3 8B {ratios['llama3-8b-q']:.2f} to" in text
+    net = rows.query("metric == 'net_throughput_ratio' and method == 'inrun-first' and task == 'gpt2-small'")["value"]
+    assert f"{net.min():.2f} to {net.max():.2f}" in text
+    for row in rows.query("metric == 'mfu'").drop_duplicates(["task", "optimizer", "compiled", "method"]).itertuples():
+        assert f" {row.value:.3f} " in text
+    for row in rows.query("metric in ('ratio_to_cublas', 'ratio_to_torch')").itertuples():
+        assert row.method == "cublas" or row.method.endswith("-torch") or f"{row.value:.3f} of " in text
+
+
+def test_the_interpreters_rows_are_no_measurement(measured):
+    assert tables(measured[1].root).startswith("Nothing has been measured on a GPU yet.")
 
 
 # --- the figure ---

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 from tabulate import tabulate
 
-from inrun_bench.experiments.gpu.order import APPROXIMATIONS, INTERPRETED, TRAININGS
+from inrun_bench.experiments.gpu.order import INTERPRETED
 from inrun_bench.report import update_section
 from inrun_bench.store import Store
 
@@ -79,60 +79,40 @@ def _targets(rows: pd.DataFrame) -> str:
 
 
 def _steps(rows: pd.DataFrame) -> str:
-    own = rows[rows["metric"].isin(["tokens_per_s", "samples_per_s"])]
-    columns = {"net_throughput_ratio": ".3f", "throughput_ratio": ".3f", "peak_ratio": ".2f", "mfu": ".3f"}
+    ratios = {"net_throughput_ratio": ".3f", "throughput_ratio": ".3f", "peak_ratio": ".2f", "mfu": ".3f"}
+    steps = rows[rows["metric"].isin(["tokens_per_s", "samples_per_s", *ratios])]
     cells = []
-    for row in own.drop_duplicates(["task", "optimizer", "compiled", "method"]).itertuples():
-        same = rows[
-            (rows["task"] == row.task)
-            & (rows["optimizer"] == row.optimizer)
-            & (rows["compiled"] == row.compiled)
-            & (rows["variants"] == row.variants)
-            & (rows["method"] == row.method)
-        ].set_index("metric")["value"]
-        compiled = "" if row.compiled == "no" else "compiled"
-        ratios = (format(same[metric], form) if metric in same else "" for metric, form in columns.items())
-        cells.append((row.task, row.optimizer, compiled, row.method, f"{row.value:,.0f}", *ratios))
-    head = (
-        "model",
-        "optimizer",
-        "",
-        "step",
-        "tokens or samples / s",
-        "ratio, validation apart",
-        "ratio",
-        "memory",
-        "MFU",
-    )
-    return _markdown(cells, head)
+    for (task, optimizer, compiled, method), own in steps.groupby(
+        ["task", "optimizer", "compiled", "method"], sort=False
+    ):
+        found = own.drop_duplicates("metric").set_index("metric")["value"]  # a baseline is in several units
+        speed = found.get("tokens_per_s", found.get("samples_per_s"))
+        others = (f"{found[metric]:{form}}" if metric in found else "" for metric, form in ratios.items())
+        cells.append((task, optimizer, "" if compiled == "no" else "compiled", method, _number(speed), *others))
+    throughput = ("tokens or samples / s", "ratio, validation apart", "ratio")
+    return _markdown(cells, ("model", "optimizer", "", "step", *throughput, "memory", "MFU"))
 
 
 def _kernels(rows: pd.DataFrame) -> str:
     own = rows[rows["metric"].isin(["ratio_to_cublas", "ratio_to_torch"]) & ~rows["method"].str.endswith("-torch")]
+    shares = rows[rows["metric"] == "roofline_share"].drop_duplicates(["task", "method"])
+    shares = shares.set_index(["task", "method"])["value"]
     cells = []
     for row in own[own["method"] != "cublas"].itertuples():
-        same = rows[(rows["task"] == row.task) & (rows["method"] == row.method) & (rows["kernels"] == row.kernels)]
-        same = rows[(rows["task"] == row.task) & (rows["method"] == row.method)] if same.empty else same
-        found = same.drop_duplicates("metric").set_index("metric")["value"]
-        ratio = f"{row.value:.3f} of {'cuBLAS' if row.metric == 'ratio_to_cublas' else 'torch'}"
-        share = f"{found['roofline_share']:.2f}" if "roofline_share" in found else ""
-        cells.append((row.method, row.task, row.shape, f"{row.seconds * 1e6:,.0f}", ratio, share))
+        speed = f"{row.value:.3f} of {'cuBLAS' if row.metric == 'ratio_to_cublas' else 'torch'}"
+        share = f"{shares[row.task, row.method]:.2f}" if (row.task, row.method) in shares else ""
+        cells.append((row.method, row.task, row.shape, _number(row.seconds * 1e6), speed, share))
     return _markdown(cells, ("kernel", "layer", "shape", "us", "speed", "share of the roofline"))
 
 
 def _rest(rows: pd.DataFrame) -> str:
-    metrics = {TRAININGS: "trainings_per_s", APPROXIMATIONS: "score_error"}
-    own = rows[rows["metric"].isin([*metrics.values(), "speed_to_exact"])]
-    cells = [
-        (
-            row.task,
-            row.method,
-            row.metric.replace("_", " "),
-            f"{row.value:,.3g}" if row.value < 1e3 else f"{row.value:,.0f}",
-        )
-        for row in own.itertuples()
-    ]
+    own = rows[rows["metric"].isin(["trainings_per_s", "score_error", "speed_to_exact"])]
+    cells = [(row.task, row.method, row.metric.replace("_", " "), _number(row.value)) for row in own.itertuples()]
     return _markdown(cells, ("task", "method", "measure", "value"))
+
+
+def _number(value: float) -> str:
+    return f"{value:,.3g}" if value < 1e3 else f"{value:,.0f}"
 
 
 def _markdown(cells: Sequence[Sequence[str]], head: Sequence[str]) -> str:
