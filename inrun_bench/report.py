@@ -78,8 +78,8 @@ def headline(store: Store) -> str:
     )
 
 
-def update_section(path: Path, summary: str) -> None:
-    """Put `summary` between the marks of a Markdown file.
+def update_section(path: Path, summary: str, begin: str = BEGIN, end: str = END) -> None:
+    """Put `summary` between the lines `begin` and `end` of a Markdown file.
 
     Raises
     ------
@@ -87,11 +87,11 @@ def update_section(path: Path, summary: str) -> None:
         If the file does not hold both marks, in order.
     """
     text = path.read_text()
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{str(path)!r} must hold the lines {BEGIN!r} and {END!r} for the summary to go between")
-    path.write_text(f"{head}{BEGIN}\n\n{summary}\n\n{END}{tail}")
+    head, found, rest = text.partition(begin)
+    _, ended, tail = rest.partition(end)
+    if not found or not ended:
+        raise ValueError(f"{str(path)!r} must hold the lines {begin!r} and {end!r} for the summary to go between")
+    path.write_text(f"{head}{begin}\n\n{summary}\n\n{end}{tail}")
 
 
 def _methods_table(store: Store) -> str:

@@ -4,60 +4,112 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
 import torch
 
-from inrun_bench.experiments.gpu import SUMMARY, units
-from inrun_bench.figures import draw_figures
-from inrun_bench.plan import PROFILES, Plan
-from inrun_bench.runner import run
+from inrun_bench.experiments.gpu import SUMMARY, measure
+from inrun_bench.experiments.gpu.order import Planned, in_order
+from inrun_bench.experiments.gpu.supervisor import Left, supervise
+from inrun_bench.experiments.gpu.told import told
 from inrun_bench.store import Store
 
 __all__ = ["main"]
 
-SHOWN = ("tflops", "tbytes_per_s", "roofline_share", "ratio_to_cublas")
-SHOWN_OF_STEPS = (
-    "tokens_per_s",
-    "samples_per_s",
-    "mfu",
-    "step_ratio",
-    "throughput_ratio",
-    "net_throughput_ratio",
-    "peak_ratio",
-)
+ENDED_BY_SIGNAL = 128
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is not there yet, and print what is there; return 0, or 1 where something failed."""
-    parser = argparse.ArgumentParser(prog="python -m inrun_bench.experiments.gpu", description=SUMMARY)
-    parser.add_argument("--out", type=Path, default=Path("runs", "gpu"), help="results folder (default: runs/gpu)")
-    options = parser.parse_args(arguments)
+    """Measure what is not there yet, and say what was found, unit by unit.
+
+    Returns
+    -------
+    int
+        0, units that the budget left for a later run or not; 1 where something failed; 128 and the number of the signal
+        where one ended the run.
+    """
+    options = _parser().parse_args(arguments)
+    began = time.monotonic()
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is first imported
     store = Store(options.out)
-    todo = units(Plan(PROFILES["quick"], tasks=(), methods=(), seeds=(0,)))
-    outcome = run(todo, store, progress=sys.stderr.isatty())
-    draw_figures(store, ["gpu"])
-    rows = pd.concat([store.read(unit) for unit in todo])
-    for columns, metrics in (("shape dtype", SHOWN), ("optimizer compiled", SHOWN_OF_STEPS)):
-        print(_table(rows[rows["metric"].isin(metrics)], ["device", "task", *columns.split(), "method"], metrics))
-    print(f"{outcome.done} units done, {outcome.skipped} were there already; rows and figure are in {store.root}")
-    failed = rows[rows["status"] == "error"]
-    for row in failed.itertuples():
-        print(f"failed: {row.task} {row.method}: {row.message}", file=sys.stderr)
-    return 1 if len(failed) else 0
+    todo = in_order(seed=0)
+    missing = [planned for planned in todo if not store.has(planned.unit)]
+    _say(f"{todo[0].unit.settings['device']}: {len(missing)} of {len(todo)} units, {_seconds(missing)} planned")
+    left: list[Left] = []
+    signals: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        for number in before:
+            signal.signal(number, lambda number, _frame: signals.append(number))
+        if missing:
+            store.record_run(jobs=1, seeds=[0], units=len(missing))
+            left = supervise(
+                todo,
+                store,
+                measure,
+                limit=options.limit,
+                budget=options.budget,
+                say=lambda finished: _say(told(finished, options.budget)),
+                stopped=lambda: bool(signals),
+            )
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    done = len(missing) - len(left)
+    _say(f"{done} units done in {time.monotonic() - began:.0f} s, {len(todo) - len(missing)} were there already")
+    for one in left:
+        _say(f"left: {one.planned.unit.task} {one.planned.unit.method}: {one.reason}")
+    if signals:
+        return ENDED_BY_SIGNAL + signals[0]
+    _draw(store)
+    failed = _failed(todo, store)
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr, flush=True)
+    return 1 if failed else 0
 
 
-def _table(rows: pd.DataFrame, index: list[str], metrics: Sequence[str]) -> str:
-    """Return one line a method, one column a metric."""
-    rows = rows.reindex(columns=[*index, "metric", "value"]).fillna(dict.fromkeys(index, ""))
-    wide = rows.set_index([*index, "metric"])["value"].unstack("metric")
-    wide = wide.reindex(columns=[metric for metric in metrics if metric in wide]).reset_index()
-    return f"{wide.to_string(index=False, na_rep='', float_format='{:.4g}'.format)}\n"
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m inrun_bench.experiments.gpu", description=SUMMARY)
+    parser.add_argument("--out", type=Path, default=Path("runs", "gpu"), help="results folder (default: runs/gpu)")
+    parser.add_argument(
+        "--budget", type=float, metavar="SECONDS", help="begin no unit that is not planned to end by then"
+    )
+    parser.add_argument(
+        "--limit", type=float, default=150.0, metavar="SECONDS", help="what one try at a unit may take (default: 150)"
+    )
+    return parser
+
+
+def _seconds(planned: Sequence[Planned]) -> str:
+    return f"{sum(one.seconds for one in planned):.0f} s"
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # the log may be all that is left of a run
+
+
+def _draw(store: Store) -> None:
+    from inrun_bench.figures import draw_figures  # here: a worker imports this module, and draws nothing
+
+    for path in draw_figures(store, ["gpu"]):
+        _say(f"figure: {path}")
+
+
+def _failed(todo: Sequence[Planned], store: Store) -> list[str]:
+    lines = []
+    for planned in todo:
+        try:
+            rows = store.read(planned.unit)
+        except FileNotFoundError:
+            continue
+        wrong = rows[rows["status"] == "error"]
+        lines += [f"{row.task} {row.method}: {row.message}" for row in wrong.itertuples()]
+    return lines
 
 
 if __name__ == "__main__":

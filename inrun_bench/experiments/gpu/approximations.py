@@ -22,7 +22,17 @@ from inrun_bench.attribution.kernels.approximate import (
     score_error,
 )
 from inrun_bench.attribution.kernels.project_dot import project_dot
-from inrun_bench.experiments.gpu.rounds import Call, device, event_seconds, quartiles, take_turns
+from inrun_bench.experiments.gpu.rounds import (
+    Attempt,
+    Call,
+    described,
+    device,
+    error_row,
+    event_seconds,
+    quartiles,
+    recover,
+    take_turns,
+)
 from inrun_bench.unit import Row, Setting, Unit
 from tasks.architectures import GPT
 
@@ -33,26 +43,36 @@ TINY_SIZES: dict[str, Setting] = {"width": 32, "heads": 2, "blocks": 1, "positio
 RANKS = (16, 64, 256)
 
 
-def measure_approximations(unit: Unit) -> list[Row]:
+def measure_approximations(unit: Unit, attempt: Attempt) -> list[Row]:
     """Return errors of the scores, and speed in units of the exact product, as medians and quartiles over layers."""
     errors: dict[str, list[float]] = {}
     speeds: dict[str, list[float]] = {}
+    failed: dict[str, str] = {}
     for a, b, probe in _layers(unit):
         exact = project_dot(a.float(), b.float(), probe, backend="torch")
         calls = _calls(a, b, probe)
+        calls = {name: calls[name] for name in attempt.wanted(calls) if name not in failed}
         for name, call in calls.items():
-            scores = call()
-            assert isinstance(scores, Tensor)
-            errors.setdefault(name, []).append(score_error(scores, exact))
-        rounds, failed = take_turns(calls, unit.settings, event_seconds)
+            attempt.begin(name)
+            try:
+                scores = call()
+                assert isinstance(scores, Tensor)
+                errors.setdefault(name, []).append(score_error(scores, exact))
+            except Exception as error:  # not tried on the other layers
+                failed[name] = described(error)
+            if name in failed:
+                recover(failed[name])
+        calls = {name: call for name, call in calls.items() if name not in failed}
+        rounds, late = take_turns(calls, unit.settings, event_seconds, attempt, warm_up=1)
+        failed |= late
         for name in calls.keys() - failed.keys() - {"exact"}:
-            speeds.setdefault(name, []).extend(taken["exact"] / taken[name] for taken in rounds)
-    rows: list[Row] = [
-        {"method": name, "metric": "score_error", **quartiles(found)} for name, found in sorted(errors.items())
-    ]
-    return rows + [
-        {"method": name, "metric": "speed_to_exact", **quartiles(found)} for name, found in sorted(speeds.items())
-    ]
+            speeds.setdefault(name, []).extend(taken["exact"] / taken[name] for taken in rounds if "exact" in taken)
+    rows = [error_row(name, said) for name, said in failed.items()]
+    for metric, by_name in (("score_error", errors), ("speed_to_exact", speeds)):
+        rows += [
+            {"method": name, "metric": metric, **quartiles(found)} for name, found in sorted(by_name.items()) if found
+        ]
+    return rows
 
 
 def _calls(a: Tensor, b: Tensor, probe: Tensor) -> dict[str, Call]:

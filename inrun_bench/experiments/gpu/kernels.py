@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from inrun_bench.experiments.gpu.checks import TOLERANCE, Expected, check_all
 from inrun_bench.experiments.gpu.rounds import (
+    Attempt,
     Call,
+    Rounds,
     device,
     error_row,
     event_seconds,
-    message,
     quartiles,
     rate,
+    seconds,
     take_turns,
 )
 from inrun_bench.unit import Row, Unit
 
-__all__ = ["LAYERS", "TINY_LAYERS", "TOLERANCE", "Layer", "measure_kernels", "work"]
+__all__ = ["LAYERS", "TINY_LAYERS", "Layer", "measure_kernels", "speeds", "work"]
 
-TOLERANCE = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 1e-2}  # ||got - expected|| / ||expected||
 SAMPLED = 64  # rows and columns of the weight gradient that are checked against float64
 
 
@@ -94,34 +95,41 @@ def work(kernel: str, layer: Layer) -> tuple[int, int]:
     }[kernel]
 
 
-def measure_kernels(unit: Unit, ceilings: Mapping[tuple[str, str], float]) -> list[Row]:
-    """Check, then time; `ceilings` are what the machine reaches, by metric and dtype."""
+def measure_kernels(unit: Unit, ceilings: Mapping[tuple[str, str], float], attempt: Attempt) -> list[Row]:
+    """Check, then time; `ceilings` are what the machine reaches, by metric and dtype, as far as that is known."""
     layer = Layer(**{name: unit.settings[name] for name in Layer.__dataclass_fields__})  # type: ignore[arg-type]
     shape = f"{layer.samples} x {layer.positions} x {layer.d_in} -> {layer.d_out}"
     inputs = _inputs(layer)
-    calls = _kernel_calls(inputs)
-    rows: list[Row] = []
-    for name in [name for name in calls if name != "cublas"]:
-        try:
-            rows += _check(name, calls[name], inputs, TOLERANCE[layer.dtype])
-        except Exception as error:  # not to be timed either; the others go on
-            del calls[name]
-            rows.append(error_row(name, message(error)))
-    rounds, failed = take_turns(calls, unit.settings, event_seconds)
+    calls = _kernel_calls(inputs, str(unit.settings["kernels"]).split())
+    calls = {name: calls[name] for name in attempt.wanted(calls)}
+    checked = {name: call for name, call in calls.items() if name != "cublas"}
+    alive, rows = check_all(checked, lambda kernel: _expected(kernel, inputs), TOLERANCE[layer.dtype], attempt)
+    calls = {name: call for name, call in calls.items() if name == "cublas" or name in alive}
+    rounds, failed = take_turns(calls, unit.settings, event_seconds, attempt)
     rows += [error_row(name, said) for name, said in failed.items()]
     for name in (name for name in calls if name not in failed):
-        operations, moved = work(name.removesuffix("-torch"), layer)
-        flops, traffic = rate(name, rounds, operations), rate(name, rounds, moved)
-        rows.append({"method": name, "metric": "tflops", **flops})
-        rows.append({"method": name, "metric": "tbytes_per_s", **traffic})
-        share = max(
-            flops["value"] / ceilings["tflops", layer.dtype], traffic["value"] / ceilings["tbytes_per_s", "copy"]
-        )
-        rows.append({"method": name, "metric": "roofline_share", "value": share, "seconds": flops["seconds"]})
+        rows += speeds(name, rounds, work(name.removesuffix("-torch"), layer), layer.dtype, ceilings)
         if "cublas" in rounds[0]:
             ratio = quartiles(taken["cublas"] / taken[name] for taken in rounds)
-            rows.append({"method": name, "metric": "ratio_to_cublas", **ratio, "seconds": flops["seconds"]})
+            rows.append({"method": name, "metric": "ratio_to_cublas", **ratio, "seconds": seconds(name, rounds)})
     return [{**row, "kernel": row["method"], "shape": shape} for row in rows]
+
+
+def speeds(
+    name: str, rounds: Rounds, work: tuple[int, int], dtype: str, ceilings: Mapping[tuple[str, str], float]
+) -> list[Row]:
+    """Return rows of what was computed and moved in a second, and the share of what the ceilings allow."""
+    operations, moved = work
+    flops, traffic = rate(name, rounds, operations), rate(name, rounds, moved)
+    rows = [
+        {"method": name, "metric": "tflops", **flops},
+        {"method": name, "metric": "tbytes_per_s", **traffic},
+    ]
+    highest = ceilings.get(("tflops", dtype)), ceilings.get(("tbytes_per_s", "copy"))
+    if None not in highest:
+        shares = (found["value"] / top for found, top in zip((flops, traffic), highest, strict=True) if top)
+        rows.append({"method": name, "metric": "roofline_share", "value": max(shares), "seconds": flops["seconds"]})
+    return rows
 
 
 def _inputs(layer: Layer) -> dict[str, Tensor]:
@@ -140,74 +148,35 @@ def _inputs(layer: Layer) -> dict[str, Tensor]:
     }
 
 
-def _kernel_calls(inputs: Mapping[str, Tensor]) -> dict[str, Call]:
-    """Return what is compared: the weight gradient alone, and each kernel and its twin."""
+def _kernel_calls(inputs: Mapping[str, Tensor], kernels: Sequence[str]) -> dict[str, Call]:
+    """Return what is compared: the weight gradient alone, and each of `kernels` and its twin."""
     from inrun_bench.attribution.kernels.gram_dot import gram_dot
     from inrun_bench.attribution.kernels.project_dot import project_dot
     from inrun_bench.attribution.kernels.wgrad_dot import wgrad_dot
 
     a, b, probe, a_val, b_val = inputs.values()
+    functions: dict[str, Callable[..., object]] = {
+        "wgrad-dot": partial(wgrad_dot, a, b, probe),
+        "project-dot": partial(project_dot, a, b, probe),
+        "gram-dot": partial(gram_dot, a, b, a_val, b_val),
+    }
     rows, columns = b.flatten(0, 1), a.flatten(0, 1)  # [B T, d_out], [B T, d_in]
     calls: dict[str, Call] = {"cublas": lambda: torch.mm(rows.t(), columns)}
-    for suffix, backend in (("", "triton"), ("-torch", "torch")):
-        calls[f"wgrad-dot{suffix}"] = partial(wgrad_dot, a, b, probe, backend=backend)  # type: ignore[arg-type]
-        calls[f"project-dot{suffix}"] = partial(project_dot, a, b, probe, backend=backend)  # type: ignore[arg-type]
-        calls[f"gram-dot{suffix}"] = partial(gram_dot, a, b, a_val, b_val, backend=backend)  # type: ignore[arg-type]
+    for name in kernels:
+        calls[name] = partial(functions[name], backend="triton")
+        calls[f"{name}-torch"] = partial(functions[name], backend="torch")
     return calls
 
 
-def _check(name: str, call: Call, inputs: Mapping[str, Tensor], tolerance: float) -> list[Row]:
-    """Compare with float64, and one run with the next."""
-    results = [_poisoned(call) for _ in range(2)]
-    same = all(torch.equal(one, other) for one, other in zip(*results, strict=True))
-    kernel = name.removesuffix("-torch")
-    *gradient, scores = results[0]
-    errors = {"scores": _score_error(kernel, scores, inputs)}
-    if gradient:
-        errors["gradient"] = _gradient_error(gradient[0], inputs)
-    rows = [
-        _judged({"method": name, "metric": "error", "value": error, "of": of}, error <= tolerance, f"above {tolerance}")
-        for of, error in errors.items()
-    ]
-    repeatable = {"method": name, "metric": "deterministic", "value": float(same)}
-    return [*rows, _judged(repeatable, same or name != kernel, "bits differ")]  # no promise is made of the twins
-
-
-def _judged(row: Row, passed: bool, otherwise: str) -> Row:
-    if passed:
-        return row
-    return {**row, "status": "error", "message": f"{row['metric']} of {row['method']} is {row['value']:g}: {otherwise}"}
-
-
-def _poisoned(call: Call) -> tuple[Tensor, ...]:
-    """Return what `call` returns, [gradient,] scores, computed in memory that held no number before."""
-    found = call()
-    old = found if isinstance(found, tuple) else (found,)
-    for tensor in old:
-        tensor.fill_(torch.nan)
-    del found, old, tensor  # the allocator hands the same memory out again
-    found = call()
-    return found if isinstance(found, tuple) else (found,)
-
-
-def _gradient_error(gradient: Tensor, inputs: Mapping[str, Tensor]) -> float:
-    """Compare rows and columns drawn at random; all where there are few."""
-    a, b = (inputs[name].flatten(0, 1) for name in ("a", "b"))
-    rows, columns = (torch.randperm(x.shape[1])[:SAMPLED].to(x.device) for x in (b, a))
-    expected = b[:, rows].double().t() @ a[:, columns].double()
-    return _relative(gradient[rows][:, columns], expected)
-
-
-def _score_error(kernel: str, scores: Tensor, inputs: Mapping[str, Tensor]) -> float:
-    """Compare the scores of a few samples, drawn at random."""
+def _expected(kernel: str, inputs: Mapping[str, Tensor]) -> Expected:
+    """Return the scores of a few samples in float64, and some rows and columns of the gradient, drawn at random."""
     a, b, probe, a_val, b_val = inputs.values()
     if kernel == "gram-dot":  # the probe in factors
         probe = b_val.double().t() @ a_val.double()
-    samples = torch.randperm(len(a))[:4].to(a.device)
-    expected = torch.stack([(b[i].double().t() @ a[i].double() * probe).sum() for i in samples])
-    return _relative(scores[samples], expected)
-
-
-def _relative(got: Tensor, expected: Tensor) -> float:
-    error = float((got.double() - expected).norm() / expected.norm())
-    return error if np.isfinite(error) else float("inf")
+    samples = torch.randperm(len(a))[:4]
+    scores = torch.stack([(b[i].double().t() @ a[i].double() * probe).sum() for i in samples.tolist()])
+    if kernel != "wgrad-dot":
+        return {"scores": (0, scores, (samples.to(a.device),))}
+    rows, columns = (torch.randperm(x.shape[-1])[:SAMPLED].to(x.device) for x in (b, a))
+    gradient = b.flatten(0, 1)[:, rows].double().t() @ a.flatten(0, 1)[:, columns].double()
+    return {"gradient": (0, gradient, (rows, columns)), "scores": (1, scores, (samples.to(a.device),))}

@@ -14,12 +14,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from inrun_bench.attribution import InRunShapley
 from inrun_bench.experiments.gpu.rounds import (
+    Attempt,
     Call,
     Rounds,
+    described,
     device,
     error_row,
-    message,
     quartiles,
+    recover,
     seconds,
     take_turns,
     wall_seconds,
@@ -28,9 +30,18 @@ from inrun_bench.memory import peak_bytes
 from inrun_bench.unit import Row, Unit
 from tasks.architectures import GPT, cnn, mlp
 
-__all__ = ["MODELS", "STEPS_OF", "TINY_STEPS_OF", "Model", "measure_steps"]
+__all__ = ["BASELINES", "CORE", "MODELS", "OTHERS", "Model", "measure_steps"]
 
-RULES = ("project", "weight-gradient", "gram")
+BASELINES = "regular validation"
+CORE = f"{BASELINES} inrun-first"
+OTHERS = {  # only SGD's probe is known in time for the rules to compete
+    "sgd": "inrun-first-project inrun-first-weight-gradient inrun-first-gram inrun-second inrun-integrated "
+    "per-sample-vmap",
+    "adamw": "inrun-second inrun-integrated",
+}
+"""Variants of a step, in the order in which they are made."""
+
+WARM_UP = 4  # an engine checks itself in its first three steps
 SMALL_RATE = 1e-4  # the loss must stay finite while one batch is trained on again and again
 
 
@@ -82,55 +93,68 @@ MODELS = {
 }
 
 
-STEPS_OF = {  # how a model's step is optimised and compiled
-    "gpt2-small": (("sgd", "no"), ("adamw", "no"), ("sgd", "inductor"), ("adamw", "inductor")),
-    "mlp": (("sgd", "no"), ("adamw", "no")),
-    "cnn": (("sgd", "no"), ("adamw", "no")),
-}
-TINY_STEPS_OF = {
-    "gpt-tiny": (("sgd", "no"), ("adamw", "no"), ("sgd", "aot_eager")),
-    "mlp-tiny": (("sgd", "no"),),
-    "cnn-tiny": (("adamw", "no"),),
-}
-
-
-def measure_steps(unit: Unit, ceilings: Mapping[tuple[str, str], float]) -> list[Row]:
-    """Let all variants of a step take turns; `ceilings` are what the machine reaches, by metric and dtype."""
+def measure_steps(unit: Unit, ceilings: Mapping[tuple[str, str], float], attempt: Attempt) -> list[Row]:
+    """Let variants of a step take turns; `ceilings` are what the machine reaches, as far as that is known."""
     torch.compiler.reset()
-    compiled = unit.settings["compiled"] != "no"
     variants: dict[str, Variant] = {}
     rows: list[Row] = []
-    for name in _variants(str(unit.settings["optimizer"]), compiled):
+    for name in attempt.wanted(str(unit.settings["variants"]).split()):
+        attempt.begin(name)
+        said = ""
         try:
             variants[name] = _Maker(unit).variant(name)
         except Exception as error:  # it may not fit into memory; the others go on
-            rows.append(error_row(name, message(error)))
-    rounds, failed = take_turns({name: v.step for name, v in variants.items()}, unit.settings, wall_seconds)
-    rows += [error_row(name, said) for name, said in failed.items()]
+            said = described(error)
+        if said:
+            rows.append(error_row(name, said))
+        recover(said)  # what is free tells the next engine how much it may keep
+    calls = {name: variant.step for name, variant in variants.items()}
+    rounds, failed = take_turns(calls, unit.settings, wall_seconds, attempt, warm_up=WARM_UP)
     peaks: dict[str, int] = {}
-    if torch.cuda.is_available() or not compiled:  # on the CPU a compiled graph cannot be looked into
-        peaks = {name: variants[name].peak_bytes() for name in rounds[0]}
+    if torch.cuda.is_available() or unit.settings["compiled"] == "no":  # a CPU's compiled graph is not looked into
+        peaks, late = _peaks({name: variants[name] for name in rounds[0]}, attempt)
+        failed |= late
+    rows += [error_row(name, said) for name, said in failed.items()]
+    rounds = [{name: taken[name] for name in taken if name not in failed} for taken in rounds]
     for name in rounds[0]:
         cost = {"method": name, "seconds": seconds(name, rounds), "peak_bytes": peaks.get(name)}
         cost["rule"] = variants[name].rule()
-        found = _speed(unit.task, name, variants[name].samples, rounds, ceilings["tflops", "bfloat16"])
+        found = _speed(unit.task, name, variants[name].samples, rounds, ceilings.get(("tflops", "bfloat16")))
         if "regular" in rounds[0]:
             found |= _ratios(name, variants[name].samples / MODELS[unit.task].batch, rounds, peaks)
         rows += [{**cost, "metric": metric, **value} for metric, value in found.items()]
     return rows
 
 
-def _speed(model: str, name: str, samples: int, rounds: Rounds, ceiling: float) -> dict[str, Row]:
-    """Return throughput and the share of the ceiling that the model's own arithmetic reaches; of training steps."""
+def _peaks(variants: Mapping[str, Variant], attempt: Attempt) -> tuple[dict[str, int], dict[str, str]]:
+    """Return the peak memory of a step of each variant, and the messages of those that failed."""
+    peaks: dict[str, int] = {}
+    failed: dict[str, str] = {}
+    for name, variant in variants.items():
+        attempt.begin(name)
+        try:
+            peaks[name] = variant.peak_bytes()
+        except Exception as error:
+            failed[name] = described(error)
+        if name in failed:
+            recover(failed[name])
+    return peaks, failed
+
+
+def _speed(model: str, name: str, samples: int, rounds: Rounds, ceiling: float | None) -> dict[str, Row]:
+    """Return throughput, the model's own arithmetic a second, and its share of the ceiling; of training steps."""
     if name == "validation":
         return {}
     x, y = MODELS[model].data(1)
     kind, items = ("samples", 1) if x.is_floating_point() else ("tokens", y.numel())
     teraflops = 3 * _forward_flops(MODELS[model].make, x) * samples / 1e12
-    return {
+    found = {
         f"{kind}_per_s": quartiles(samples * items / taken[name] for taken in rounds),
-        "mfu": quartiles(teraflops / taken[name] / ceiling for taken in rounds),
+        "model_tflops": quartiles(teraflops / taken[name] for taken in rounds),
     }
+    if ceiling is not None:
+        found["mfu"] = quartiles(teraflops / taken[name] / ceiling for taken in rounds)
+    return found
 
 
 def _ratios(name: str, more: float, rounds: Rounds, peaks: Mapping[str, int]) -> dict[str, Row]:
@@ -138,22 +162,12 @@ def _ratios(name: str, more: float, rounds: Rounds, peaks: Mapping[str, int]) ->
     if name == "validation":
         return {"step_ratio": quartiles(taken[name] / taken["regular"] for taken in rounds)}
     found = {"throughput_ratio": quartiles(more * taken["regular"] / taken[name] for taken in rounds)}
-    if peaks:
+    if {name, "regular"} <= peaks.keys():
         found["peak_ratio"] = {"value": peaks[name] / peaks["regular"]}
     if name.startswith("inrun") and "validation" in rounds[0]:
         net = (more * taken["regular"] / (taken[name] - taken["validation"]) for taken in rounds)
         found["net_throughput_ratio"] = quartiles(net)
     return found
-
-
-def _variants(optimizer: str, compiled: bool) -> list[str]:
-    """Return what takes turns. Only SGD's probe is known in time for the rules to compete."""
-    rules = [f"inrun-first-{rule}" for rule in RULES]
-    names = ["regular", "validation", "inrun-first"]
-    if compiled:
-        return names
-    orders = ["inrun-second", "inrun-integrated"]
-    return [*names, *rules, *orders, "per-sample-vmap"] if optimizer == "sgd" else [*names, *orders]
 
 
 @dataclass(frozen=True)
@@ -187,7 +201,8 @@ class _Maker:
         self.kind = MODELS[unit.task]
         self.backend = str(unit.settings["compiled"])
         torch.manual_seed(unit.seed)
-        self.model = self.kind.make().to(device())
+        with torch.device(device()):  # there, as drawing so many weights takes a processor seconds
+            self.model = self.kind.make()
         self.train, self.validation = (
             tuple(x.to(device()) for x in self.kind.data(n)) for n in (self.kind.batch, self.kind.validation)
         )
@@ -218,6 +233,7 @@ class _Maker:
             samples, step = self.kind.validation, self.validation_gradient
         elif name == "per-sample-vmap":
             samples, step = self.kind.loop, self.per_sample
+        step()  # uncompiled, as an engine follows parameters in its first, in a mode that would be compiled for as well
         if self.backend != "no":  # after the engine, whose hooks become part of the graph
             self.run = torch.compile(self.model, backend=self.backend, dynamic=False, fullgraph=True)
         return Variant(step, samples, self.model, self.optimizer, engine)

