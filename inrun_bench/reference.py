@@ -115,13 +115,13 @@ def references(folder: Path | None = None) -> Overlay:
     ValueError
         If the folder is no folder of results, or nothing is published beside this package.
     """
-    return Overlay((*([] if folder is None else [Store(folder, create=False)]), _published()))
+    return Overlay((*([] if folder is None else [Store(folder, create=False)]), _published(PUBLISHED)))
 
 
 @cache
-def _published() -> Store:
+def _published(folder: Path) -> Store:
     try:
-        return Store(PUBLISHED, create=False)
+        return Store(folder, create=False)
     except ValueError as error:
         raise ValueError(f"the references that come with inrun-bench are not beside it: {error}") from error
 

@@ -35,8 +35,8 @@ from tqdm import tqdm
 from baselines import InterruptedEstimateWarning
 from inrun_bench.backends import BACKENDS, Workers
 from inrun_bench.experiments import EXPERIMENTS
-from inrun_bench.fingerprint import Fingerprint, Fingerprints, changes, code_parts
-from inrun_bench.provenance import Provenance
+from inrun_bench.fingerprint import Fingerprint, changes, code_parts
+from inrun_bench.run_rows import RunRows
 from inrun_bench.store import Store
 from inrun_bench.unit import Row, Unit
 
@@ -122,7 +122,7 @@ def run(
         If the backend is unknown, its package is not installed, or the scheduler does not go with it.
     """
     everything = _with_needs(units)
-    rows = _Rows(store, force=force)
+    rows = RunRows(store, force=force)
     missing = [unit for unit in everything if not rows.up_to_date(unit)]
     if not missing:
         return Outcome(0, len(everything), ())
@@ -142,41 +142,6 @@ def run(
         finally:
             store.count_units(rows.run, done=len(rows.written), failed=len(failed))
     return Outcome(len(missing) - len(failed), len(everything) - len(missing), tuple(failed), outdated)
-
-
-class _Rows:
-    """The rows of a store, as a run sees them: up to date or not, and written with where they come from."""
-
-    def __init__(self, store: Store, *, force: bool) -> None:
-        self.store = store
-        self.run = ""  # the name of this run in the manifest, once it has one
-        self.written: set[Unit] = set()  # by this run
-        self._force = force
-        self._fingerprints = Fingerprints()
-
-    def up_to_date(self, unit: Unit) -> bool:
-        """Return whether the unit need not be measured."""
-        if self._force:
-            return unit in self.written
-        return self.store.has(unit) and not self.changes(unit)
-
-    def changes(self, unit: Unit) -> list[str]:
-        """Return what has changed since the unit's rows were measured, in words; nothing where there are none."""
-        provenance = self.store.provenance(unit) if self.store.has(unit) else None
-        return [] if provenance is None else changes(unit, provenance.fingerprint, self._fingerprints.of(unit))
-
-    def write(self, unit: Unit, rows: Sequence[Row]) -> None:
-        """Write the rows of the unit, and where they come from."""
-        self._write(unit, rows)
-        self.written.add(unit)
-
-    def write_error(self, unit: Unit, message: str) -> None:
-        """Write why there are no rows of the unit, but for a unit that has some, if out of date: they are kept."""
-        if not self.store.has(unit):
-            self._write(unit, [{"metric": "error", "status": "error", "message": message}])
-
-    def _write(self, unit: Unit, rows: Sequence[Row]) -> None:
-        self.store.write(unit, rows, Provenance.of(unit, self._fingerprints.of(unit), self.run))
 
 
 def _with_needs(units: Iterable[Unit]) -> list[Unit]:
@@ -201,7 +166,7 @@ class _Flight:
     claim: FileLock
 
 
-def _settle(units: Sequence[Unit], rows: _Rows, workers: Workers, jobs: int) -> Iterator[tuple[Unit, str]]:
+def _settle(units: Sequence[Unit], rows: RunRows, workers: Workers, jobs: int) -> Iterator[tuple[Unit, str]]:
     """Run `units`; yield each when its rows are stored, with the message of its error, empty where all went well."""
     todo = set(units)
     order = TopologicalSorter({unit: todo.intersection(unit.needs) for unit in units})
@@ -251,7 +216,7 @@ def _exclusive(unit: Unit) -> bool:
     return unit.given is None and EXPERIMENTS[unit.experiment].EXCLUSIVE
 
 
-def _send(unit: Unit, rows: _Rows, workers: Workers) -> Future[_Answer]:
+def _send(unit: Unit, rows: RunRows, workers: Workers) -> Future[_Answer]:
     """Have a worker measure the unit, unless there is no need to, or no way."""
     if rows.up_to_date(unit):  # another run was faster
         return _settled(_Answer())
@@ -296,7 +261,7 @@ def _answer(future: Future[_Answer], unit: Unit, workers: Workers, deaths: Count
     return _Answer(message=f"WorkerDied: a worker died {deaths[unit]} times while running this unit: {last}")
 
 
-def _keep(answer: _Answer, unit: Unit, rows: _Rows) -> str:
+def _keep(answer: _Answer, unit: Unit, rows: RunRows) -> str:
     """Store the unit's rows, or the row that says why there are none; return that message."""
     message = answer.message
     if answer.rows is not None:

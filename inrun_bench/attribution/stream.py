@@ -69,7 +69,7 @@ class ParquetPages(Sequence[Entry]):
     Raises
     ------
     ValueError
-        If the folder holds something else, a part is missing or damaged, or has no checksum; the message names the file.
+        If the folder holds something else, or a part is missing, damaged or without a checksum; the message names it.
 
     Examples
     --------
