@@ -223,7 +223,7 @@ def test_blocks_of_two_contents_of_a_task_are_not_mixed(medium, store, monkeypat
     run([reference.block(TASK, 0, 0)], store)
     monkeypatch.setitem(tasks.CATALOG._all(), TASK, dataclasses.replace(MORE, scaling="global"))
     run([reference.block(TASK, 0, 1)], store)
-    with pytest.raises(ValueError, match="blocks 0 and 1 of the reference for .* are of two contents of the task"):
+    with pytest.raises(ValueError, match=r"blocks 0 and 1 of the reference for .* are of two contents of the task"):
         reference.read(store, TASK)
 
 
@@ -397,7 +397,7 @@ def test_the_error_is_that_of_the_values_in_units_of_their_spread(with_reference
     )
     plan = Plan(PROFILE, tasks=(TASK,), methods=(), seeds=(0,))
     unit = next(u for u in estimators.units(plan) if u.method == "permutation")
-    last = {row["metric"]: row for row in estimators.measure(unit, {})}
+    last = {row["metric"]: row for row in estimators.measure(unit, {unit.needs[0]: pd.DataFrame(unit.needs[0].given)})}
     found = permutation_shapley(tasks.load(TASK).trajectory_game(), n_permutations=40, rng=unit.random_seed)
     truth = with_reference.values
     assert last["error"]["value"] == pytest.approx(np.sqrt(np.mean((found.values - truth) ** 2)) / truth.std())
@@ -479,8 +479,8 @@ def test_the_ceiling_is_that_of_the_references_halves(medium, store, monkeypatch
 
 @pytest.mark.parametrize("experiment_of_references", [estimators, cost])
 def test_without_references_an_experiment_says_how_to_make_them(tmp_path, monkeypatch, experiment_of_references):
-    with pytest.raises(ValueError, match="no reference for task .* make it with 'inrun-bench reference --task"):
+    with pytest.raises(ValueError, match=r"no reference for task .* make it with 'inrun-bench reference --task"):
         experiment_of_references.units(Plan(PROFILES["quick"], tasks=(TASK,), methods=(), seeds=(0,)))
     monkeypatch.setattr(reference, "PUBLISHED", tmp_path / "nothing")
-    with pytest.raises(ValueError, match="references that come with inrun-bench are not beside it: .*nothing"):
+    with pytest.raises(ValueError, match=r"references that come with inrun-bench are not beside it: .*nothing"):
         experiment_of_references.units(Plan(PROFILES["quick"], tasks=(TASK,), methods=(), seeds=(0,)))
