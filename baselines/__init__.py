@@ -29,6 +29,7 @@ from baselines.group_testing import group_testing_shapley
 from baselines.grouped import GroupedGame
 from baselines.kernel import kernel_shapley
 from baselines.knn import (
+    KNNGraph,
     knn_regression_shapley,
     knn_shapley,
     soft_knn_shapley,
@@ -48,6 +49,7 @@ __all__ = [
     "Estimate",
     "Game",
     "GroupedGame",
+    "KNNGraph",
     "UtilityStore",
     "Valuation",
     "banzhaf",
