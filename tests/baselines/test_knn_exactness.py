@@ -4,6 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from scipy.spatial.distance import cdist
 
 from baselines import knn_shapley
 from baselines.knn import threshold_knn_shapley, weighted_knn_shapley
@@ -179,6 +180,16 @@ def test_each_estimator_has_the_distances_of_single_pairs(case, scale):
     np.testing.assert_allclose(case.values(x_train, y_train, x_test, y_test), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("scale", SCALES)
+def test_distances_ascend_whatever_the_scale(scale):
+    """Those from keys and those computed anew, which the rounding of a key may put the other way round."""
+    seen = []
+    weighted_knn_shapley(
+        scale()[0], labels()[0], scale()[1], labels()[1], weights=lambda d: seen.append(d.copy()) or np.ones_like(d)
+    )
+    assert all((np.diff(distances, axis=1) >= 0).all() for distances in seen)
+
+
 @pytest.mark.parametrize(("top", "unit"), [(255, 1 / 255), (80, 0.1), (256, 0.3), (100, 0.01)])
 @pytest.mark.parametrize("d", [1, 2, 4])
 def test_what_ties_in_steps_ties_in_floating_point(top, unit, d):
@@ -186,6 +197,16 @@ def test_what_ties_in_steps_ties_in_floating_point(top, unit, d):
     rng = np.random.default_rng(0)
     x_train, x_test = rng.integers(0, top + 1, (N, d)), rng.integers(0, top + 1, (T, d))
     np.testing.assert_allclose(values(x_train * unit, x_test * unit), values_of_ranks(x_train, x_test), atol=1e-14)
+
+
+def test_steps_tie_beside_a_feature_that_hides_them():
+    """Ties and close calls in the same run of keys."""
+    rng = np.random.default_rng(0)
+    x_train, x_test = rng.integers(0, 9, (N, 3)), rng.integers(0, 9, (T, 3))
+    far = [np.where(rng.random((len(x), 1)) < 1 / 2, MISSING, 0) for x in (x_train, x_test)]
+    expected = values_of_ranks(*(np.hstack(pair) for pair in zip((x_train, x_test), far, strict=True)))
+    steps = (np.hstack(pair) for pair in zip((0.1 * x_train, 0.1 * x_test), far, strict=True))
+    np.testing.assert_allclose(values(*steps), expected, atol=1e-14)
 
 
 @pytest.mark.parametrize("unit", [1.0, 0.25, 2.0**-30, 2.0**30])
@@ -196,11 +217,45 @@ def test_on_a_grid_products_are_exact_and_nothing_is_compared(unit, monkeypatch)
     np.testing.assert_allclose(values(x_train * unit, x_test * unit), values_of_ranks(x_train, x_test), atol=1e-14)
 
 
-def test_a_grid_of_large_numbers_is_none():
+@pytest.mark.parametrize("apart", [2**28, 2**40])
+def test_a_grid_of_large_numbers_is_none(apart):
     """Their squares have more than 53 bits: products would make distances equal that are not."""
     rng = np.random.default_rng(0)
-    x_train, x_test = 2**40 + rng.integers(-9, 10, (N, 2)), rng.integers(-9, 10, (T, 2))
+    x_train, x_test = (rng.integers(-9, 10, (size, 2)) for size in (N, T))
+    x_train[::2, 0] += apart
+    x_test[::2, 0] += apart
     np.testing.assert_allclose(values(x_train, x_test), values_of_ranks(x_train, x_test), atol=1e-14)
+
+
+def test_whole_numbers_are_no_grid_of_directions():
+    rng = np.random.default_rng(0)
+    x_train, x_test = rng.integers(1, 4, (N, 3)), rng.integers(1, 4, (T, 3))  # many multiples and equal angles
+    expected = values_of_ranks(x_train, x_test, minus_squared_cosine)
+    np.testing.assert_allclose(values(x_train, x_test, metric="cosine"), expected, atol=1e-14)
+
+
+@pytest.mark.parametrize(("metric", "spread"), [("cosine", 1e-6), ("cos", 1e-3), ("correlation", 1e-3)])
+def test_multiples_tie_at_small_angles(metric, spread):
+    """Rounding of a direction, or of one less a product, is large beside the distances."""
+    rng = np.random.default_rng(0)
+    x_train, x_test = (np.arange(8) + spread * rng.normal(size=(size, 8)) for size in (N // 3, T))
+    multiples = np.concatenate([x_train, 0.7 * x_train, 3.1 * x_train])
+    once = cdist(x_test, x_train, metric) if metric != "cosine" else ranks(x_train, x_test, minus_squared_cosine)
+    y_train, y_test = labels()
+    expected = knn_shapley(None, y_train, np.tile(once, 3), y_test, 3, metric="precomputed").values
+    np.testing.assert_allclose(values(multiples, x_test, metric=metric), expected, atol=1e-14)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "cos"])
+@pytest.mark.parametrize("angle", [1e-6, 1e-2, 1.0])
+def test_directions_at_the_radius_are_within(angle, metric):
+    lengths = np.random.default_rng(0).random((N, 1)) + 0.1
+    x_train = np.array([np.cos(angle + 0.3), np.sin(angle + 0.3)]) * lengths
+    x_test = np.array([[np.cos(0.3), np.sin(0.3)]])
+    radius = 2 * np.sin(angle / 2) ** 2  # 1 - cos(angle)
+    for factor, within in ((1.0, True), (0.99, False)):
+        of_radius = threshold_knn_shapley(x_train, np.ones(N), x_test, [0], factor * radius, metric=metric).values
+        np.testing.assert_array_equal(of_radius != 0, within)
 
 
 def test_one_outlier_costs_nothing(monkeypatch):
