@@ -97,9 +97,7 @@ def test_missing_labels(case, missing, told):
 
 
 @each
-@pytest.mark.parametrize(
-    "kind", ["category", "Int64", "Float64", "boolean", "string", "str", "object", "datetime64[ns]"]
-)
+@pytest.mark.parametrize("kind", ["category", "Int64", "Float64", "boolean", "string", "object", "datetime64[ns]"])
 def test_missing_labels_in_pandas(case, kind):
     pd = pytest.importorskip("pandas")
     x = dataset(4, 4)[0]
