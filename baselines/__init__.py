@@ -29,6 +29,7 @@ from baselines.group_testing import group_testing_shapley
 from baselines.grouped import GroupedGame
 from baselines.kernel import kernel_shapley
 from baselines.knn import (
+    KNNGraph,
     knn_regression_shapley,
     knn_shapley,
     soft_knn_shapley,
@@ -50,6 +51,7 @@ __all__ = [
     "Game",
     "GroupedGame",
     "InterruptedEstimateWarning",
+    "KNNGraph",
     "UtilityStore",
     "Valuation",
     "banzhaf",

@@ -14,11 +14,12 @@ estimator                 utility of :math:`S` for a test point                 
 `knn_regression_shapley`  :math:`-(\frac1k \sum_{j \le k} y_j - y)^2`                       :math:`O(n \log n)`
 ========================  ================================================================  ==========================
 
-To these add the distances, :math:`O(n d)` a test point. Each module derives its values; they share the distances
-(`distances`), the order of the neighbours with its rule for ties (`neighbours`), the labels (`labels`), and the walk
-over the test points (`over_test_points`).
+To these add the distances, :math:`O(n d)` a test point, or have them ready in a table or a k-NN graph (`KNNGraph`).
+Each module derives its values; they share the distances (`distances`), the order of the neighbours with its rule for
+ties (`neighbours`), the labels (`labels`), and the walk over the test points (`over_test_points`).
 """
 
+from baselines.knn.graph import KNNGraph
 from baselines.knn.hard import knn_shapley
 from baselines.knn.regression import knn_regression_shapley
 from baselines.knn.soft import soft_knn_shapley
@@ -26,6 +27,7 @@ from baselines.knn.threshold import threshold_knn_shapley
 from baselines.knn.weighted import weighted_knn_shapley
 
 __all__ = [
+    "KNNGraph",
     "knn_regression_shapley",
     "knn_shapley",
     "soft_knn_shapley",

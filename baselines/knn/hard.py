@@ -28,7 +28,7 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from baselines.knn.distances import Metric, distances_between
+from baselines.knn.distances import Metric, Points, distances_between
 from baselines.knn.labels import checked_labels
 from baselines.knn.neighbours import Neighbours, checked_k, from_neighbours
 from baselines.knn.over_test_points import mean_over_test_points
@@ -41,7 +41,7 @@ __all__ = ["knn_shapley"]
 def knn_shapley(
     x_train: ArrayLike | None,
     y_train: ArrayLike,
-    x_test: ArrayLike,
+    x_test: Points,
     y_test: ArrayLike,
     k: int = 5,
     *,
@@ -57,10 +57,10 @@ def knn_shapley(
     x_train : float [n, d]
         Features of the training points, the players. None with precomputed distances.
     y_train : [n]
-        Their labels: numbers or strings.
-    x_test : float [t, d]
+        Their labels: numbers, strings or other values of one kind, in any array, list or column of a data frame.
+    x_test : float [t, d], or float [t, n] or a k-NN graph
         Features of the test points that the utility is measured on. With precomputed distances: those from each test
-        point to each training point, [t, n].
+        point to each training point, [t, n], or a k-NN graph: a `KNNGraph` or a SciPy sparse matrix of distances.
     y_test : [t]
         Their labels.
     k : int
@@ -68,7 +68,7 @@ def knn_shapley(
     metric : str or callable
         "euclidean", "sqeuclidean" and "cosine" go by a matrix product and are fast. Any other name goes to
         `scipy.spatial.distance.cdist`, a function of a test and a training point (float64 [d] each) returns their
-        distance, and "precomputed" says that `x_test` holds distances.
+        distance, and "precomputed" says that `x_test` holds distances or a k-NN graph.
     chunk_bytes : int
         Memory for the distances from a chunk of test points to all training points; those of one test point, 8 n
         bytes, are the least. Changes the values by rounding only.
@@ -87,11 +87,12 @@ def knn_shapley(
     Raises
     ------
     TypeError
-        If `k` or `chunk_bytes` is no integer, features are no numbers, or `metric` is neither a string nor callable.
+        If `k` or `chunk_bytes` is no integer, features are sparse or no numbers, or `metric` is neither a string nor
+        callable.
     ValueError
-        If shapes do not match, a set is empty, a feature or label is NaN, features are infinite or beyond what can be
-        squared, a vector is zero (cosine), the metric is unknown or its distances are negative or not finite, labels
-        are of different kinds, or `k` is not in 1..n.
+        If shapes do not match, a set is empty, a k-NN graph is malformed, a feature or label is missing, features are
+        infinite or beyond what can be squared, a vector is zero (cosine), the metric is unknown or its distances are
+        negative or not finite, labels are of different kinds, or `k` is not in 1..n.
 
     References
     ----------
@@ -102,7 +103,7 @@ def knn_shapley(
     distances = distances_between(x_train, x_test, metric)
     labels = checked_labels(y_train, y_test, distances)
     k = checked_k(k, distances)
-    values_of = from_far_to_near(1 / np.maximum(k, np.arange(1, distances.n_train + 1)))
+    values_of = from_far_to_near(1 / np.maximum(k, np.arange(1, distances.n_listed + 1)))
 
     def rule(neighbours: Neighbours) -> NDArray[np.float64]:
         return values_of(labels.right(neighbours.rows, neighbours.order))

@@ -1,6 +1,7 @@
 """Labels of training and test points: whether a training point votes for the right one."""
 
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from baselines.knn.distances import Distances
 
 __all__ = ["Labels", "checked_labels", "one_each"]
+
+_KINDS = {"numbers": (Number, np.bool_), "strings": (str,), "bytes": (bytes,)}
 
 
 @dataclass(frozen=True)
@@ -29,19 +32,20 @@ class Labels:
     test: NDArray[Any]
     n_classes: int
 
-    def right(self, rows: slice, order: NDArray[np.intp] | slice = slice(None)) -> NDArray[np.bool_]:
-        """Whether training points, in any order [b, n], have the label of the test points in `rows` (bool [b, n])."""
+    def right(self, rows: slice, order: NDArray[np.intp] | None = None) -> NDArray[np.bool_]:
+        """Whether training points, all or in any order [b, w], have the label of the test points in `rows`."""
         right: NDArray[np.bool_] = self.train[order] == self.test[rows, None]
         return right
 
 
 def checked_labels(y_train: ArrayLike, y_test: ArrayLike, distances: Distances) -> Labels:
-    """Check labels, numbers or strings, and number them.
+    """Check labels and number them.
 
     Parameters
     ----------
     y_train, y_test : [n], [t]
-        Labels of the training and of the test points.
+        Labels of the training and of the test points: numbers, strings or any other values that can be keys of a
+        dictionary, in arrays, lists, or columns of a data frame, categories among them.
     distances : Distances
         Of as many points.
 
@@ -51,22 +55,75 @@ def checked_labels(y_train: ArrayLike, y_test: ArrayLike, distances: Distances) 
 
     Raises
     ------
+    TypeError
+        If a label can be no key of a dictionary.
     ValueError
-        If there is not one label for each point, one is NaN, or they are of different kinds.
+        If there is not one label for each point, one is missing, or they are of different kinds.
     """
     train, test = one_each("y_train", y_train, distances.n_train), one_each("y_test", y_test, distances.n_test)
-    if (train.dtype.kind in "biuf") != (test.dtype.kind in "biuf"):
-        raise ValueError(f"y_train and y_test must be labels of the same kind, got {train.dtype} and {test.dtype}")
-    classes, codes = np.unique(np.concatenate([train, test]), return_inverse=True)
-    codes = codes.astype(np.min_scalar_type(len(classes)))
-    return Labels(codes[: len(train)], codes[len(train) :], len(classes))
+    kinds = [_kinds(labels) for labels in (train, test)]
+    if len(kinds[0] | kinds[1]) > 1:
+        told = " and ".join(" or ".join(sorted(kind)) for kind in kinds)
+        raise ValueError(f"y_train and y_test must be labels of the same kind, got {told}")
+    codes, n_classes = _numbered(train, test)
+    codes = codes.astype(np.min_scalar_type(n_classes))
+    return Labels(codes[: len(train)], codes[len(train) :], n_classes)
 
 
 def one_each(name: str, y: ArrayLike, n_points: int, what: str = "label") -> NDArray[Any]:
-    """Return labels or targets as an array, having checked that there is one, not NaN, for each point."""
-    array: NDArray[Any] = np.asarray(y)
+    """Return labels or targets as an array, having checked that there is one for each point and none is missing.
+
+    Missing are None, NaN, NaT, pandas' NA and masked entries. Lists become arrays of objects: NumPy would make a string
+    of a NaN among strings.
+    """
+    if isinstance(y, np.ma.MaskedArray) and np.ma.is_masked(y):
+        y = y.tolist()  # of which masked entries become None
+    array: NDArray[Any] = np.asarray(y, dtype=object) if isinstance(y, list | tuple) else np.asarray(y)
     if array.shape != (n_points,):
         raise ValueError(f"{name} must have one {what} for each point, shape ({n_points},), got {array.shape}")
-    if array.dtype.kind == "f" and np.isnan(array).any():
-        raise ValueError(f"{name} must not contain NaN, got it {np.count_nonzero(np.isnan(array))} times")
+    missing = _missing(array)
+    if missing.any():
+        first = np.argmax(missing)
+        raise ValueError(
+            f"{name} must have no missing {what}s, got {np.count_nonzero(missing)} among {n_points} points, "
+            f"first {array[first]} in point {first}; leave such points out"
+        )
     return array
+
+
+def _missing(array: NDArray[Any]) -> NDArray[np.bool_]:
+    if array.dtype.kind == "O":
+        return np.fromiter((_is_missing(value) for value in array), np.bool_, len(array))
+    missing: NDArray[np.bool_] = array != array  # NaN, NaT
+    return missing
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether it is None or does not equal itself, or, as pandas' NA, will not tell."""
+    try:
+        return value is None or bool(value != value)
+    except TypeError:
+        return True
+
+
+def _kinds(labels: NDArray[Any]) -> set[str]:
+    if labels.dtype.kind != "O":
+        return {_kind(labels.dtype.type)}
+    return {_kind(of_values) for of_values in set(map(type, labels))}
+
+
+def _kind(of_values: type) -> str:
+    return next((kind for kind, types in _KINDS.items() if issubclass(of_values, types)), of_values.__name__)
+
+
+def _numbered(train: NDArray[Any], test: NDArray[Any]) -> tuple[NDArray[np.intp], int]:
+    """Labels of both, as numbers 0, 1, ..., and how many different ones there are."""
+    if "O" not in (train.dtype.kind, test.dtype.kind):
+        classes, codes = np.unique(np.concatenate([train, test]), return_inverse=True)
+        return codes, len(classes)
+    numbers: dict[Any, int] = {}
+    labels = [*train, *test]
+    try:
+        return np.array([numbers.setdefault(label, len(numbers)) for label in labels]), len(numbers)
+    except TypeError as error:
+        raise TypeError(f"labels in y_train and y_test must be hashable, got {error}") from error

@@ -1,8 +1,8 @@
 """Training points from near to far, and the rule for ties.
 
-**Ties**: of training points at the same distance the one with the lower index is the nearer. Distances that differ by
-no more than the rounding error of their computation count as the same (a run of neighbours, each that close to the
-next, too), so that duplicates tie however a matrix product rounds.
+**Ties**: of training points at the same distance the one with the lower index is the nearer. Which distances are the
+same is for the metric to say (`distances`); where it is told up to rounding, a run of neighbours, each at the distance
+of the next, is at one distance.
 """
 
 from collections.abc import Callable
@@ -20,30 +20,30 @@ __all__ = ["Neighbours", "checked_k", "from_neighbours"]
 
 @dataclass(frozen=True)
 class Neighbours:
-    """All training points from near to far, for a block of test points.
+    """Training points from near to far, all or those that are listed, for a block of test points.
 
     Attributes
     ----------
     rows : slice
         The test points.
-    order : intp [b, n]
+    order : intp [b, w]
         Training points from near to far, ties by index.
-    keys : float64 [b, n]
-        Their keys, ascending.
-    tied_with_next : bool [b, n - 1]
-        Whether a neighbour is at the same distance as the next one.
     """
 
     rows: slice
     order: NDArray[np.intp]
-    keys: NDArray[np.float64]
-    tied_with_next: NDArray[np.bool_]
+    _distances: Distances
+    _keys: NDArray[np.float64]  # [b, w], in the order that they came in
+    _places: NDArray[np.intp]  # [b, w], where they are, from near to far
+    _tied_with_next: NDArray[np.bool_]  # [b, w - 1]
 
-    def keys_without_rounding(self) -> NDArray[np.float64]:
-        """Keys [b, n], those of a tie all equal to the first of them."""
+    def lengths(self) -> NDArray[np.float64]:
+        """Their distances [b, w], ascending, those of a tie all equal."""
+        lengths = np.take_along_axis(self._distances.lengths(self._keys, self.rows), self._places, axis=1)
+        np.maximum.accumulate(lengths, axis=1, out=lengths)  # keys, and those computed anew, differ by rounding
         first = np.zeros(self.order.shape, dtype=np.intp)  # position of the first of a tie
-        first[:, 1:] = np.where(self.tied_with_next, 0, np.arange(1, self.order.shape[1]))
-        return np.take_along_axis(self.keys, np.maximum.accumulate(first, axis=1), axis=1)
+        first[:, 1:] = np.where(self._tied_with_next, 0, np.arange(1, self.order.shape[1]))
+        return np.take_along_axis(lengths, np.maximum.accumulate(first, axis=1), axis=1)
 
 
 def from_neighbours(distances: Distances, rule: Callable[[Neighbours], NDArray[np.float64]]) -> ValuesOfBlock:
@@ -72,19 +72,26 @@ def from_neighbours(distances: Distances, rule: Callable[[Neighbours], NDArray[n
 
 
 def checked_k(k: int, distances: Distances) -> int:
-    """Return the number of neighbours, 1 to n, or raise."""
-    if whole_number("k", k) > distances.n_train:
-        raise ValueError(f"k must be at most the number of training points, {distances.n_train}, got {k}")
+    """Return the number of neighbours, 1 to n, or to as many as are listed; raise otherwise."""
+    if distances.fewest < distances.n_listed:
+        raise ValueError(
+            "a k-NN graph must list equally many training points for each test point, got "
+            f"{distances.fewest} to {distances.n_listed}; make it with kneighbors_graph"
+        )
+    if whole_number("k", k) > distances.n_listed:
+        what = "training points" if distances.n_listed == distances.n_train else "neighbours listed in the k-NN graph"
+        raise ValueError(f"k must be at most the number of {what}, {distances.n_listed}, got {k}")
     return int(k)
 
 
 def _neighbours(distances: Distances, keys: NDArray[np.float64], rows: slice) -> Neighbours:
-    order = np.argsort(keys, axis=1)
-    ascending = np.take_along_axis(keys, order, axis=1)
-    tied_with_next = np.diff(ascending, axis=1) <= distances.margin(ascending[:, :-1], rows)
+    places = np.argsort(keys, axis=1)
+    tied_with_next = distances.ties(places, np.take_along_axis(keys, places, axis=1), rows)
     if tied_with_next.any():
-        _sort_ties_by_index(order, tied_with_next)
-    return Neighbours(rows, order, ascending, tied_with_next)
+        _sort_ties_by_index(places, tied_with_next)
+    players = distances.players(rows)
+    order = places if players is None else np.take_along_axis(players, places, axis=1)
+    return Neighbours(rows, order, distances, keys, places, tied_with_next)
 
 
 def _sort_ties_by_index(order: NDArray[np.intp], tied_with_next: NDArray[np.bool_]) -> None:

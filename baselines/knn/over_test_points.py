@@ -45,12 +45,13 @@ def mean_over_test_points(
     distances : Distances
         Between t test points and n training points.
     values_of_block : callable
-        Sum of the values (float64 [n]) over a block of test points, from their keys (float64 [b, n], its to overwrite)
+        Sum of the values (float64 [n]) over a block of test points, from their keys (float64 [b, w], its to overwrite)
         and which they are (a slice).
     method : str
         Name of the estimator.
     parameters : Mapping
-        What the estimator was told; the metric and the number of test points are added.
+        What the estimator was told; the metric, the length of the lists of a k-NN graph and the number of test points
+        are added.
     start : float
         When it started, by `perf_counter`.
     chunk_bytes : int
@@ -67,10 +68,10 @@ def mean_over_test_points(
     Valuation
         `values` float64 [n], no standard errors, no evaluations.
     """
-    n = distances.n_train
-    chunk_rows = min(distances.n_test, max(1, whole_number("chunk_bytes", chunk_bytes) // (8 * n)))
-    block_rows = block_rows or max(1, _BLOCK_BYTES // (8 * n))
-    totals, buffer = np.zeros(n), np.empty((chunk_rows, n))
+    n, width = distances.n_train, distances.n_listed
+    chunk_rows = min(distances.n_test, max(1, whole_number("chunk_bytes", chunk_bytes) // (8 * width)))
+    block_rows = block_rows or max(1, _BLOCK_BYTES // (8 * width))
+    totals, buffer = np.zeros(n), np.empty((chunk_rows, width))
 
     def sums(rows: slice, prepared: NDArray[np.float64]) -> NDArray[np.float64]:
         return values_of_block(distances.keys(rows, prepared), rows)
@@ -95,5 +96,10 @@ def mean_over_test_points(
         evaluations=0,
         seconds=perf_counter() - start,
         method=method,
-        parameters={**parameters, "metric": distances.metric, "n_test": distances.n_test},
+        parameters={
+            **parameters,
+            "metric": distances.metric,
+            **({"neighbours_listed": width} if width < n else {}),
+            "n_test": distances.n_test,
+        },
     )

@@ -40,7 +40,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from baselines.knn.distances import Metric, distances_between
+from baselines.knn.distances import Metric, Points, distances_between
 from baselines.knn.labels import one_each
 from baselines.knn.neighbours import Neighbours, checked_k, from_neighbours
 from baselines.knn.over_test_points import mean_over_test_points
@@ -54,7 +54,7 @@ _LARGEST = 1e150  # target that can be squared and summed
 def knn_regression_shapley(
     x_train: ArrayLike | None,
     y_train: ArrayLike,
-    x_test: ArrayLike,
+    x_test: Points,
     y_test: ArrayLike,
     k: int = 5,
     *,
@@ -71,9 +71,9 @@ def knn_regression_shapley(
         Features of the training points, the players. None with precomputed distances.
     y_train : float [n]
         Their targets, best centred: a missing neighbour stands for a target of 0.
-    x_test : float [t, d]
+    x_test : float [t, d], or float [t, n] or a k-NN graph
         Features of the test points that the utility is measured on. With precomputed distances: those from each test
-        point to each training point, [t, n].
+        point to each training point, [t, n], or a k-NN graph: a `KNNGraph` or a SciPy sparse matrix of distances.
     y_test : float [t]
         Their targets, with the same zero.
     k : int
@@ -81,7 +81,7 @@ def knn_regression_shapley(
     metric : str or callable
         "euclidean", "sqeuclidean" and "cosine" go by a matrix product and are fast. Any other name goes to
         `scipy.spatial.distance.cdist`, a function of a test and a training point (float64 [d] each) returns their
-        distance, and "precomputed" says that `x_test` holds distances.
+        distance, and "precomputed" says that `x_test` holds distances or a k-NN graph.
     chunk_bytes : int
         Memory for the distances from a chunk of test points to all training points; those of one test point, 8 n
         bytes, are the least. Changes the values by rounding only.
@@ -101,12 +101,12 @@ def knn_regression_shapley(
     Raises
     ------
     TypeError
-        If `k` or `chunk_bytes` is no integer, features or targets are no numbers, or `metric` is neither a string nor
-        callable.
+        If `k` or `chunk_bytes` is no integer, features are sparse, features or targets are no numbers, or `metric` is
+        neither a string nor callable.
     ValueError
-        If shapes do not match, a set is empty, a feature or target is not finite or beyond what can be squared, a
-        vector is zero (cosine), the metric is unknown or its distances are negative or not finite, or `k` is not in
-        1..n.
+        If shapes do not match, a set is empty, a k-NN graph is malformed, a feature or target is missing, not finite or
+        beyond what can be squared, a vector is zero (cosine), the metric is unknown or its distances are negative or
+        not finite, or `k` is not in 1..n.
 
     References
     ----------
@@ -157,6 +157,8 @@ def _from_far(terms: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _targets(name: str, y: ArrayLike, n_points: int) -> NDArray[np.float64]:
     array: NDArray[Any] = one_each(name, y, n_points, "target")
+    if array.dtype.kind == "O":
+        array = np.array(array.tolist())  # of numbers, if they are
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} must be numbers, got an array of {array.dtype}")
     targets = array.astype(np.float64)

@@ -27,7 +27,7 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from baselines.knn.distances import Metric, distances_between
+from baselines.knn.distances import Metric, Points, distances_between
 from baselines.knn.labels import checked_labels
 from baselines.knn.over_test_points import mean_over_test_points
 from baselines.knn.soft import harmonic_numbers, shares_of_mean
@@ -39,7 +39,7 @@ __all__ = ["threshold_knn_shapley"]
 def threshold_knn_shapley(
     x_train: ArrayLike | None,
     y_train: ArrayLike,
-    x_test: ArrayLike,
+    x_test: Points,
     y_test: ArrayLike,
     radius: float,
     *,
@@ -55,10 +55,10 @@ def threshold_knn_shapley(
     x_train : float [n, d]
         Features of the training points, the players. None with precomputed distances.
     y_train : [n]
-        Their labels: numbers or strings.
-    x_test : float [t, d]
+        Their labels: numbers, strings or other values of one kind, in any array, list or column of a data frame.
+    x_test : float [t, d], or float [t, n] or a k-NN graph
         Features of the test points that the utility is measured on. With precomputed distances: those from each test
-        point to each training point, [t, n].
+        point to each training point, [t, n], or a k-NN graph: a `KNNGraph` or a SciPy sparse matrix of distances.
     y_test : [t]
         Their labels.
     radius : float
@@ -66,7 +66,7 @@ def threshold_knn_shapley(
     metric : str or callable
         "euclidean", "sqeuclidean" and "cosine" go by a matrix product and are fast. Any other name goes to
         `scipy.spatial.distance.cdist`, a function of a test and a training point (float64 [d] each) returns their
-        distance, and "precomputed" says that `x_test` holds distances.
+        distance, and "precomputed" says that `x_test` holds distances or a k-NN graph.
     chunk_bytes : int
         Memory for the distances from a chunk of test points to all training points; those of one test point, 8 n
         bytes, are the least. Changes the values by rounding only.
@@ -86,12 +86,12 @@ def threshold_knn_shapley(
     Raises
     ------
     TypeError
-        If `chunk_bytes` is no integer, `radius` no number, features are no numbers, or `metric` is neither a string nor
-        callable.
+        If `chunk_bytes` is no integer, `radius` no number, features are sparse or no numbers, or `metric` is neither a
+        string nor callable.
     ValueError
-        If shapes do not match, a set is empty, a feature or label is NaN, features are infinite or beyond what can be
-        squared, a vector is zero (cosine), the metric is unknown or its distances are negative or not finite, labels
-        are of different kinds, or `radius` is negative or NaN.
+        If shapes do not match, a set is empty, a k-NN graph is malformed, a feature or label is missing, features are
+        infinite or beyond what can be squared, a vector is zero (cosine), the metric is unknown or its distances are
+        negative or not finite, labels are of different kinds, or `radius` is negative or NaN.
 
     References
     ----------
@@ -106,12 +106,17 @@ def threshold_knn_shapley(
 
     def values_of_block(keys: NDArray[np.float64], rows: slice) -> NDArray[np.float64]:
         within = distances.within(radius, keys, rows)
-        right = labels.right(rows) & within
+        players = distances.players(rows)
+        right = labels.right(rows, players) & within
         votes, right_votes = within.sum(axis=1), right.sum(axis=1)
-        players = np.maximum(votes, 1)  # where nobody votes nobody is asked
-        own, others = shares_of_mean(players, harmonic[players])
-        sums: NDArray[np.float64] = own @ right - (others * right_votes + 1 / (labels.n_classes * players)) @ within
-        return sums
+        voters = np.maximum(votes, 1)  # where nobody votes nobody is asked
+        own, others = shares_of_mean(voters, harmonic[voters])
+        all_alike = others * right_votes + 1 / (labels.n_classes * voters)
+        if players is None:
+            sums: NDArray[np.float64] = own @ right - all_alike @ within
+            return sums
+        values = own[:, None] * right - all_alike[:, None] * within
+        return np.bincount(players.ravel(), values.ravel(), minlength=distances.n_train).astype(np.float64)
 
     return mean_over_test_points(
         distances,

@@ -47,7 +47,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from baselines.arguments import whole_number
-from baselines.knn.distances import Metric, distances_between
+from baselines.knn.distances import Metric, Points, distances_between
 from baselines.knn.labels import checked_labels
 from baselines.knn.neighbours import Neighbours, checked_k, from_neighbours
 from baselines.knn.over_test_points import mean_over_test_points
@@ -64,7 +64,7 @@ _TABLE_ENTRIES = 2**16  # of the dynamic programme of a block: they stay in the 
 def weighted_knn_shapley(
     x_train: ArrayLike | None,
     y_train: ArrayLike,
-    x_test: ArrayLike,
+    x_test: Points,
     y_test: ArrayLike,
     k: int = 5,
     *,
@@ -82,10 +82,10 @@ def weighted_knn_shapley(
     x_train : float [n, d]
         Features of the training points, the players. None with precomputed distances.
     y_train : [n]
-        Their labels: numbers or strings.
-    x_test : float [t, d]
+        Their labels: numbers, strings or other values of one kind, in any array, list or column of a data frame.
+    x_test : float [t, d], or float [t, n] or a k-NN graph
         Features of the test points that the utility is measured on. With precomputed distances: those from each test
-        point to each training point, [t, n].
+        point to each training point, [t, n], or a k-NN graph: a `KNNGraph` or a SciPy sparse matrix of distances.
     y_test : [t]
         Their labels.
     k : int
@@ -100,7 +100,7 @@ def weighted_knn_shapley(
     metric : str or callable
         "euclidean", "sqeuclidean" and "cosine" go by a matrix product and are fast. Any other name goes to
         `scipy.spatial.distance.cdist`, a function of a test and a training point (float64 [d] each) returns their
-        distance, and "precomputed" says that `x_test` holds distances.
+        distance, and "precomputed" says that `x_test` holds distances or a k-NN graph.
     chunk_bytes : int
         Memory for the distances from a chunk of test points to all training points; those of one test point, 8 n
         bytes, are the least. The rest of the work needs some eight times as much for a chunk. Changes the values by
@@ -120,13 +120,13 @@ def weighted_knn_shapley(
     Raises
     ------
     TypeError
-        If `k`, `bits` or `chunk_bytes` is no integer, features are no numbers, or `metric` or `weights` is neither a
-        string nor callable.
+        If `k`, `bits` or `chunk_bytes` is no integer, features are sparse or no numbers, or `metric` or `weights` is
+        neither a string nor callable.
     ValueError
-        If shapes do not match, a set is empty, a feature or label is NaN, features are infinite or beyond what can be
-        squared, a vector is zero (cosine), the metric is unknown or its distances are negative or not finite, labels
-        are of different kinds, `k` is not in 1..n, `bits` is not in 1..8, or weights are unknown, NaN, negative or of
-        another shape.
+        If shapes do not match, a set is empty, a k-NN graph is malformed, a feature or label is missing, features are
+        infinite or beyond what can be squared, a vector is zero (cosine), the metric is unknown or its distances are
+        negative or not finite, labels are of different kinds, `k` is not in 1..n, `bits` is not in 1..8, or weights are
+        unknown, NaN, negative or of another shape.
 
     References
     ----------
@@ -142,8 +142,7 @@ def weighted_knn_shapley(
     largest = 2**bits - 1
 
     def rule(neighbours: Neighbours) -> NDArray[np.float64]:
-        lengths = distances.lengths(neighbours.keys_without_rounding(), neighbours.rows)
-        votes = discretised(weigh(lengths), largest)
+        votes = discretised(weigh(neighbours.lengths()), largest)
         np.negative(votes, out=votes, where=~labels.right(neighbours.rows, neighbours.order))
         return _values(votes, k, largest)
 

@@ -107,7 +107,7 @@ def test_many_classes():
     np.testing.assert_allclose(knn_shapley(*data).values, recursion(*data, 5), atol=1e-13)
 
 
-@pytest.mark.parametrize("kind", [np.float32, np.int8, np.bool_, list])
+@pytest.mark.parametrize("kind", [np.float32, np.float16, np.int8, np.bool_, list])
 def test_features_of_any_kind(kind):
     x_train, y_train, x_test, y_test = dataset()
     as_kind = list if kind is list else (lambda x: np.round(x).astype(kind))
@@ -152,8 +152,12 @@ HOLE = np.array([[0.0, 0.0], [np.nan, 0.0], [0.0, 0.0], [0.0, np.inf]])
         ({"x_train": np.full((4, 2), "a")}, TypeError, "x_train must be numbers, got an array of <U1"),
         ({"y_train": Y[:3]}, ValueError, r"y_train must have one label for each point, shape \(4,\), got \(3,\)"),
         ({"y_test": np.zeros((4, 1))}, ValueError, r"y_test must have one label .* got \(4, 1\)"),
-        ({"y_train": [0, 1, np.nan, 1]}, ValueError, "y_train must not contain NaN, got it 1 times"),
-        ({"y_test": ["0", "1", "0", "1"]}, ValueError, "labels of the same kind, got float64 and <U1"),
+        (
+            {"y_train": [0, 1, np.nan, 1]},
+            ValueError,
+            "y_train must have no missing labels, got 1 among 4 points, first nan .* 2",
+        ),
+        ({"y_test": ["0", "1", "0", "1"]}, ValueError, "labels of the same kind, got numbers and strings"),
         ({"k": 0}, ValueError, "k must be at least 1, got 0"),
         ({"k": 5}, ValueError, "k must be at most the number of training points, 4, got 5"),
         ({"k": 2.0}, TypeError, "k must be an integer"),

@@ -152,7 +152,7 @@ X, Y = np.zeros((4, 2)), np.zeros(4)
         ({"x_test": np.zeros((4, 3))}, ValueError, "same number of features, got 2 and 3"),
         ({"x_test": X * np.nan}, ValueError, "x_test must be finite"),
         ({"y_train": Y[:3]}, ValueError, r"y_train must have one .* for each point, shape \(4,\), got \(3,\)"),
-        ({"y_test": [0, 1, np.nan, 1]}, ValueError, "y_test must not contain NaN"),
+        ({"y_test": [0, 1, np.nan, 1]}, ValueError, "y_test must have no missing (labels|targets), .* point 2"),
         ({"chunk_bytes": 0}, ValueError, "chunk_bytes must be at least 1, got 0"),
         ({"chunk_bytes": 1e6}, TypeError, "chunk_bytes must be an integer"),
         ({"n_jobs": 0}, ValueError, "n_jobs"),
