@@ -36,6 +36,7 @@ from baselines.knn import (
     weighted_knn_shapley,
 )
 from baselines.leave_one_out import leave_one_out
+from baselines.monte_carlo import InterruptedEstimateWarning
 from baselines.owen import owen_shapley
 from baselines.permutation import permutation_shapley
 from baselines.semivalues import banzhaf_sizes, beta_sizes, shapley_sizes
@@ -48,6 +49,7 @@ __all__ = [
     "Estimate",
     "Game",
     "GroupedGame",
+    "InterruptedEstimateWarning",
     "UtilityStore",
     "Valuation",
     "banzhaf",

@@ -73,6 +73,11 @@ def banzhaf(
         If a number is no integer or too small, or the game returns something that is not a finite utility for each
         coalition.
 
+    Warns
+    -----
+    InterruptedEstimateWarning
+        If it is interrupted, by Ctrl-C, and returns the draws made so far; see `baselines.monte_carlo`.
+
     References
     ----------
     Wang, Jia, Data Banzhaf, AISTATS 2023, arXiv 2205.15466.
@@ -91,7 +96,14 @@ def banzhaf(
 
     return estimate_by_draws(
         "banzhaf",
-        SampledCoalitions(game, blocks(), _difference_of_means, least_draws=least_draws, batch_size=batch_size),
+        SampledCoalitions(
+            game,
+            blocks(),
+            _difference_of_means,
+            fixed_cost=limits.fixed_cost,
+            least_draws=least_draws,
+            batch_size=batch_size,
+        ),
         started=started,
         limits=limits,
         stop=stop,

@@ -76,6 +76,11 @@ def beta_shapley(
     TypeError, ValueError
         As `permutation_shapley`, and if `alpha` or `beta` is not a positive number.
 
+    Warns
+    -----
+    InterruptedEstimateWarning
+        If it is interrupted, by Ctrl-C, and returns the draws made so far; see `baselines.monte_carlo`.
+
     References
     ----------
     Kwon, Zou, Beta Shapley, AISTATS 2022, arXiv 2110.14049.

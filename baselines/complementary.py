@@ -74,6 +74,11 @@ def complementary_shapley(
         If a number is no integer or too small, there is one player alone, or the game returns something that is not a
         finite utility for each coalition.
 
+    Warns
+    -----
+    InterruptedEstimateWarning
+        If it is interrupted, by Ctrl-C, and returns the draws made so far; see `baselines.monte_carlo`.
+
     References
     ----------
     Zhang et al., Efficient Sampling Approaches to Shapley Value Approximation, SIGMOD 2023.
@@ -104,7 +109,9 @@ def complementary_shapley(
 
     return estimate_by_draws(
         "complementary_shapley",
-        SampledCoalitions(game, pairs, formula, least_draws=least_draws, batch_size=batch_size),
+        SampledCoalitions(
+            game, pairs, formula, fixed_cost=limits.fixed_cost, least_draws=least_draws, batch_size=batch_size
+        ),
         started=started,
         limits=limits,
         stop=stop,

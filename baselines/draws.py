@@ -8,6 +8,7 @@ else: neither on how many coalitions the game is asked for at a time, nor on the
 """
 
 from collections.abc import Iterator
+from copy import copy
 from numbers import Integral
 from typing import TypeAlias
 
@@ -131,29 +132,40 @@ def weighted_sums(weights: NDArray[np.float64], members: NDArray[np.bool_]) -> N
 
 
 class Moments:
-    """Running mean and variance of draws, as a whole and in ten chains (the number of the draw modulo ten).
+    """Mean and variance of draws, as a whole and in ten chains (the number of the draw modulo ten).
 
-    The update is Welford's (*Technometrics* 4, 1962), which does not lose the variance of draws with a large mean.
+    The update is Welford's (*Technometrics* 4, 1962), which does not lose the variance of draws with a large mean. It
+    makes another record, so that whoever is interrupted still has that of whole draws.
 
     Parameters
     ----------
     n_players : int
         Length of a draw.
+
+    Attributes
+    ----------
+    count : int
+        Number of draws.
+    mean : float64 [n_players]
+        Their mean.
     """
 
     def __init__(self, n_players: int) -> None:
         self.count = 0
         self.mean = np.zeros(n_players)
         self._squares = np.zeros(n_players)  # sum of squared deviations from the mean
-        self._chain_sums = np.zeros((_CHAINS, n_players))
+        self._chain_sums = [np.zeros(n_players)] * _CHAINS
 
-    def add(self, draw: NDArray[np.float64]) -> None:
-        """Account for the next draw (float64 [n_players])."""
-        self._chain_sums[self.count % _CHAINS] += draw
-        self.count += 1
+    def with_draw(self, draw: NDArray[np.float64]) -> "Moments":
+        """Return the moments with the next draw (float64 [n_players]) added; these here stay as they are."""
+        longer = copy(self)
+        longer._chain_sums = self._chain_sums.copy()
+        longer._chain_sums[self.count % _CHAINS] = self._chain_sums[self.count % _CHAINS] + draw
+        longer.count = self.count + 1
         deviation = draw - self.mean
-        self.mean += deviation / self.count
-        self._squares += deviation * (draw - self.mean)
+        longer.mean = self.mean + deviation / longer.count
+        longer._squares = self._squares + deviation * (draw - longer.mean)
+        return longer
 
     def stderr(self) -> NDArray[np.float64] | None:
         """Standard errors of the mean (float64 [n_players]); None if there is just one draw."""
@@ -166,7 +178,7 @@ class Moments:
         """Means of the draws number 0, 2, ... and 1, 3, ... (float64 [2, n_players]); None if there is just one."""
         if self.count < 2:
             return None
-        sums = np.array([self._chain_sums[0::2].sum(axis=0), self._chain_sums[1::2].sum(axis=0)])
+        sums = np.array([np.sum(self._chain_sums[half::2], axis=0) for half in (0, 1)])
         halves: NDArray[np.float64] = sums / np.array([[(self.count + 1) // 2], [self.count // 2]])
         return halves
 
@@ -178,7 +190,7 @@ class Moments:
         if self.count < LEAST_DRAWS_OF_CHAINS:
             return None
         lengths = (self.count - np.arange(_CHAINS) + _CHAINS - 1) // _CHAINS
-        means = self._chain_sums / lengths[:, None]
+        means = np.array(self._chain_sums) / lengths[:, None]
         between = np.var(means, axis=0, ddof=1)  # B / N
         within = self._squares - lengths @ (means - self.mean) ** 2
         within /= self.count - _CHAINS

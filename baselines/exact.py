@@ -10,7 +10,8 @@ for another semivalue its size distribution :math:`p` takes the place of :math:`
 **Variance**: none; the values are exact to rounding.
 
 **Cost**: all :math:`2^n` coalitions, each evaluated once; then :math:`n 2^{n-1}` multiplications. Each further player
-doubles it, so that the limit is 20 players, a million coalitions.
+doubles it, so that the limit is 20 players, a million coalitions. All of them are needed: Ctrl-C raises
+KeyboardInterrupt, and what was evaluated is lost unless the game keeps it (`baselines.CachedGame`).
 """
 
 import math
@@ -30,17 +31,17 @@ __all__ = ["exact_semivalue", "exact_shapley"]
 _MOST_PLAYERS = 20
 
 
-def exact_shapley(game: Game, progress: bool = False, *, batch_size: int = 4096) -> Valuation:
+def exact_shapley(game: Game, *, batch_size: int = 4096, progress: bool = False) -> Valuation:
     """Exact Shapley values from all 2^n coalitions.
 
     Parameters
     ----------
     game : Game
         A game of at most 20 players.
-    progress : bool
-        Whether to show a progress bar, in evaluated coalitions, on stderr.
     batch_size : int
         Most coalitions that the game is asked for at a time.
+    progress : bool
+        Whether to show a progress bar, in evaluated coalitions, on stderr.
 
     Returns
     -------
@@ -56,15 +57,15 @@ def exact_shapley(game: Game, progress: bool = False, *, batch_size: int = 4096)
     ----------
     Shapley, A value for n-person games, Contributions to the Theory of Games II, 1953.
     """
-    return _enumerate("exact_shapley", game, shapley_sizes, progress, batch_size)
+    return _enumerate("exact_shapley", game, shapley_sizes, batch_size, progress)
 
 
 def exact_semivalue(
     game: Game,
     sizes: Callable[[int], NDArray[np.float64]],
-    progress: bool = False,
     *,
     batch_size: int = 4096,
+    progress: bool = False,
 ) -> Valuation:
     """Exact values of any semivalue from all 2^n coalitions.
 
@@ -75,10 +76,10 @@ def exact_semivalue(
     sizes : callable
         From the number of players n to the size distribution, float64 [n], which sums to 1: for instance
         `baselines.banzhaf_sizes`, or ``lambda n: baselines.beta_sizes(n, 4, 1)``.
-    progress : bool
-        Whether to show a progress bar, in evaluated coalitions, on stderr.
     batch_size : int
         Most coalitions that the game is asked for at a time.
+    progress : bool
+        Whether to show a progress bar, in evaluated coalitions, on stderr.
 
     Returns
     -------
@@ -97,11 +98,11 @@ def exact_semivalue(
     ----------
     Dubey, Neyman, Weber, Value theory without efficiency, Mathematics of Operations Research 6, 1981.
     """
-    return _enumerate("exact_semivalue", game, sizes, progress, batch_size)
+    return _enumerate("exact_semivalue", game, sizes, batch_size, progress)
 
 
 def _enumerate(
-    method: str, game: Game, sizes: Callable[[int], NDArray[np.float64]], progress: bool, batch_size: int
+    method: str, game: Game, sizes: Callable[[int], NDArray[np.float64]], batch_size: int, progress: bool
 ) -> Valuation:
     start = perf_counter()
     n = player_count(game)

@@ -16,6 +16,9 @@ from baselines.arguments import whole_number
 __all__ = ["Game", "described", "evaluate", "evaluate_in_batches", "player_count"]
 
 _MEMBERS_SHOWN = 10
+_KEEPING = (
+    "A game wrapped as CachedGame(game, UtilityStore(path)) keeps the utilities of each finished call, for a next run."
+)
 
 
 @runtime_checkable
@@ -75,7 +78,11 @@ def evaluate(game: Game, coalitions: NDArray[np.bool_]) -> NDArray[np.float64]:
         )
     if len(coalitions) == 0:
         return np.empty(0)
-    answer: Any = game(coalitions)
+    try:
+        answer: Any = game(coalitions)
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(_KEEPING)
+        raise
     utilities = np.asarray(answer)
     if utilities.dtype.kind not in "biuf":
         raise ValueError(f"a game must return real numbers, got an array of {utilities.dtype} from {_name(game)}")

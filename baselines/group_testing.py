@@ -75,6 +75,11 @@ def group_testing_shapley(
         If a number is no integer or too small, there is one player alone, or the game returns something that is not a
         finite utility for each coalition.
 
+    Warns
+    -----
+    InterruptedEstimateWarning
+        If it is interrupted, by Ctrl-C, and returns the draws made so far; see `baselines.monte_carlo`.
+
     References
     ----------
     Jia et al., Towards Efficient Data Valuation Based on the Shapley Value, AISTATS 2019, arXiv 1902.10275.
@@ -111,7 +116,7 @@ def group_testing_shapley(
 
     return estimate_by_draws(
         "group_testing_shapley",
-        SampledCoalitions(game, blocks(), formula, least_draws=1, batch_size=batch_size),
+        SampledCoalitions(game, blocks(), formula, fixed_cost=limits.fixed_cost, least_draws=1, batch_size=batch_size),
         started=started,
         limits=limits,
         stop=stop,

@@ -101,6 +101,11 @@ def kernel_shapley(
         something that is not a finite utility for each coalition, or the sample happens not to determine the values
         (which is rare, and then more pairs are needed).
 
+    Warns
+    -----
+    InterruptedEstimateWarning
+        If it is interrupted, by Ctrl-C, and returns the draws made so far; see `baselines.monte_carlo`.
+
     References
     ----------
     Lundberg, Lee, NeurIPS 2017, arXiv 1705.07874. Covert, Lee, AISTATS 2021, arXiv 2012.01536. Musco, Witter, ICLR
@@ -135,7 +140,9 @@ def kernel_shapley(
 
     return estimate_by_draws(
         "kernel_shapley",
-        SampledCoalitions(game, pairs, formula, least_draws=least_draws, batch_size=batch_size),
+        SampledCoalitions(
+            game, pairs, formula, fixed_cost=limits.fixed_cost, least_draws=least_draws, batch_size=batch_size
+        ),
         started=started,
         limits=limits,
         stop=stop,

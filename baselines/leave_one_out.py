@@ -8,7 +8,8 @@ noise of training, which is why Shapley values look at smaller coalitions too.
 
 **Variance**: none.
 
-**Cost**: :math:`n + 1` evaluated coalitions.
+**Cost**: :math:`n + 1` evaluated coalitions. All of them are needed: Ctrl-C raises KeyboardInterrupt, and what was
+evaluated is lost unless the game keeps it (`baselines.CachedGame`).
 """
 
 from time import perf_counter

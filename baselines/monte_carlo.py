@@ -2,10 +2,17 @@
 
 An estimator is two things: how to make a number of further draws, and what values the draws so far add up to. All else
 is the same for all of them, and here: how many draws a budget pays for, when stopping rules are asked, the progress
-bar, and the books of what was evaluated.
+bar, and what is left of an estimate that is interrupted.
+
+**Ctrl-C** (any KeyboardInterrupt) ends an estimate early: the valuation returned is that of the draws made so far, to
+the last bit that of a run which was asked for so many. It comes with an :class:`InterruptedEstimateWarning`, and with
+``parameters["interrupted"]`` set. Where these draws make no estimate yet, or that warning is made an error,
+KeyboardInterrupt is raised. This rests on estimators that add a draw to what they know by one assignment: wherever an
+interrupt comes, it comes before or after it.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +32,7 @@ from baselines.valuation import Valuation
 __all__ = [
     "Estimator",
     "Formula",
+    "InterruptedEstimateWarning",
     "Limits",
     "SampledCoalitions",
     "UndeterminedError",
@@ -41,6 +49,10 @@ class UndeterminedError(ValueError):
     """The draws so far do not determine the values; more of them will."""
 
 
+class InterruptedEstimateWarning(RuntimeWarning):
+    """An estimator was interrupted, and returns what it has. Made an error, it raises KeyboardInterrupt instead."""
+
+
 class Estimator(Protocol):
     """A Monte Carlo estimator in the making."""
 
@@ -48,10 +60,14 @@ class Estimator(Protocol):
     """Draws without which there is no estimate."""
 
     def extend(self, n_draws: int) -> Iterator[int]:
-        """Make at most so many further draws; yield, for each, the number of coalitions evaluated for it."""
+        """Make at most so many further draws; yield, for each, the number of coalitions evaluated for it.
 
-    def estimate(self, evaluations: int) -> Estimate:
-        """Return what the draws so far say, or raise :class:`UndeterminedError`; `evaluations` is for the record."""
+        A draw is added to what the estimator knows by one assignment (or one `append`), before the yield: a
+        KeyboardInterrupt may come between any two instructions, and must find whole draws.
+        """
+
+    def estimate(self) -> Estimate:
+        """Return what the draws so far say, or raise :class:`UndeterminedError`."""
 
 
 @dataclass(frozen=True)
@@ -158,37 +174,66 @@ def estimate_by_draws(
     -------
     Valuation
     """
-    evaluations, done = limits.fixed_cost, 0
+    interrupted = False
+    try:
+        found = _grown(method, estimator, limits, stop, progress)
+    except KeyboardInterrupt as interrupt:
+        found, interrupted = _whole_draws(method, estimator, interrupt), True
+    return Valuation(
+        values=found.values,
+        stderr=found.stderr,
+        evaluations=found.evaluations,
+        seconds=perf_counter() - started,
+        method=method,
+        parameters={
+            **parameters(found.draws),
+            "stop": None if stop is None else name_of(stop),
+            "interrupted": interrupted,
+        },
+        halves=found.halves,
+    )
+
+
+def _grown(method: str, estimator: Estimator, limits: Limits, stop: StoppingRule | None, progress: bool) -> Estimate:
+    """Make draws until they are enough, and return what they say."""
     found: Estimate | None = None
+    done = 0
     total = None if math.isinf(limits.evaluations) else limits.evaluations
-    with tqdm(total=total, initial=evaluations, desc=method, unit="coalition", disable=not progress) as bar:
+    with tqdm(total=total, initial=limits.fixed_cost, desc=method, unit="coalition", disable=not progress) as bar:
         for target in _looks(limits.draws, estimator.least_draws, stop):
             before = done
             for cost in estimator.extend(target - done):
-                evaluations += cost
                 done += 1
                 bar.update(cost)
             if done == before:  # the budget was spent to the last coalition
                 break
             try:
-                found = estimator.estimate(evaluations)
+                found = estimator.estimate()
             except UndeterminedError:
                 if done == target < limits.draws:
                     continue
                 raise
             if (stop is not None and stop(found)) or done < target:
                 break
-    if found is None:
-        found = estimator.estimate(evaluations)
-    return Valuation(
-        values=found.values,
-        stderr=found.stderr,
-        evaluations=evaluations,
-        seconds=perf_counter() - started,
-        method=method,
-        parameters={**parameters(done), "stop": None if stop is None else name_of(stop)},
-        halves=found.halves,
+    return found or estimator.estimate()
+
+
+def _whole_draws(method: str, estimator: Estimator, interrupt: KeyboardInterrupt) -> Estimate:
+    """Return what the whole draws say and warn that these are all, or raise the interrupt."""
+    try:
+        found = estimator.estimate()
+    except UndeterminedError as error:
+        interrupt.add_note(f"{method} was interrupted before there was an estimate: {error}")
+        raise interrupt from None
+    text = (
+        f"{method} was interrupted: it returns the estimate of the draws made so far, {found.draws}, from "
+        f"{found.evaluations} evaluated coalitions"
     )
+    try:
+        warnings.warn(text, InterruptedEstimateWarning, stacklevel=4)  # whoever called the estimator
+    except InterruptedEstimateWarning:
+        raise interrupt from None
+    return found
 
 
 def _looks(n_draws: float, least_draws: int, stop: StoppingRule | None) -> Iterator[int]:
@@ -207,7 +252,9 @@ def ends(game: Game) -> tuple[float, float]:
 
 
 def from_moments(moments: Moments, evaluations: int) -> Estimate:
-    """Return the estimate that is the mean of draws."""
+    """Return the estimate that is the mean of draws; without any, raise :class:`UndeterminedError`."""
+    if moments.count == 0:
+        raise UndeterminedError("no draw was finished")
     return Estimate(
         draws=moments.count,
         evaluations=evaluations,
@@ -241,6 +288,8 @@ class SampledCoalitions:
         Coalitions, `c` a draw, any number of draws a block, without end.
     formula : Formula
         From coalitions and utilities to values and standard errors; a pure function. It may raise `UndeterminedError`.
+    fixed_cost : int
+        Coalitions evaluated besides the draws.
     least_draws : int
         Draws without which the formula has no answer.
     batch_size : int
@@ -253,17 +302,18 @@ class SampledCoalitions:
         blocks: Iterator[NDArray[np.bool_]],
         formula: Formula,
         *,
+        fixed_cost: int,
         least_draws: int,
         batch_size: int,
     ) -> None:
         self.least_draws = least_draws
+        self._fixed_cost = fixed_cost
         self._game = game
         self._blocks = blocks
         self._formula = formula
         self._batch_size = batch_size
         self._left = next(blocks)  # drawn, not yet evaluated
-        self._packed: list[NDArray[np.uint8]] = []
-        self._utilities: list[NDArray[np.float64]] = []
+        self._evaluated: list[tuple[NDArray[np.uint8], NDArray[np.float64]]] = []  # packed coalitions, utilities
 
     def extend(self, n_draws: int) -> Iterator[int]:
         """Draw and evaluate so many times."""
@@ -272,21 +322,24 @@ class SampledCoalitions:
             drawn = self._take(min(n_draws, max(1, self._batch_size // coalitions_a_draw)))
             flat = drawn.reshape(-1, self._game.n_players)
             utilities = evaluate_in_batches(self._game, len(flat), flat.__getitem__, self._batch_size)
-            self._packed.append(np.packbits(drawn[:, 0], axis=1))
-            self._utilities.append(utilities.reshape(drawn.shape[:2]))
+            self._evaluated.append((np.packbits(drawn[:, 0], axis=1), utilities.reshape(drawn.shape[:2])))
             n_draws -= len(drawn)
             yield from [coalitions_a_draw] * len(drawn)
 
-    def estimate(self, evaluations: int) -> Estimate:
+    def estimate(self) -> Estimate:
         """Return the formula's answer for all draws and, where they are enough and determine it, for either half."""
-        n = self._game.n_players
-        coalitions = np.unpackbits(np.concatenate(self._packed), axis=1, count=n).view(np.bool_)
-        utilities = np.concatenate(self._utilities)
+        draws = sum(len(utilities) for _, utilities in self._evaluated)
+        if draws < self.least_draws:
+            raise UndeterminedError(f"{draws} draws were finished, {self.least_draws} are the fewest for an estimate")
+        parts, utilities_of_parts = zip(*self._evaluated, strict=True)
+        coalitions = np.unpackbits(np.concatenate(parts), axis=1, count=self._game.n_players).view(np.bool_)
+        utilities = np.concatenate(utilities_of_parts)
         values, stderr = self._formula(coalitions, utilities)
         halves = None
         if len(utilities) // 2 >= self.least_draws:
             with suppress(UndeterminedError):
                 halves = np.array([self._formula(coalitions[half::2], utilities[half::2])[0] for half in (0, 1)])
+        evaluations = self._fixed_cost + utilities.size
         return Estimate(len(utilities), evaluations, values, stderr, halves, gelman_rubin=None)
 
     def _take(self, n_draws: int) -> NDArray[np.bool_]:

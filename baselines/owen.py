@@ -78,6 +78,11 @@ def owen_shapley(
         If a number is no integer or too small, or the game returns something that is not a finite utility for each
         coalition.
 
+    Warns
+    -----
+    InterruptedEstimateWarning
+        If it is interrupted, by Ctrl-C, and returns the draws made so far; see `baselines.monte_carlo`.
+
     References
     ----------
     Owen, Multilinear Extensions of Games, Management Science 18, 1972. Okhrati, Lipani, A Multilinear Sampling
@@ -90,7 +95,7 @@ def owen_shapley(
     draw_cost = levels * (n + 1) * (2 if antithetic else 1)
     return estimate_by_draws(
         "owen_shapley",
-        _Diagonal(game, rng, levels, antithetic, batch_size),
+        _Diagonal(game, rng, levels, antithetic, draw_cost, batch_size),
         started=started,
         limits=draw_limits(budget, stop, draw_cost=draw_cost),
         stop=stop,
@@ -104,32 +109,32 @@ class _Diagonal:
 
     least_draws = 1
 
-    def __init__(self, game: Game, rng: Rng, levels: int, antithetic: bool, batch_size: int) -> None:
+    def __init__(self, game: Game, rng: Rng, levels: int, antithetic: bool, draw_cost: int, batch_size: int) -> None:
         self._game = game
         self._streams = random_streams(rng)
         self._levels = levels
         self._antithetic = antithetic
+        self._draw_cost = draw_cost
         self._batch_size = batch_size
         self._moments = Moments(game.n_players)
 
     def extend(self, n_draws: int) -> Iterator[int]:
         """Make so many draws, as many to a call of the game as it takes."""
         n = self._game.n_players
-        coalitions_a_draw = self._levels * (2 if self._antithetic else 1)
-        draw_cost = coalitions_a_draw * (n + 1)
+        coalitions_a_draw = self._draw_cost // (n + 1)
         while n_draws > 0:
-            d = min(n_draws, max(1, self._batch_size // draw_cost))
+            d = min(n_draws, max(1, self._batch_size // self._draw_cost))
             bases = np.concatenate([self._draw(next(self._streams)) for _ in range(d)])  # [d * coalitions_a_draw, n]
             utilities = self._utilities_of_neighbours(bases)
             added = np.where(bases, utilities[:, :1] - utilities[:, 1:], utilities[:, 1:] - utilities[:, :1])
             for draw in added.reshape(d, coalitions_a_draw, n):
-                self._moments.add(draw.mean(axis=0))
-                yield draw_cost
+                self._moments = self._moments.with_draw(draw.mean(axis=0))
+                yield self._draw_cost
             n_draws -= d
 
-    def estimate(self, evaluations: int) -> Estimate:
+    def estimate(self) -> Estimate:
         """Return the mean of the draws."""
-        return from_moments(self._moments, evaluations)
+        return from_moments(self._moments, self._moments.count * self._draw_cost)
 
     def _draw(self, stream: np.random.Generator) -> NDArray[np.bool_]:
         """Coalitions of one draw (bool [levels, n], twice that if antithetic)."""

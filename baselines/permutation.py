@@ -98,6 +98,11 @@ def permutation_shapley(
         range, `n_permutations` is no whole number of draws, or the game returns something that is not a finite utility
         for each coalition.
 
+    Warns
+    -----
+    InterruptedEstimateWarning
+        If it is interrupted, by Ctrl-C, and returns the draws made so far; see `baselines.monte_carlo`.
+
     References
     ----------
     Castro, Gómez, Tejada, Polynomial calculation of the Shapley value based on sampling, Computers & Operations
@@ -189,6 +194,7 @@ class Permutations:
         self._antithetic = antithetic
         self._places = [k * game.n_players // shifts for k in range(shifts)]  # by which orders are shifted
         self._orders_a_draw = shifts * (2 if antithetic else 1)
+        self._draw_cost = self._orders_a_draw * (game.n_players - 1)
         self._orders = self._all_orders(rng)
         self._moments = Moments(game.n_players)
         self._ends = ends(game)
@@ -201,12 +207,12 @@ class Permutations:
             draw = walk.copy()
             for other in islice(walks, k - 1):
                 draw += other
-            self._moments.add(draw / k)
-            yield k * (self._game.n_players - 1)
+            self._moments = self._moments.with_draw(draw / k)
+            yield self._draw_cost
 
-    def estimate(self, evaluations: int) -> Estimate:
+    def estimate(self) -> Estimate:
         """Return the mean of the draws."""
-        return from_moments(self._moments, evaluations)
+        return from_moments(self._moments, 2 + self._moments.count * self._draw_cost)
 
     def _all_orders(self, rng: Rng) -> Iterator[NDArray[np.intp]]:
         permutations = random_permutations(rng, self._game.n_players)  # now: a seed that is none is refused here

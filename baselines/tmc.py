@@ -100,6 +100,11 @@ def tmc_shapley(
         If `tolerance` is not in [0, 1], none of `n_permutations`, `budget` and `stop` is given, or the first two
         together, a number is too small, or the game returns something that is not a finite utility for each coalition.
 
+    Warns
+    -----
+    InterruptedEstimateWarning
+        If it is interrupted, by Ctrl-C, and returns the draws made so far; see `baselines.monte_carlo`.
+
     References
     ----------
     Ghorbani, Zou, Data Shapley: Equitable Valuation of Data for Machine Learning, ICML 2019, arXiv 1904.02868,
@@ -143,6 +148,15 @@ class _Walk:
     cost: int  # coalitions evaluated
 
 
+@dataclass(frozen=True)
+class _Done:
+    """What the finished permutations add up to: one record, so that an interrupt finds them whole."""
+
+    moments: Moments
+    evaluations: int
+    skipped: int  # marginal contributions that were set to zero
+
+
 class _Walks:
     """Walks along permutations in lock-step, and the moments of the marginal contributions on the way."""
 
@@ -158,9 +172,7 @@ class _Walks:
         self._lookahead = lookahead
         self._empty, self._grand = ends(game)
         self._close = tolerance * abs(self._grand - self._empty)
-        self._moments = Moments(game.n_players)
-        self._evaluations = 2
-        self._skipped = 0  # marginal contributions that were set to zero
+        self._done = _Done(Moments(game.n_players), evaluations=2, skipped=0)
 
     def extend(self, n_draws: int) -> Iterator[int]:
         """Walk along so many permutations, or as many as are paid for."""
@@ -168,18 +180,19 @@ class _Walks:
         for walk in self._walk(n_draws) if n > 1 else self._single(n_draws):
             draw = np.zeros(n)
             draw[walk.players] = np.diff(walk.utilities)
-            self._moments.add(draw)
-            self._evaluations += walk.cost
-            self._skipped += n - len(walk.players)
+            done = self._done
+            self._done = _Done(
+                done.moments.with_draw(draw), done.evaluations + walk.cost, done.skipped + n - len(walk.players)
+            )
             yield walk.cost
 
-    def estimate(self, evaluations: int) -> Estimate:
+    def estimate(self) -> Estimate:
         """Return the mean of the walks."""
-        return from_moments(self._moments, evaluations)
+        return from_moments(self._done.moments, self._done.evaluations)
 
     def truncated(self) -> float:
         """Fraction of the marginal contributions that were set to zero."""
-        return self._skipped / (self._moments.count * self._game.n_players)
+        return self._done.skipped / (self._done.moments.count * self._game.n_players)
 
     def _single(self, n_draws: int) -> Iterator[_Walk]:
         for permutation in islice(self._permutations, n_draws):
@@ -204,7 +217,7 @@ class _Walks:
 
         finished: dict[int, _Walk] = {}
         started = yielded = 0
-        reserved = self._evaluations  # those made, and those that permutations under way may still need
+        reserved = self._done.evaluations  # those made, and those that permutations under way may still need
         while True:
             for lane in np.flatnonzero(~under_way):
                 if started >= n_draws or reserved + full_cost > self._most_evaluations:

@@ -1,24 +1,28 @@
-"""The command line: ``inrun-bench list | run | figures | report | reference | verify``."""
+"""The command line: ``inrun-bench list | run | figures | report | pack | reference | verify``."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from baselines import InterruptedEstimateWarning
 from inrun_bench import __version__, reference
 from inrun_bench.backends import BACKENDS
 from inrun_bench.experiments import EXPERIMENTS
 from inrun_bench.figures import FIGURES, draw_figures
+from inrun_bench.fingerprint import outdated
 from inrun_bench.methods import METHODS
 from inrun_bench.plan import PROFILES, Plan
-from inrun_bench.reference_making import extend
+from inrun_bench.reference import references
+from inrun_bench.reference_making import extend, thin
 from inrun_bench.reference_proof import verify
 from inrun_bench.report import headline, update_section, write_summary
 from inrun_bench.runner import run
-from inrun_bench.store import Store
+from inrun_bench.store import Overlay, Store
 from inrun_bench.unit import DEFAULT_RECIPE, title_of
 from tasks import CATALOG
 from tasks import names as task_names
@@ -33,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code: 0, 1 where units or proofs failed, 2 for bad input."""
     options = _parser().parse_args(arguments)
     try:
-        code: int = options.command(options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", InterruptedEstimateWarning)  # Ctrl-C proves nothing by half an estimate
+            code: int = options.command(options)
     except (ValueError, OSError) as error:
         print(f"inrun-bench: error: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -52,6 +58,9 @@ def _list(_options: argparse.Namespace) -> int:
         width = max(map(len, lines))
         for name, text in lines.items():
             print(f"  {name:{width}}  {text}".rstrip())
+    for registry in (CATALOG, METHODS):
+        for name, why in registry.broken.items():
+            print(f"inrun-bench: plug-in {name!r} cannot be used: {why}", file=sys.stderr)
     return 0
 
 
@@ -65,6 +74,7 @@ def _run(options: argparse.Namespace) -> int:
         tasks=CATALOG.choose(options.task or profile.tasks or task_names(large=False)),
         methods=METHODS.choose(options.method or profile.methods),
         seeds=tuple(dict.fromkeys(options.seed)) or profile.seeds,
+        reference_folder=options.reference,
     )
     default = [name for name, experiment in EXPERIMENTS.items() if experiment.DEFAULT]
     chosen = EXPERIMENTS.choose(options.experiment or default)
@@ -79,7 +89,10 @@ def _run(options: argparse.Namespace) -> int:
         backend=options.backend,
         scheduler=options.scheduler,
         progress=not options.quiet,
+        force=options.force,
     )
+    for change, count in outcome.outdated.items():
+        print(f"out of date, and measured again: {count} units, for {change}")
     if outcome.done or outcome.failed:
         print(f"{outcome.done} units done, {outcome.skipped} were there already, {len(outcome.failed)} failed")
     else:
@@ -87,6 +100,7 @@ def _run(options: argparse.Namespace) -> int:
     draw_figures(store, list(FIGURES))
     print(f"\n{write_summary(store)}")
     print(f"rows, figures and this summary are in {store.root}")
+    _note_outdated(store)
     for unit, message in outcome.failed:
         print(f"inrun-bench: failed: {unit}: {message}", file=sys.stderr)
     return UNITS_FAILED if outcome.failed else 0
@@ -94,8 +108,10 @@ def _run(options: argparse.Namespace) -> int:
 
 def _figures(options: argparse.Namespace) -> int:
     names = FIGURES.choose(options.experiment)
-    for path in draw_figures(Store(_folder(options), create=False), names):
+    store = Store(_folder(options), create=False)
+    for path in draw_figures(store, names):
         print(path)
+    _note_outdated(store)
     return 0
 
 
@@ -104,6 +120,18 @@ def _report(options: argparse.Namespace) -> int:
     print(write_summary(store))
     if options.into:
         update_section(options.into, headline(store))
+    _note_outdated(store)
+    return 0
+
+
+def _pack(options: argparse.Namespace) -> int:
+    store = Store(_folder(options), create=False)
+    if options.utilities is not None:
+        if options.utilities < 0:
+            raise ValueError(f"--utilities must not be negative, got {options.utilities}")
+        print(f"utilities of {thin(store, options.utilities)} blocks are left out")
+    for experiment, count in store.pack().items():
+        print(f"{experiment}: {count} units in one file")
     return 0
 
 
@@ -112,6 +140,7 @@ def _reference(options: argparse.Namespace) -> int:
     if not 0 < options.reliability < 1:
         raise ValueError(f"--reliability must lie between 0 and 1, got {options.reliability}")
     store = Store(options.out)
+    published = references(options.reference).stores
     having = [task for task in task_names(large=False) if options.recipe in CATALOG[task].recipes]
     for task in CATALOG.choose(options.task or having):
         found = extend(
@@ -124,6 +153,7 @@ def _reference(options: argparse.Namespace) -> int:
             jobs=options.jobs,
             backend=options.backend,
             scheduler=options.scheduler,
+            earlier=published,
         )
         reached = "exact" if found.exact else _listed(found.reliability(), ".4f")
         title = title_of(task, found.recipe)
@@ -136,23 +166,27 @@ def _reference(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     if options.coalitions < 1:
         raise ValueError(f"--coalitions must be at least 1, got {options.coalitions}")
-    store = Store(options.out, create=False)
+    if options.remake is not None and options.remake < 0:
+        raise ValueError(f"--remake must not be negative, got {options.remake}")
+    store = references(options.reference)
     proofs = [
-        verify(store, task, options.seed, recipe=recipe, coalitions=options.coalitions)
+        verify(store, task, options.seed, recipe=recipe, coalitions=options.coalitions, remake=options.remake)
         for task, recipe in _claimed(store, options)
     ]
     for proof in proofs:
         verdict = "holds" if proof.holds else "DOES NOT HOLD"
         bits = "" if proof.same_game else "; data or weights differ from those of the reference in some bits"
         title = title_of(proof.task, proof.recipe)
+        remade = f"block {', '.join(map(str, proof.remade))} made anew within {_listed(proof.remade_errors, '.1g')}"
         print(
-            f"{title}: {verdict}; values from stored utilities within {proof.replay_error:.1g}, "
-            f"{proof.retrained} retrained coalitions within {_listed(proof.errors, '.1g')}{bits}"
+            f"{title}: {verdict}; values of {proof.replayed} of {proof.blocks} blocks from stored utilities within "
+            f"{proof.replay_error:.1g}, {proof.retrained} retrained coalitions within {_listed(proof.errors, '.1g')}, "
+            f"{remade if proof.remade else 'no block made anew'}{bits}"
         )
     return 0 if all(proof.holds for proof in proofs) else NOT_PROVED
 
 
-def _claimed(store: Store, options: argparse.Namespace) -> list[tuple[str, str]]:
+def _claimed(store: Overlay, options: argparse.Namespace) -> list[tuple[str, str]]:
     """Return tasks and recipes whose references are to be proved; those that are asked for and missing come first."""
     there = [
         (task, recipe)
@@ -163,6 +197,18 @@ def _claimed(store: Store, options: argparse.Namespace) -> list[tuple[str, str]]
     asked_for = CATALOG.choose(options.task) if options.task or not there else ()
     missing = [(task, options.recipe or DEFAULT_RECIPE) for task in asked_for if task not in dict(there)]
     return missing + there
+
+
+def _note_outdated(store: Store) -> None:
+    """Say on stderr which rows of a folder are not what would be measured now."""
+    count, reasons = outdated(store.units())
+    if count:
+        listed = "; ".join(f"{why} ({number})" for why, number in reasons.most_common())
+        print(
+            f"inrun-bench: note: the rows of {count} units in {store.root} are out of date: {listed}. "
+            "'inrun-bench run' measures them again",
+            file=sys.stderr,
+        )
 
 
 def _listed(numbers: Mapping[str, float], form: str) -> str:
@@ -183,7 +229,7 @@ def _folder(options: argparse.Namespace) -> Path:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="inrun-bench", description="In-Run Data Shapley, judged against retraining.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="list | run | figures | report | reference | verify")
+    commands = parser.add_subparsers(required=True, metavar="list | run | figures | report | pack | reference | verify")
 
     command = commands.add_parser("list", help="name the experiments, tasks, methods and profiles")
     command.set_defaults(command=_list)
@@ -196,6 +242,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", nargs="+", type=int, default=[], help="seeds (default: the profile's)")
     _add_workers(command)
     command.add_argument("--quiet", action="store_true", help="show no progress bar")
+    command.add_argument("--force", action="store_true", help="measure anew what is there already, too")
+    _add_reference_folder(command)
     _add_place(command)
     command.set_defaults(command=_run)
 
@@ -211,6 +259,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_place(command)
     command.set_defaults(command=_report)
 
+    command = commands.add_parser("pack", help="put the rows of each experiment into one file")
+    command.add_argument(
+        "--utilities",
+        type=int,
+        metavar="BLOCKS",
+        help="of each reference, keep the utilities of so many blocks alone (default: of all)",
+    )
+    _add_place(command)
+    command.set_defaults(command=_pack)
+
     command = commands.add_parser("reference", help="make reference values, or make those that are there more reliable")
     _add_reference(command)
     command.add_argument(
@@ -219,6 +277,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--reliability", type=float, default=0.99, help="split-half Spearman correlation to reach (default: 0.99)"
     )
+    place = Path("runs", "reference")
+    command.add_argument("--out", type=Path, default=place, help=f"where new blocks go (default: {place})")
     command.add_argument("--minutes", type=float, default=60.0, help="when to stop all the same, a task (default: 60)")
     _add_workers(command)
     command.set_defaults(command=_reference)
@@ -227,6 +287,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_reference(command)
     command.add_argument("--recipe", help="recipe of the trainings (default: all of which there are references)")
     command.add_argument("--coalitions", type=int, default=64, help="how many to retrain, a task (default: 64)")
+    command.add_argument(
+        "--remake",
+        type=int,
+        metavar="BLOCKS",
+        help="how many blocks without utilities to make anew, a reference (default: one, where that is quick)",
+    )
     command.set_defaults(command=_verify)
     return parser
 
@@ -234,8 +300,15 @@ def _parser() -> argparse.ArgumentParser:
 def _add_reference(command: argparse.ArgumentParser) -> None:
     command.add_argument("--task", nargs="+", default=[], help="tasks (default: all that are not large)")
     command.add_argument("--seed", type=int, default=0, help="seed of the tasks (default: 0)")
+    _add_reference_folder(command)
+
+
+def _add_reference_folder(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--out", type=Path, default=reference.FOLDER, help=f"where references are (default: {reference.FOLDER})"
+        "--reference",
+        type=Path,
+        metavar="DIR",
+        help="a folder of your own references, read beside the published ones",
     )
 
 

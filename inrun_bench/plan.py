@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from inrun_bench.reference import references
+from inrun_bench.store import Overlay
 from tasks import CATALOG
 
 __all__ = ["PROFILES", "Plan", "Profile"]
@@ -136,12 +139,30 @@ PROFILES["large"] = dataclasses.replace(  # for values, removal and detection: l
 
 @dataclass(frozen=True)
 class Plan:
-    """Which tasks, methods and seeds the experiments run over."""
+    """Which tasks, methods and seeds the experiments run over, and which references they judge by.
+
+    Attributes
+    ----------
+    profile : Profile
+        How much work the experiments do.
+    tasks, methods : tuple of str
+        Their names.
+    seeds : tuple of int
+        Of the tasks.
+    reference_folder : Path, optional
+        References of one's own, read beside the published ones.
+    """
 
     profile: Profile
     tasks: tuple[str, ...]
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
+    reference_folder: Path | None = None
+
+    @property
+    def references(self) -> Overlay:
+        """The references that can be read; ValueError if the folder holds no results."""
+        return references(self.reference_folder)
 
     @property
     def tasks_with_reference(self) -> tuple[str, ...]:

@@ -1,32 +1,48 @@
 """Reference values as they are stored; :mod:`~inrun_bench.reference_making` makes them, and ``_proof`` proves them.
 
+The published ones lie beside the package, whatever folder one works in. One's own lie in a folder of one's own, and
+are read together with those (:func:`references`).
+
 A reference is the mean of independent blocks (:mod:`inrun_bench.experiments.reference`). How far it can be trusted is
 the Spearman correlation between the mean of all even draws and that of all odd ones: its split-half reliability.
 
->>> from inrun_bench.reference import FOLDER, read
->>> from inrun_bench.store import Store
->>> read(Store(FOLDER), "iris-logreg").valuations["accuracy"].values.shape
+>>> from inrun_bench.reference import read, references
+>>> read(references(), "iris-logreg").valuations["accuracy"].values.shape
 (16,)
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from baselines import Valuation
-from inrun_bench.store import Store
-from inrun_bench.unit import DEFAULT_RECIPE, REFERENCE, Unit, recipe_setting
+from inrun_bench.store import Overlay, Store
+from inrun_bench.unit import DEFAULT_RECIPE, REFERENCE, Row, Unit, recipe_setting
 from tasks import CATALOG
 
-__all__ = ["FOLDER", "Reference", "block", "blocks", "exists", "read", "recipes"]
+__all__ = [
+    "PUBLISHED",
+    "Reference",
+    "as_unit",
+    "block",
+    "blocks",
+    "exists",
+    "of_rows",
+    "read",
+    "recipes",
+    "references",
+    "value_rows",
+]
 
-FOLDER = Path("results", "reference")
+PUBLISHED = Path(__file__).resolve().parent.parent / "results" / "reference"
+"""Where published references lie, in a clone and where the package is installed."""
 
 SHIFTS = 5  # of each permutation, and as many reverses: one draw
 DRAWS = 8  # a block
@@ -85,12 +101,37 @@ class Reference:
         return hashlib.sha256(values.tobytes()).hexdigest()[:12]
 
 
-def read(store: Store, task: str, seed: int = 0, recipe: str = DEFAULT_RECIPE) -> Reference:
+def references(folder: Path | None = None) -> Overlay:
+    """Return the references that can be read: those in `folder`, and the published ones.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        A folder of one's own, where 'inrun-bench reference --out' put some; what it lacks is read from the published
+        ones.
+
+    Raises
+    ------
+    ValueError
+        If the folder is no folder of results, or nothing is published beside this package.
+    """
+    return Overlay((*([] if folder is None else [Store(folder, create=False)]), _published(PUBLISHED)))
+
+
+@cache
+def _published(folder: Path) -> Store:
+    try:
+        return Store(folder, create=False)
+    except ValueError as error:
+        raise ValueError(f"the references that come with inrun-bench are not beside it: {error}") from error
+
+
+def read(store: Store | Overlay, task: str, seed: int = 0, recipe: str = DEFAULT_RECIPE) -> Reference:
     """Return the reference of a task from all of its blocks.
 
     Parameters
     ----------
-    store : Store
+    store : Store or Overlay
         Where 'inrun-bench reference' put it.
     task : str
         Name of the task.
@@ -106,14 +147,19 @@ def read(store: Store, task: str, seed: int = 0, recipe: str = DEFAULT_RECIPE) -
     Raises
     ------
     ValueError
-        If there is none.
+        If there is none, or its blocks are of different games.
     """
     parts = [rows for _, rows in blocks(store, task, seed, recipe)]
     if not parts:
         raise ValueError(
-            f"there is no reference for task {task!r}, seed {seed}, recipe {recipe!r}, in {str(store.root)!r}; "
+            f"there is no reference for task {task!r}, seed {seed}, recipe {recipe!r}, in {store}; "
             f"make it with 'inrun-bench reference --task {task} --seed {seed} --recipe {recipe}'"
         )
+    return of_rows(task, seed, recipe, parts)
+
+
+def of_rows(task: str, seed: int, recipe: str, parts: Sequence[pd.DataFrame]) -> Reference:
+    """Return the reference that is the mean of independent parts, one table of rows each: blocks, or a whole one."""
     rows = pd.concat(parts)
     cost = rows[rows["metric"] == "utilities"].groupby("utility")[["evaluations", "seconds"]].sum()
     values = rows[rows["metric"] == "value"]
@@ -132,12 +178,43 @@ def read(store: Store, task: str, seed: int = 0, recipe: str = DEFAULT_RECIPE) -
     return Reference(task, seed, recipe, valuations, str(values["identity"].iloc[0]), len(parts))
 
 
-def exists(store: Store, task: str, seed: int = 0, recipe: str = DEFAULT_RECIPE) -> bool:
+def as_unit(reference: Reference) -> Unit:
+    """Return a unit whose rows are the values of a reference: what experiments that judge by it need.
+
+    So the values travel to the workers as the rows of any other unit do, and stand in the results beside what they
+    judged.
+    """
+    settings = {"reference": reference.digest(), **recipe_setting(reference.recipe)}
+    rows = [
+        {**row, "identity": reference.identity}
+        for utility, valuation in reference.valuations.items()
+        for row in value_rows(valuation, utility)
+    ]
+    return Unit("reference-values", reference.task, REFERENCE, reference.seed, settings, given=tuple(rows))
+
+
+def value_rows(valuation: Valuation, utility: str) -> list[Row]:
+    """Return what the values cost, and one row a sample: value, standard error, and values from even and odd draws."""
+    n = len(valuation.values)
+    stderr = np.zeros(n) if valuation.stderr is None else valuation.stderr  # enumeration has no error
+    halves = np.stack([valuation.values] * 2) if valuation.halves is None else valuation.halves
+    columns = zip(valuation.values.tolist(), stderr.tolist(), *halves.tolist(), strict=True)
+    cost = {"metric": "utilities", "evaluations": valuation.evaluations, "seconds": valuation.seconds}
+    return [
+        {**cost, "utility": utility},
+        *(
+            {"metric": "value", "utility": utility, "sample": i, "value": v, "stderr": e, "even": even, "odd": odd}
+            for i, (v, e, even, odd) in enumerate(columns)
+        ),
+    ]
+
+
+def exists(store: Store | Overlay, task: str, seed: int = 0, recipe: str = DEFAULT_RECIPE) -> bool:
     """Return whether there is a reference of the task, trained by that recipe."""
     return store.has(block(task, seed, 0, recipe))
 
 
-def recipes(store: Store, task: str, seed: int = 0) -> list[str]:
+def recipes(store: Store | Overlay, task: str, seed: int = 0) -> list[str]:
     """Return the recipes of the task for which there are references, in the task's order."""
     return [recipe for recipe in CATALOG[task].recipes if exists(store, task, seed, recipe)]
 
@@ -148,9 +225,27 @@ def block(task: str, seed: int, number: int, recipe: str = DEFAULT_RECIPE) -> Un
     return Unit("reference", task, REFERENCE, seed, settings)
 
 
-def blocks(store: Store, task: str, seed: int, recipe: str = DEFAULT_RECIPE) -> list[tuple[Unit, pd.DataFrame]]:
-    """Return the blocks that are there, from number 0 on, each with its rows."""
+def blocks(
+    store: Store | Overlay, task: str, seed: int, recipe: str = DEFAULT_RECIPE
+) -> list[tuple[Unit, pd.DataFrame]]:
+    """Return the blocks that are there, from number 0 on, each with its rows.
+
+    Raises
+    ------
+    ValueError
+        If they are not all of the same task: its data, its model or its recipe changed between them.
+    """
     found: list[tuple[Unit, pd.DataFrame]] = []
+    contents: dict[str, int] = {}
     while store.has(unit := block(task, seed, len(found), recipe)):
+        provenance = store.provenance(unit)
+        if provenance is not None and provenance.fingerprint is not None:
+            contents.setdefault(provenance.fingerprint["task"], len(found))
         found.append((unit, store.read(unit)))
+    if len(contents) > 1:
+        first, other, *_ = contents.values()
+        raise ValueError(
+            f"blocks {first} and {other} of the reference for {task!r}, seed {seed}, recipe {recipe!r}, are of two "
+            f"contents of the task; make a reference of the present one in a folder of its own, with --out"
+        )
     return found

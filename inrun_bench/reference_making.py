@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from joblib import cpu_count
 
@@ -10,10 +11,10 @@ import tasks
 from inrun_bench.experiments.reference import MOST_ENUMERATED
 from inrun_bench.reference import Reference, block, blocks, read
 from inrun_bench.runner import run
-from inrun_bench.store import Store
+from inrun_bench.store import Overlay, Store
 from inrun_bench.unit import DEFAULT_RECIPE
 
-__all__ = ["extend"]
+__all__ = ["extend", "thin"]
 
 
 def extend(
@@ -27,13 +28,14 @@ def extend(
     jobs: int = -1,
     backend: str = "local",
     scheduler: str | None = None,
+    earlier: Sequence[Store] = (),
 ) -> Reference:
     """Add blocks to the reference of a task until it is reliable for all utilities, or the time is up.
 
     Parameters
     ----------
     store : Store
-        Where the blocks are, and go.
+        Where new blocks go.
     task, seed, recipe
         What the values are of.
     reliability : float
@@ -42,6 +44,8 @@ def extend(
         When to stop all the same: no block is started after that.
     jobs, backend, scheduler
         As in :func:`inrun_bench.runner.run`. A round makes `jobs` blocks, then the halves are compared.
+    earlier : sequence of Store
+        Where blocks are read that `store` lacks; nothing is written there.
 
     Returns
     -------
@@ -55,12 +59,13 @@ def extend(
         If a block fails; those before it are kept.
     """
     start = time.perf_counter()
+    there = Overlay((store, *earlier))
     enumerated = tasks.load(task, seed, recipe=recipe).n_train <= MOST_ENUMERATED
     at_once = 1 if enumerated else cpu_count() if jobs == -1 else jobs
     while True:
-        made = len(blocks(store, task, seed, recipe))
+        made = len(blocks(there, task, seed, recipe))
         if made:
-            reference = read(store, task, seed, recipe)
+            reference = read(there, task, seed, recipe)
             reached = min(reference.reliability().values())
             late = time.perf_counter() - start > seconds
             if reference.exact or reached >= reliability or late:
@@ -75,3 +80,23 @@ def extend(
         if outcome.failed:
             unit, message = outcome.failed[0]
             raise RuntimeError(f"{unit} failed: {message}")
+
+
+def thin(store: Store, keep: int) -> int:
+    """Drop the utilities of all but the first blocks of each reference in a folder; return of how many.
+
+    They take a hundred times the space of the values, and anybody can make them anew from the numbers of the blocks.
+    The cost of what is dropped stays on record, and so do enumerated utilities, which are the only block of theirs.
+
+    Parameters
+    ----------
+    store : Store
+        The folder.
+    keep : int
+        How many blocks of each reference keep their utilities.
+    """
+    units = [unit for unit in store.units() if unit.experiment == "reference"]
+    long = [unit for unit in units if int(unit.settings["block"]) >= max(keep, 1) and "utilities" in store.read(unit)]
+    for unit in long:
+        store.drop_column(unit, "utilities")
+    return len(long)

@@ -6,6 +6,9 @@ process alone reads and writes the store, so that workers need not share its dis
 
 - A unit is claimed before it is sent and until its rows are written: of several runs into one folder each does what
   no other is doing.
+- Rows that are there are taken for the unit's own only while what they follow from is what it was when they were
+  measured (:mod:`inrun_bench.fingerprint`); else the unit is measured again, and its rows take the place of the old.
+- A worker whose code or libraries are others than this process's measures nothing.
 - A unit that fails leaves a row that says why, and the others go on.
 - A unit whose worker dies is sent again, and fails when it has cost :data:`LIVES` workers.
 - Killing a run loses the units in flight and nothing else.
@@ -14,10 +17,11 @@ process alone reads and writes the store, so that workers need not share its dis
 from __future__ import annotations
 
 import time
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from typing import TypeAlias
 
@@ -28,9 +32,11 @@ from filelock import FileLock
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from inrun_bench import __version__
+from baselines import InterruptedEstimateWarning
 from inrun_bench.backends import BACKENDS, Workers
 from inrun_bench.experiments import EXPERIMENTS
+from inrun_bench.fingerprint import Fingerprint, changes, code_parts
+from inrun_bench.run_rows import RunRows
 from inrun_bench.store import Store
 from inrun_bench.unit import Row, Unit
 
@@ -47,11 +53,22 @@ Measure: TypeAlias = Callable[[Unit, dict[Unit, pd.DataFrame]], list[Row]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the units of a run."""
+    """What became of the units of a run.
+
+    Attributes
+    ----------
+    done, skipped : int
+        Units measured, and units whose rows were there.
+    failed : tuple of (Unit, str)
+        Units that failed, and why.
+    outdated : mapping of str to int
+        Why units whose rows were there were measured again, and how many for each reason.
+    """
 
     done: int
     skipped: int
     failed: tuple[tuple[Unit, str], ...]
+    outdated: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,8 +87,9 @@ def run(
     backend: str = "local",
     scheduler: str | None = None,
     progress: bool = False,
+    force: bool = False,
 ) -> Outcome:
-    """Run `units`, and before them the units that they need, but for those whose rows are there.
+    """Run `units`, and before them the units that they need, but for those whose rows are there and up to date.
 
     Parameters
     ----------
@@ -88,6 +106,8 @@ def run(
         Address of a cluster of that kind that is running already; without it one is started here, and ended.
     progress : bool
         Show a bar on stderr.
+    force : bool
+        Measure all units anew, whatever is there.
 
     Returns
     -------
@@ -102,21 +122,26 @@ def run(
         If the backend is unknown, its package is not installed, or the scheduler does not go with it.
     """
     everything = _with_needs(units)
-    missing = [unit for unit in everything if not store.has(unit)]
+    rows = RunRows(store, force=force)
+    missing = [unit for unit in everything if not rows.up_to_date(unit)]
     if not missing:
         return Outcome(0, len(everything), ())
+    outdated = Counter(change for unit in missing for change in rows.changes(unit))
     failed: list[tuple[Unit, str]] = []
     with (
         BACKENDS[backend].connect(jobs, scheduler) as workers,
         tqdm(total=len(missing), unit="unit", disable=not progress, smoothing=0) as bar,
     ):
-        store.record_run(jobs, sorted({unit.seed for unit in missing}), len(missing), backend)
-        for unit, message in _settle(missing, store, workers, jobs):
-            bar.set_postfix_str(str(unit), refresh=False)
-            bar.update()
-            if message:
-                failed.append((unit, message))
-    return Outcome(len(missing) - len(failed), len(everything) - len(missing), tuple(failed))
+        rows.run = store.begin_run(jobs, sorted({unit.seed for unit in missing}), backend)
+        try:
+            for unit, message in _settle(missing, rows, workers, jobs):
+                bar.set_postfix_str(str(unit), refresh=False)
+                bar.update()
+                if message:
+                    failed.append((unit, message))
+        finally:
+            store.count_units(rows.run, done=len(rows.written), failed=len(failed))
+    return Outcome(len(missing) - len(failed), len(everything) - len(missing), tuple(failed), outdated)
 
 
 def _with_needs(units: Iterable[Unit]) -> list[Unit]:
@@ -141,7 +166,7 @@ class _Flight:
     claim: FileLock
 
 
-def _settle(units: Sequence[Unit], store: Store, workers: Workers, jobs: int) -> Iterator[tuple[Unit, str]]:
+def _settle(units: Sequence[Unit], rows: RunRows, workers: Workers, jobs: int) -> Iterator[tuple[Unit, str]]:
     """Run `units`; yield each when its rows are stored, with the message of its error, empty where all went well."""
     todo = set(units)
     order = TopologicalSorter({unit: todo.intersection(unit.needs) for unit in units})
@@ -153,17 +178,17 @@ def _settle(units: Sequence[Unit], store: Store, workers: Workers, jobs: int) ->
     try:
         while order.is_active():
             ready += order.get_ready()
-            free = [unit for unit in ready if not EXPERIMENTS[unit.experiment].EXCLUSIVE]
+            free = [unit for unit in ready if not _exclusive(unit)]
             room = next(slots) if free else 1  # exclusive units start when no other can, and only while nothing runs
             for unit in free or ready:
                 if len(flights) >= room:
                     break
-                claim = store.claim(unit)
+                claim = rows.store.claim(unit)
                 if claim is not None:  # else another run is at it: look again later
                     ready.remove(unit)
-                    flights[_send(unit, store, workers)] = _Flight(unit, claim)
+                    flights[_send(unit, rows, workers)] = _Flight(unit, claim)
             for flight, answer in _landed(flights, workers, deaths):
-                message = _keep(answer, flight.unit, store) if answer else ""
+                message = _keep(answer, flight.unit, rows) if answer else ""
                 flight.claim.release()
                 if answer:
                     order.done(flight.unit)
@@ -187,15 +212,21 @@ def _slots(workers: Workers, jobs: int) -> Iterator[int]:
         yield max(1, slots if jobs == -1 else min(slots, jobs))
 
 
-def _send(unit: Unit, store: Store, workers: Workers) -> Future[_Answer]:
+def _exclusive(unit: Unit) -> bool:
+    return unit.given is None and EXPERIMENTS[unit.experiment].EXCLUSIVE
+
+
+def _send(unit: Unit, rows: RunRows, workers: Workers) -> Future[_Answer]:
     """Have a worker measure the unit, unless there is no need to, or no way."""
-    if store.has(unit):  # another run was faster
+    if rows.up_to_date(unit):  # another run was faster
         return _settled(_Answer())
+    if unit.given is not None:
+        return _settled(_Answer(list(unit.given)))
     for need in unit.needs:
-        if not store.has(need):
+        if not rows.up_to_date(need):
             return _settled(_Answer(message=f"RuntimeError: needs '{need}', which failed"))
-    needs = {need: store.read(need) for need in unit.needs}
-    return workers.submit(_measure, EXPERIMENTS[unit.experiment].measure, unit, needs, __version__)
+    needs = {need: rows.store.read(need) for need in unit.needs}
+    return workers.submit(_measure, EXPERIMENTS[unit.experiment].measure, unit, needs, code_parts(unit))
 
 
 def _settled(answer: _Answer) -> Future[_Answer]:
@@ -230,26 +261,28 @@ def _answer(future: Future[_Answer], unit: Unit, workers: Workers, deaths: Count
     return _Answer(message=f"WorkerDied: a worker died {deaths[unit]} times while running this unit: {last}")
 
 
-def _keep(answer: _Answer, unit: Unit, store: Store) -> str:
+def _keep(answer: _Answer, unit: Unit, rows: RunRows) -> str:
     """Store the unit's rows, or the row that says why there are none; return that message."""
     message = answer.message
     if answer.rows is not None:
         try:
-            store.write(unit, answer.rows)
+            rows.write(unit, answer.rows)
         except Exception as error:  # rows that are no table
             message = _described(error)
     if message:
-        store.write(unit, [{"metric": "error", "status": "error", "message": message}])
+        rows.write_error(unit, message)
     return message
 
 
-def _measure(measure: Measure, unit: Unit, needs: dict[Unit, pd.DataFrame], version: str) -> _Answer:
-    """Measure a unit in this process, whichever it is."""
-    if version != __version__:
-        return _Answer(message=f"RuntimeError: this is a run of inrun-bench {version}, the worker has {__version__}")
+def _measure(measure: Measure, unit: Unit, needs: dict[Unit, pd.DataFrame], code: Fingerprint) -> _Answer:
+    """Measure a unit in this process, whichever it is, if its code and libraries are those of the run."""
+    if code != code_parts(unit):
+        different = changes(unit, code, code_parts(unit))
+        return _Answer(message=f"RuntimeError: the worker and the run differ in {' and '.join(different)}")
     torch.set_num_threads(1)
     try:
-        with threadpool_limits(1), joblib.parallel_config("sequential"):
+        with threadpool_limits(1), joblib.parallel_config("sequential"), warnings.catch_warnings():
+            warnings.simplefilter("error", InterruptedEstimateWarning)  # Ctrl-C leaves no rows of half an estimate
             return _Answer(measure(unit, needs))
     except Exception as error:  # whatever a unit raises belongs into its row
         return _Answer(message=_described(error))

@@ -39,6 +39,8 @@ class Unit:
         Whatever else defines the unit.
     needs : tuple of Unit
         Units whose rows this one reads.
+    given : tuple of dict, optional
+        The unit's rows, where they are known without measuring anything; its settings then tell them apart.
     """
 
     experiment: str
@@ -47,6 +49,7 @@ class Unit:
     seed: int
     settings: Mapping[str, Setting] = field(default_factory=dict, hash=False)
     needs: tuple[Unit, ...] = ()
+    given: tuple[Row, ...] | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def key(self) -> str:

@@ -36,7 +36,11 @@ __all__ = [
 
 
 CATALOG: Registry[TaskSpec] = Registry(
-    "task", catalog, lambda name, module: {name: module.TASK}, group="inrun_bench.tasks"
+    "task",
+    catalog,
+    lambda name, module: {name: module.TASK},
+    group="inrun_bench.tasks",
+    accepts=lambda thing: isinstance(thing, TaskSpec),
 )
 
 

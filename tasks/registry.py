@@ -6,8 +6,9 @@ import difflib
 import importlib
 import pkgutil
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Generic, TypeVar
 
@@ -33,8 +34,11 @@ class Registry(Mapping[str, T], Generic[T]):
         Entry-point group through which other distributions add theirs, under names that are free.
     reserved : tuple of str
         Names that nobody may take.
+    accepts : callable, optional
+        Whether something that an entry point loads is of this kind.
 
-    Looking up an unknown name raises ValueError with the nearest known one.
+    Looking up an unknown name raises ValueError with the nearest known one. What another distribution adds and cannot
+    be used is skipped with a RuntimeWarning; :attr:`broken` says why.
     """
 
     def __init__(
@@ -44,18 +48,23 @@ class Registry(Mapping[str, T], Generic[T]):
         collect: Callable[[str, ModuleType], Mapping[str, T]],
         group: str | None = None,
         reserved: tuple[str, ...] = (),
+        accepts: Callable[[object], bool] = lambda _: True,
     ) -> None:
         self._kind = kind
         self._package = package
         self._collect = collect
         self._group = group
         self._reserved = reserved
+        self._accepts = accepts
+        self._broken: dict[str, str] = {}
         self._found: dict[str, T] | None = None
 
     def __getitem__(self, name: str) -> T:
         try:
             return self._all()[name]
         except KeyError:
+            if name in self._broken:
+                raise ValueError(f"{self._kind} {name!r} cannot be used: {self._broken[name]}") from None
             raise ValueError(unknown_name(self._kind, name, list(self))) from None
 
     def choose(self, names: Sequence[str]) -> tuple[str, ...]:
@@ -63,6 +72,12 @@ class Registry(Mapping[str, T], Generic[T]):
         for name in names:
             self[name]
         return tuple(dict.fromkeys(names)) or tuple(self)
+
+    @property
+    def broken(self) -> Mapping[str, str]:
+        """Names of other distributions' entry points that cannot be used, and why."""
+        self._all()
+        return dict(self._broken)
 
     def __contains__(self, name: object) -> bool:
         return name in self._all()
@@ -80,15 +95,29 @@ class Registry(Mapping[str, T], Generic[T]):
                 module = importlib.import_module(f"{self._package.__name__}.{info.name}")
                 found.update(self._collect(info.name.replace("_", "-"), module))
             for entry in entry_points(group=self._group) if self._group else ():
-                if entry.name in found or entry.name in self._reserved or not re.fullmatch(NAME, entry.name):
-                    raise ValueError(
-                        f"entry point {entry.name!r} of group {self._group!r} cannot name a {self._kind}: a name must "
-                        f"be free (taken: {', '.join((*found, *self._reserved))}) and of letters, digits, dashes and "
-                        "underscores alone"
+                try:
+                    found[entry.name] = self._load(entry, found)
+                except Exception as error:  # whatever a third party's module raises
+                    self._broken[entry.name] = f"{type(error).__name__}: {error}"
+                    warnings.warn(
+                        f"{self._kind} {entry.name!r} ({entry.value}) is skipped: {self._broken[entry.name]}",
+                        RuntimeWarning,
+                        stacklevel=3,
                     )
-                found[entry.name] = entry.load()
             self._found = found  # at the end: what fails half-way is not half a registry
         return self._found
+
+    def _load(self, entry: EntryPoint, found: Mapping[str, T]) -> T:
+        if entry.name in found or entry.name in self._reserved or not re.fullmatch(NAME, entry.name):
+            raise ValueError(
+                f"entry point {entry.name!r} of group {self._group!r} cannot name a {self._kind}: a name must "
+                f"be free (taken: {', '.join((*found, *self._reserved))}) and of letters, digits, dashes and "
+                "underscores alone"
+            )
+        thing: T = entry.load()
+        if not self._accepts(thing):
+            raise TypeError(f"entry point {entry.name!r} loads a {type(thing).__name__}, which is no {self._kind}")
+        return thing
 
 
 def unknown_name(kind: str, got: str, known: list[str]) -> str:

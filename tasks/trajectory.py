@@ -27,16 +27,17 @@ second, some 60 times as many as in a Python loop.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from baselines.game import described
 from tasks import stacks
+from tasks.content import layers
 from tasks.data import Split
 
 if TYPE_CHECKING:
@@ -172,12 +173,14 @@ class TrajectoryGame:
         by no more than rounding: chunks, device, versions; nor `utility`, which only picks a column.
         """
         judge: Split = getattr(self.task, self.split)
+        model = self.task.model()
         entries = [
             ("train x", self.task.train.x),
             ("train y", self.task.train.y),
             ("judge x", judge.x),
             ("judge y", judge.y),
-            *_architecture(self.task.model()),
+            *layers(model),
+            *model.state_dict().items(),
             *(("batch", index) for index in self.task.batches()),
             ("recipe", self.task.recipe),
             ("objective", self.task.objective.name),
@@ -263,16 +266,6 @@ def _check_measure(task: Task, utility: str, split: str) -> None:
 
 def _moved(split: Split, device: torch.device) -> Split:
     return Split(split.x.to(device), split.y.to(device))
-
-
-def _architecture(model: nn.Module) -> Iterator[tuple[str, object]]:
-    """Yield what tells one architecture and its initial weights from another: layers, their settings, their tensors."""
-    for name, layer in model.named_modules():
-        yield name, f"{type(layer).__module__}.{type(layer).__qualname__}"
-        for key, value in sorted(vars(layer).items()):
-            if not key.startswith("_") and isinstance(value, bool | int | float | str | tuple | None):
-                yield key, value
-    yield from model.state_dict().items()
 
 
 def _digest(entries: Iterable[tuple[str, object]]) -> str:

@@ -1,6 +1,7 @@
 """What is published comes from rows: the tables and the README say what the stored rows say."""
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from inrun_bench.figures import FIGURES
 from inrun_bench.figures.cost import with_recipes
 from inrun_bench.figures.estimators import efficiencies
 from inrun_bench.plan import PROFILES, Plan
-from inrun_bench.reference import read
+from inrun_bench.reference import blocks, read, recipes
 from inrun_bench.reference_proof import verify
 from inrun_bench.report import headline, update_section, write_summary
 from inrun_bench.store import Store
@@ -51,8 +52,27 @@ def test_the_published_rows_are_those_of_the_quick_profile_and_none_failed(publi
     plan = Plan(profile, profile.tasks, profile.methods, profile.seeds)
     units = [unit for experiment in EXPERIMENTS.values() if experiment.DEFAULT for unit in experiment.units(plan)]
     everything = {*units, *(need for unit in units for need in unit.needs)}
-    assert len(everything) == len(list((published.root / "rows").iterdir()))
+    assert set(published.units()) == everything
     assert all(published.has(unit) for unit in everything)
+
+
+@pytest.mark.parametrize("folder", sorted(path.name for path in (ROOT / "results").iterdir() if path.is_dir()))
+def test_published_rows_are_packed(folder):
+    store = Store(ROOT / "results" / folder, create=False)
+    names = [path.name for path in (store.root / "rows").iterdir()]
+    assert sorted(names) == [f"{experiment}.parquet" for experiment in store.experiments()]
+
+
+MOST_BYTES = 25 * 2**20
+
+
+def test_the_tracked_tree_is_small_enough_to_travel():
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        pytest.skip("this is no clone")
+    tracked = subprocess.run([git, "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    sizes = {name: (ROOT / name).stat().st_size for name in tracked.split("\0") if name and (ROOT / name).is_file()}
+    assert sum(sizes.values()) <= MOST_BYTES, sorted(sizes, key=sizes.__getitem__)[-5:]
 
 
 def test_what_is_claimed_of_the_reference(published):
@@ -114,7 +134,21 @@ def test_every_embedded_task_has_a_reliable_reference(references, task):
 
 @pytest.mark.parametrize("task", ["iris-logreg", "diabetes-ridge", "digits-mlp"])
 def test_references_are_proved_by_retraining(references, task):
-    assert verify(references, task, coalitions=8, rng=0).holds
+    assert verify(references, task, coalitions=8, remake=0, rng=0).holds
+
+
+def test_a_block_without_utilities_is_proved_by_making_it_anew(references):
+    proof = verify(references, "wine-logreg", coalitions=8, remake=1, rng=0)
+    assert len(proof.remade) == 1
+    assert proof.holds
+
+
+def test_the_utilities_of_some_blocks_of_every_reference_are_published(references):
+    for task in tasks.names(large=False):
+        for recipe in recipes(references, task):
+            found = [rows for _, rows in blocks(references, task, 0, recipe)]
+            kept = ["utilities" in rows for rows in found]
+            assert kept == [True] * min(2, len(found)) + [False] * max(0, len(found) - 2)
 
 
 # --- estimators ---

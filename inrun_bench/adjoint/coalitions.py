@@ -94,6 +94,11 @@ def coalition_gradient_shapley(
     TypeError, ValueError, OSError
         As :func:`inrun_bench.adjoint.sweep.differentiate`; if neither `coalitions` nor `stop` is given, or a number is
         out of range.
+
+    Warns
+    -----
+    InterruptedEstimateWarning
+        If it is interrupted, by Ctrl-C, and returns the draws made so far; see `baselines.monte_carlo`.
     """
     started = perf_counter()
     if not 0 <= spread <= 1:
@@ -141,13 +146,13 @@ class _GradientDraws:
             weights = np.concatenate([_weights(stream, self._game.n_players, self._spread) for stream in streams])
             gradients = self._game.differentiate(weights).gradients
             for draw in gradients.reshape(len(streams), COALITIONS_A_DRAW, -1).mean(axis=1):
-                self._moments.add(draw)
+                self._moments = self._moments.with_draw(draw)
                 yield COALITIONS_A_DRAW
             n_draws -= len(streams)
 
-    def estimate(self, evaluations: int) -> Estimate:
+    def estimate(self) -> Estimate:
         """Return the mean of the draws."""
-        return from_moments(self._moments, evaluations)
+        return from_moments(self._moments, self._moments.count * COALITIONS_A_DRAW)
 
 
 def _weights(stream: np.random.Generator, n: int, spread: float) -> NDArray[np.float64]:

@@ -89,6 +89,11 @@ def control_variate_shapley(
     ------
     TypeError, ValueError, OSError
         As :func:`inrun_bench.adjoint.sweep.differentiate` and :func:`baselines.complementary_shapley`.
+
+    Warns
+    -----
+    InterruptedEstimateWarning
+        If it is interrupted, by Ctrl-C, and returns the draws made so far; see `baselines.monte_carlo`.
     """
     started = perf_counter()
     whole_number("points", points)

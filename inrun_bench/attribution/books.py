@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inrun_bench.attribution.ledger import Entry, Ledger, Pages
 
-__all__ = ["ONLY", "Account", "Books", "Place"]
+__all__ = ["ONLY", "Account", "Books"]
 
 ONLY = "validation"  # the name of the one validation set, where it has none
-
-Place: TypeAlias = list[tuple[int, int]]
-"""What tells the model's weights from what they were: address and version of each."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,6 @@ class Account:
 class _Waiting:
     index: NDArray[np.int64]
     accounts: Mapping[str, Account]
-    place: Place
 
 
 class Books:
@@ -63,11 +59,6 @@ class Books:
         self.ledgers = {name: Ledger(n_samples, labels=labels, pages=(pages or {}).get(name)) for name in names}
         self._waiting: _Waiting | None = None
 
-    @property
-    def waiting(self) -> Place | None:
-        """The weights to which the step led that waits for their loss; None where none waits."""
-        return None if self._waiting is None else self._waiting.place
-
     def values(self, name: str) -> NDArray[np.float64]:
         """Return the values by one validation set, float64 [n_samples], the waiting step included."""
         values = self.ledgers[name].values
@@ -75,9 +66,9 @@ class Books:
             np.add.at(values, self._waiting.index, self._waiting.accounts[name].scores)
         return values
 
-    def hold(self, index: Sequence[int], accounts: Mapping[str, Account], place: Place) -> None:
-        """Note a step that has been taken, and the weights to which it led."""
-        self._waiting = _Waiting(np.asarray(index, dtype=np.int64), accounts, place)
+    def hold(self, index: NDArray[np.int64], accounts: Mapping[str, Account]) -> None:
+        """Note a step that has been taken, until the losses to which it led are known."""
+        self._waiting = _Waiting(index, accounts)
 
     def settle(self, losses: Mapping[str, float]) -> None:
         """Book the waiting step, if there is one, now that the losses to which it led are known."""

@@ -22,11 +22,13 @@ from functools import partial
 from types import MethodType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from inrun_bench.attribution.batch_axis import BatchAxis, batch_first, find_axis, repeated
+from inrun_bench.attribution.batch_axis import BatchAxis, Doubt, batch_first, find_axis, repeated
 from inrun_bench.attribution.compiled import announce, pass_through, scored_linear
 from inrun_bench.attribution.costs import Call, RuleName, fastest
 from inrun_bench.attribution.kernels.backend import Backend
@@ -35,6 +37,7 @@ from inrun_bench.attribution.rules import Factors, find_rules
 from inrun_bench.attribution.saving import save
 from inrun_bench.attribution.scores import Scores, Term
 from inrun_bench.attribution.terms import Direction, LayerTerm, Part, Site
+from inrun_bench.attribution.transfer import Numbers, to_host
 from inrun_bench.attribution.validation import Collected
 from inrun_bench.attribution.weight_gradient import Map, Scored, find_map, scored_call, scored_gradients
 
@@ -85,9 +88,11 @@ class Capture:
         self._latest: Part | None = None  # of the last one, for compiled graphs, which cannot remember theirs
         self._probes: Sequence[Direction] | None = None
         self._scores: Scores | None = None
+        self._checks: Numbers | None = None
         self._scored = False  # whether the layer that is being left has scored itself
         self._maps = {site.name: how for site in self._sites if (how := find_map(site.layer)) is not None}
         self._calls: dict[str, Call] = {}
+        self._settled: set[tuple[str, BatchAxis]] = set()  # layers and the batch axis that was no mistake before
         self._resumed: set[str] | None = None
         self._validation_positions: dict[str, int] = {}
         self._collecting: tuple[Collection[str], list[Collected]] | None = None
@@ -142,9 +147,9 @@ class Capture:
         self._part = self._outside.part = part
         self._latest = part or self._latest
 
-    def aim(self, probes: Sequence[Direction] | None, scores: Scores) -> None:
-        """Say which probes samples may be scored with on the way, and where scores go; None: none is known yet."""
-        self._probes, self._scores = probes, scores
+    def aim(self, probes: Sequence[Direction] | None, scores: Scores, checks: Numbers) -> None:
+        """Say which probes samples may be scored with on the way, and where scores and doubts go; None: none yet."""
+        self._probes, self._scores, self._checks = probes, scores, checks
 
     def factorable(self) -> set[str]:
         """Return the weights whose validation gradient is better left in factors, by the sizes of their last calls."""
@@ -224,7 +229,9 @@ class Capture:
             return None
         a: Any = _bound(layer, args, kwargs) if site.wants_all else first
         part = self._part
-        axis = find_axis(site.name, site.axis, site.name in self._axes, first, out, part.size)
+        axis, doubt = find_axis(site.name, site.axis, site.name in self._axes, first, out, part.size)
+        if doubt is not None:
+            self._settle(doubt, (site.name, axis))
         if axis is None and site.wants_all:
             raise ValueError(f"{site.where} was called without samples, which only layers of one input may be")
         if axis is None and site.axis is None:  # for certain; what becomes of it need not have the form of a batch
@@ -236,6 +243,20 @@ class Capture:
             out = output
         out.register_hook(self._backward(site, part, a, axis))
         return output
+
+    def _settle(self, doubt: Doubt, case: tuple[str, BatchAxis]) -> None:
+        """Raise the doubt's error if it is one: at once where such a call is the layer's first, later otherwise."""
+        assert self._checks is not None
+
+        def check(wrong: NDArray[np.float64]) -> None:
+            if wrong:
+                raise doubt.error
+
+        if case in self._settled:
+            self._checks.expect(doubt.wrong, check)
+        else:
+            check(to_host(doubt.wrong)())
+            self._settled.add(case)
 
     def _backward(self, site: Site, part: Part, a: Any, axis: BatchAxis) -> Callable[[Tensor], None]:
         """Let autograd keep a, and return the hook that makes a term of it when b comes."""
@@ -321,7 +342,7 @@ class Capture:
         assert scores is not None
 
         def receive(found: Tensor) -> None:
-            scores.add_rows(site.where, part.rows, found)
+            scores.add_scores(site.where, part, found)
             scores.keys |= site.keys
 
         keys = str(site.key_of("weight")), site.key_of("bias")

@@ -14,26 +14,30 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from inrun_bench.attribution.batch_axis import BatchAxis
-from inrun_bench.attribution.books import ONLY, Account, Books, Place
+from inrun_bench.attribution.books import ONLY, Books
 from inrun_bench.attribution.capture import Capture
 from inrun_bench.attribution.kernels.backend import Backend
 from inrun_bench.attribution.late import Late, LateChoice
 from inrun_bench.attribution.ledger import Ledger, Pages
+from inrun_bench.attribution.pending import Pending
 from inrun_bench.attribution.probes import PROBES, First, Probe, Step, scaled
 from inrun_bench.attribution.received import Watcher
 from inrun_bench.attribution.rules import Factors
 from inrun_bench.attribution.scores import Term
-from inrun_bench.attribution.scoring import check_seen, early_scores, late_scores
+from inrun_bench.attribution.scoring import early_scores, expect_received, expect_seen, late_scores
 from inrun_bench.attribution.step import Index, OpenStep
+from inrun_bench.attribution.transfer import gathered, to_host
 from inrun_bench.attribution.updates import check_optimizer, is_linear, read_update
 from inrun_bench.attribution.validation import ValidationLoss
 
 __all__ = ["InRunShapley"]
 
 Closure: TypeAlias = Callable[[], Tensor]
+Place: TypeAlias = list[tuple[int, int]]  # what tells weights from what they were: address and version of each
 
 RULES = ("auto", "project", "weight-gradient", "gram")
-CHECKED_STEPS, CHECKED_EVERY = 3, 100  # the sum of scores is checked in the first steps, and now and then
+FIRST_STEPS = 3  # whose numbers are waited for: what is wrong with a model or a loop shows here
+CHECKED_EVERY = 100  # the sum of scores is checked in the first steps, and now and then
 
 logger = logging.getLogger(__name__)
 
@@ -146,8 +150,9 @@ class InRunShapley:
             optimizer.register_step_post_hook(self._after_optimizer_step),
         ]
         self._open: OpenStep | None = None
-        self._by_element = False  # whether gradients were seen to be changed element by element
         self._steps = 0
+        self._pending: Pending | None = None  # the last step, while nobody has looked at its numbers
+        self._left_at: Place | None = None  # the weights to which it led, unless their loss is known
 
     @property
     def ledgers(self) -> dict[str, Ledger]:
@@ -175,17 +180,20 @@ class InRunShapley:
         """
         name = self._books.only() if validation is None else validation
         _check_choice("validation", name, list(self._books.ledgers))
+        self._look()
         return self._books.values(name)
 
     def detach(self) -> None:
         """Take all hooks off the model and the optimiser; the ledgers stay, and streamed pages are brought to disk."""
-        for ledger in self.ledgers.values():
-            ledger.steps.flush()
-        self._capture.remove()
-        self._watcher.remove()
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        try:
+            for ledger in self.ledgers.values():
+                ledger.steps.flush()
+        finally:
+            self._capture.remove()
+            self._watcher.remove()
+            for handle in self._handles:
+                handle.remove()
+            self._handles.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the ledgers, and what choices rest on, to be saved with the model and the optimiser.
@@ -198,8 +206,9 @@ class InRunShapley:
         self._settle_books()
         return {
             "steps": self._steps,
-            "by_element": self._by_element,
+            "by_element": self._watcher.by_element,
             "copying": self._watcher.copying,
+            "surprised": self._watcher.surprised,
             "kept_bytes": self._late.kept_bytes,
             "factorable": sorted(self._capture.factorable()),
             "ledgers": self._books.state_dict(),
@@ -216,7 +225,10 @@ class InRunShapley:
         if self._validation is None and state["ledgers"].keys() != self._books.ledgers.keys():
             self._books = self._new_books(state["ledgers"])
         self._books.load_state_dict(state["ledgers"])
-        self._steps, self._by_element, self._watcher.copying = state["steps"], state["by_element"], state["copying"]
+        self._pending = self._left_at = None
+        self._steps = state["steps"]
+        self._watcher.by_element, self._watcher.surprised = state["by_element"], state["surprised"]
+        self._watcher.differed = state["copying"]
         self._late.kept_bytes = state["kept_bytes"]
         self._capture.resume(set(state["factorable"]))
 
@@ -256,13 +268,24 @@ class InRunShapley:
 
         Notes
         -----
-        If the block is left by an exception, nothing is written to the ledger. A step that a ``GradScaler`` skips,
-        since gradients overflowed, is not booked either.
+        From the fourth step on, what only numbers on the device can tell is looked at a step later, so that a GPU never
+        waits: such an error is raised at the end of the next step, or when values, ledgers or a state are asked for. It
+        names its step, which is not booked; the next is, if it is sound.
+
+        If the block is left by an exception of its own, nothing is written to the ledger. A step that a ``GradScaler``
+        skips, since gradients overflowed, is not booked either.
         """
         if self._open is not None:
             raise RuntimeError("a step is already open; steps must not be nested")
         self._capture.check_parameters()
-        opened = OpenStep(self.n_samples, self._steps, self._capture.show, self._losses_of(validation), losses)
+        opened = OpenStep(
+            self.n_samples,
+            self._steps,
+            self._capture.show,
+            self._losses_of(validation),
+            losses,
+            self._parameters[0].device,
+        )
         try:
             with self._capture.watching():
                 self._begin(opened)
@@ -282,32 +305,34 @@ class InRunShapley:
 
     def _begin(self, opened: OpenStep) -> None:
         """Aim the probe if it can be known by now, and say what the backward pass shall do with its terms."""
-        if opened.losses is not self._losses:  # the last step may wait for a loss that this one does not measure
+        if opened.losses is not self._losses and self._left_at is not None:  # for a loss that this step won't measure
             self._settle_books()
         self._warn_of_changed_weights()
-        opened.checked = self._steps < CHECKED_STEPS or self._steps % CHECKED_EVERY == 0
+        opened.at_once = self._steps < FIRST_STEPS or self._watcher.surprised
+        opened.checked = self._steps < FIRST_STEPS or self._steps % CHECKED_EVERY == 0
         opened.before = self._present_weights()
         linear = is_linear(self._optimizer)
-        if not linear or self.probe.late or self._by_element or self._late.wanted != "auto":
+        if not linear or self.probe.late or self._watcher.by_element or self._late.wanted != "auto":
             opened.way = self._late.choose(opened.per_sample is not None, linear, self._parameters)
         if opened.early or opened.way == "split":
             update = read_update(self._optimizer, self._capture.parameters)
-            slopes = [float(slope) for slope in update.slope]  # numbers, as the update is linear
-            common = len(set(slopes)) == 1  # then scores, and not the probe, are multiplied with it
-            opened.factor = slopes[0] if common else 1.0
+            numbers = {slope for slope in update.slope if isinstance(slope, float)}  # the update is linear
+            common = len(numbers) == 1 and not any(isinstance(slope, Tensor) for slope in update.slope)
+            opened.factor = numbers.pop() if common else 1.0  # scores, and not the probe, are multiplied with it
             opened.known = []
             for loss in opened.losses.values():
                 q = self._early_direction(Step(loss, update, opened.before), split=not opened.early)
-                q = q if common else scaled(q, slopes)
+                q = q if common else scaled(q, update.slope)
                 opened.known.append(dict(zip(self._capture.parameters, q, strict=True)))
             opened.losses_before = [loss.value() for loss in opened.losses.values()]
-        self._capture.aim(opened.known if opened.early else None, opened.scores)
+        self._capture.aim(opened.known if opened.early else None, opened.scores, opened.checks)
         self._watcher.begin()
 
     def _early_direction(self, step: Step, *, split: bool) -> Sequence[Tensor | Factors]:
         if split:
             return First().direction(step)
-        if type(self.probe) is First and self._rules in ("auto", "gram"):
+        lasting = step.validation in self._losses.values()  # factors are trusted once they have been checked
+        if type(self.probe) is First and self._rules in ("auto", "gram") and lasting:
             step.validation.factored = self._capture.factorable()
             return step.validation.factored_gradient()[1]
         return self.probe.direction(step)
@@ -330,24 +355,25 @@ class InRunShapley:
             return
         if opened.update is not None:
             raise RuntimeError("optimizer.step() was called twice in one step; open one step for each")
-        if not opened.index:
+        if not opened.size:
             raise ValueError("the step has no index: give one to step(), or announce its parts by batch()")
         self._capture.show(None)
-        opened.received = self._watcher.compare()
+        opened.received = self._watcher.compare(by_element=not opened.early)
         opened.read_gradients(self._optimizer, self._parameters)
+        expect_received(opened, self._watcher)
         if opened.way != "jvp":
-            check_seen(opened, list(self._capture.parameters))
-        update = read_update(self._optimizer, self._capture.parameters, opened.gradients)
+            expect_seen(opened, list(self._capture.parameters))
+        opened.update = read_update(self._optimizer, self._capture.parameters, opened.gradients)
         if opened.early:
             opened.total = early_scores(opened)
-            self._by_element = opened.received.common is None
         else:  # whatever comes after the step may change gradients, and the optimiser changes weights in place
             opened.gradients = [None if g is None else g.clone() for g in opened.gradients]
-        if not opened.early or update.empty is not None:
+        if opened.at_once:
+            opened.checks.read()
+        if not opened.early or opened.update.empty is not None:
             opened.before = [w.clone() for w in opened.before]
             for loss in opened.losses.values():
                 loss.copied(opened.before)
-        opened.update = update
 
     def _after_optimizer_step(self, *_: Any) -> None:
         if self._open is not None:
@@ -363,30 +389,42 @@ class InRunShapley:
             opened.total = late_scores(opened, self.probe, self._model, self._capture.parameters)
         if opened.losses_before is None:
             opened.losses_before = [loss.value(opened.before) for loss in opened.losses.values()]
-        empty = [0.0] * len(opened.losses)
+        before = gathered(opened.losses_before)
+        empty = torch.zeros_like(before)
         if opened.update.empty is not None:
             base = torch._foreach_sub(opened.before, opened.update.empty)
-            empty = [b - loss.value(base) for b, loss in zip(opened.losses_before, opened.losses.values(), strict=True)]
-        accounts = zip(opened.total.numpy(), empty, opened.losses_before, strict=True)
-        self._books.settle(dict(zip(opened.losses, opened.losses_before, strict=True)))
-        self._books.hold(
-            opened.index, {n: Account(*a) for n, a in zip(opened.losses, accounts, strict=True)}, self._place()
-        )
-        self._steps += 1
+            empty = before - gathered([loss.value(base) for loss in opened.losses.values()]).to(before.device)
         lasting = opened.losses is self._losses
+        after = None
         if not lasting or all(loss.knows_present for loss in self._losses.values()):
-            self._books.settle({name: loss.value() for name, loss in opened.losses.items()})
+            after = gathered([loss.value() for loss in opened.losses.values()])
+        self._left_at = self._place() if after is None else None
+        earlier, self._pending = self._pending, Pending(opened, self._books, before, empty, after)
+        self._steps += 1
+        if earlier is not None:
+            earlier.look()  # while the device is busy with this step
+        if opened.at_once:
+            self._look()
+
+    def _look(self) -> None:
+        """Look at the numbers of the last step, if nobody has; this waits for the device."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.look()
 
     def _settle_books(self) -> None:
         """Measure the loss to which the last step led, if nobody has by now."""
-        if self._books.waiting is not None and self._open is None:
+        self._look()
+        if self._left_at is not None and self._open is None:
             self._warn_of_changed_weights()
-            self._books.settle({name: loss.value() for name, loss in self._losses.items()})
+            self._left_at = None
+            losses = to_host(gathered([loss.value() for loss in self._losses.values()]))()
+            self._books.settle(dict(zip(self._losses, losses.tolist(), strict=True)))
 
     def _warn_of_changed_weights(self) -> None:
-        if self._books.waiting is not None and self._books.waiting != self._place():
+        if self._left_at is not None and self._left_at != self._place():
             warnings.warn(
-                f"weights were changed by other hands after step {self._steps - 1}; what that did to the validation "
+                f"weights were changed by something else after step {self._steps - 1}; what that did to the validation "
                 "loss is in the residual of the step",
                 RuntimeWarning,
                 stacklevel=4,

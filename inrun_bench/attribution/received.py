@@ -1,51 +1,51 @@
 """What happens to a gradient between the backward pass and the optimiser.
 
-Clipping and loss scaling change the gradient g of the backward pass before the optimiser sees it. A sample's
-contribution changes with it: g_i times the ratio of what the optimiser receives and what was accumulated, element by
-element, so that the contributions add up to what is received. Where the whole gradient is scaled (clipping by norm,
-``GradScaler``) the ratio is one number; where it is clipped by value it is the secant of that function, as for the
-optimiser's own.
+Clipping and loss scaling change the gradient c of the backward pass into the r that the optimiser sees. A sample's
+contribution changes with it, element by element: it is multiplied by r / c, so that the contributions add up to what is
+received. Where the whole gradient is scaled (clipping by norm, ``GradScaler``) that is one number; where it is clipped
+by value it is the secant of that function, as for the optimiser's own.
 
-To know the ratio takes a copy of the gradient. It is taken in the first step, and from then on as long as something was
-seen to change it; what begins later is told by the tensors' version counters.
+To know it takes a copy of c. It is taken in the first step, and from then on as long as something was seen to change
+the gradient; what begins later is told by the tensors' version counters. Nothing here waits for the device: what only
+values can tell is a flag on the device, for others to look at later.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from inrun_bench.attribution.transfer import gathered
 
 __all__ = ["Received", "Watcher", "dense"]
 
 
 @dataclass(frozen=True)
 class Received:
-    """How the optimiser's gradient came from the accumulated one.
+    """How the optimiser's gradient came from the accumulated one: ``r = factor * ratio * c``.
 
     Attributes
     ----------
-    ratio : list of float, tensor or None
-        By parameter; 1.0 where nothing was done, None where there is no gradient.
+    factor : float or scalar tensor
+        One number for all parameters, 1.0 where nothing was done.
+    ratio : list of float or tensor, or None
+        By parameter, shaped like it; None where 1.0 is meant, or nobody asked for it.
+    uneven : scalar tensor, or None
+        Where `ratio` was not asked for: whether the factor alone is not all that was done.
+    differs : scalar tensor, or None
+        Whether anything was done; None where there was no copy to compare with.
     known : bool
-        False where a change came unexpected and no copy was there to compare with; such ratios are 1.0.
+        False where a change came unexpected and no copy was there to compare with; the factor is then 1.0.
     """
 
-    ratio: list[float | Tensor | None]
+    factor: float | Tensor = 1.0
+    ratio: list[float | Tensor] | None = None
+    uneven: Tensor | None = None
+    differs: Tensor | None = None
     known: bool = True
-
-    @property
-    def common(self) -> float | None:
-        """The one ratio of all parameters; None where there is not one."""
-        numbers = [r for r in self.ratio if isinstance(r, float)]
-        if any(isinstance(r, Tensor) for r in self.ratio):
-            return None
-        if not numbers:
-            return 1.0
-        close = max(numbers) - min(numbers) <= 1e-6 * max(map(abs, numbers))
-        return sum(numbers) / len(numbers) if close else None
 
 
 class Watcher:
@@ -58,11 +58,19 @@ class Watcher:
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        self.copying = True
         self.watching = False
+        self.by_element = False  # whether anybody has seen that one number does not tell it all
+        self.differed = True  # whether anybody has, by values, seen a change; GradScaler escapes version counters
+        self.surprised = False  # whether the last step's gradients changed, and there was no copy to compare with
+        self._changed = False  # whether version counters told of a change in the last step
         self._parameters = list(parameters.values())
         self._seen: dict[nn.Parameter, tuple[Tensor, int, Tensor | None]] = {}
         self._handles = [p.register_post_accumulate_grad_hook(self._accumulated) for p in self._parameters]
+
+    @property
+    def copying(self) -> bool:
+        """Whether gradients are copied, to be compared."""
+        return self._changed or self.differed
 
     def remove(self) -> None:
         """Take the hooks off the parameters."""
@@ -79,24 +87,28 @@ class Watcher:
         self._seen.clear()
         self.watching = False
 
-    def compare(self) -> Received:
-        """Return what became of the gradients since they were accumulated."""
-        ratios: list[float | Tensor | None] = []
-        touched, known = False, True
+    def compare(self, *, by_element: bool) -> Received:
+        """Return what became of the gradients since they were accumulated; `by_element` asks for ratios."""
+        pairs: list[tuple[Tensor, Tensor] | None] = []
+        changed = False
         for p in self._parameters:
-            if p.grad is None or p not in self._seen:
-                ratios.append(None)
+            gradient, version, copy = self._seen.pop(p, (None, 0, None))
+            if p.grad is None or gradient is None:
+                pairs.append(None)
                 continue
-            gradient, version, copy = self._seen[p]
-            same = p.grad is gradient and gradient._version == version
-            if same and (copy is None or torch.equal(dense(gradient), copy)):  # GradScaler escapes the version counters
-                ratios.append(1.0)
-                continue
-            touched = True
-            known = known and copy is not None
-            ratios.append(1.0 if copy is None else _ratio(dense(p.grad), copy))
-        self.copying = touched
-        return Received(ratios, known)
+            changed = changed or p.grad is not gradient or gradient._version != version
+            pairs.append(None if copy is None else (dense(p.grad.detach()), copy))
+        self._changed = changed
+        copied = [pair for pair in pairs if pair is not None]
+        self.surprised = changed and not copied
+        if not copied:
+            return Received(known=not changed)
+        differs = gathered([(received != copy).any() for received, copy in copied]).any()
+        if by_element:
+            scale, ratio = _by_element(pairs)
+            return Received(scale, ratio, differs=differs)
+        factor, uneven = _by_factor(copied)
+        return Received(factor, uneven=uneven, differs=differs)
 
     def _accumulated(self, p: Tensor) -> None:
         if self.watching and p.grad is not None:
@@ -109,13 +121,37 @@ def dense(gradient: Tensor) -> Tensor:
     return gradient.to_dense() if gradient.is_sparse else gradient
 
 
-def _ratio(received: Tensor, accumulated: Tensor) -> float | Tensor:
-    rounding = 16 * torch.finfo(received.dtype).eps
-    received, accumulated = received.double(), accumulated.double()
-    square = float(accumulated.square().sum())
-    if square == 0:
-        return 1.0
-    common = float((received * accumulated).sum()) / square
-    if float((received - common * accumulated).norm()) <= rounding * float(received.norm()):
-        return common
-    return torch.where(accumulated == 0, common, received / accumulated)
+def _by_factor(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return the number k that brings k c closest to r, and whether k c is not r."""
+    products = [(_dot(received, copy), _dot(copy, copy)) for received, copy in pairs]
+    along, square = (gathered(dots).sum() for dots in zip(*products, strict=True))
+    factor = (along / square).masked_fill(square == 0, 1.0)
+    rests = []
+    for received, copy in pairs:
+        rest = received.double() - factor.to(copy.device) * copy.double()
+        rests.append(rest.norm() > 16 * torch.finfo(received.dtype).eps * received.double().norm())
+    return factor, gathered(rests).any()
+
+
+def _by_element(pairs: Sequence[tuple[Tensor, Tensor] | None]) -> tuple[Tensor, list[float | Tensor]]:
+    """Return the ratio of r's norm and c's, and r / c in units of it, that half precision may not lose a loss scale."""
+    norms = [
+        [torch.linalg.vector_norm(x, dtype=torch.float64) for x in pair]  # of one device and one order each
+        for pair in pairs
+        if pair is not None
+    ]
+    received_norm, norm = (gathered(column).norm() for column in zip(*norms, strict=True))
+    scale = (received_norm / norm).masked_fill(norm == 0, 1.0)
+    ratio: list[float | Tensor] = []
+    for pair in pairs:
+        if pair is None:
+            ratio.append(1.0)
+            continue
+        received, copy = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in pair)
+        copy = copy * scale.to(copy.device)
+        ratio.append((received / copy).masked_fill_(copy == 0, 1.0))
+    return scale, ratio
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    return (x.double() * y.double()).sum()

@@ -5,29 +5,71 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from inrun_bench.attribution.late import ROUNDED
 from inrun_bench.attribution.probes import Probe, Step, scaled
+from inrun_bench.attribution.received import Watcher
 from inrun_bench.attribution.rules.factors import multiplied_out
-from inrun_bench.attribution.scores import Scores, check_sum, gradient_dot
+from inrun_bench.attribution.scores import Scores, expect_sum, gradient_dot
 from inrun_bench.attribution.step import OpenStep
+from inrun_bench.attribution.transfer import gathered
 from inrun_bench.attribution.validation import moved_to
 
-__all__ = ["check_seen", "early_scores", "late_scores"]
+__all__ = ["early_scores", "expect_received", "expect_seen", "late_scores"]
 
 
-def check_seen(opened: OpenStep, names: Sequence[str]) -> None:
-    """Refuse a step in which a parameter has a gradient that no layer reported."""
-    for name, gradient in zip(names, opened.gradients, strict=True):
-        if name not in opened.scores.keys and gradient is not None and bool(gradient.any()):
+def expect_received(opened: OpenStep, watcher: Watcher) -> None:
+    """Have it looked at whether the optimiser steps at all, and what was done to the gradients."""
+    received, number = opened.received, opened.number
+    assert received is not None
+
+    def learn(differs: NDArray[np.float64]) -> None:
+        watcher.differed = bool(differs)
+
+    def check(uneven: NDArray[np.float64]) -> None:
+        if uneven and number == 0:
             raise ValueError(
-                f"step {opened.number}: parameter {name!r} has a gradient, but nothing was seen of the layer that it "
-                "belongs to. Was its gradient there before the step (zero_grad), or is the model a compiled one that "
-                "ran before InRunShapley was made?"
+                "gradients were changed element by element between the backward pass and optimizer.step() (clipped by "
+                "value?), which scores that were made in the backward pass cannot follow; pass late='keep'"
             )
+        if uneven:
+            watcher.by_element = True
+            _warn_of_unforeseen_change(number)
+
+    if opened.void is not None:
+        opened.checks.expect(opened.void, bool)
+    if received.differs is not None:
+        opened.checks.expect(received.differs, learn)
+    if received.uneven is not None:
+        opened.checks.expect(received.uneven, check)
+
+
+def expect_seen(opened: OpenStep, names: Sequence[str]) -> None:
+    """Refuse a step in which a parameter has a gradient that no layer reported."""
+    unseen = {
+        name: gradient.any()
+        for name, gradient in zip(names, opened.gradients, strict=True)
+        if name not in opened.scores.keys and gradient is not None
+    }
+    if not unseen:
+        return
+    number, unseen_names = opened.number, list(unseen)
+
+    def check(found: NDArray[np.float64]) -> None:
+        for name, any_gradient in zip(unseen_names, found, strict=True):
+            if any_gradient:
+                raise ValueError(
+                    f"step {number}: parameter {name!r} has a gradient, but nothing was seen of the layer that it "
+                    "belongs to. Was its gradient there before the step (zero_grad), or is the model a compiled one "
+                    "that ran before InRunShapley was made?"
+                )
+
+    opened.checks.expect(gathered(list(unseen.values())), check)
 
 
 def early_scores(opened: OpenStep) -> Tensor:
@@ -37,25 +79,12 @@ def early_scores(opened: OpenStep) -> Tensor:
     """
     assert opened.received is not None
     assert opened.known is not None
-    total = opened.scores.total(len(opened.index))
-    opened.scores.check_finite(total, opened.index, opened.number)
-    ratio = opened.received.common
-    exact = ratio is not None and opened.received.known
-    if ratio is None and opened.number == 0:
-        raise ValueError(
-            "gradients were changed element by element between the backward pass and optimizer.step() (clipped by "
-            "value?), which scores that were made in the backward pass cannot follow; pass late='keep'"
-        )
-    if not exact or opened.checked:
+    total = opened.scores.total(opened.size)
+    opened.scores.expect_finite(opened.checks, total, opened.samples, opened.number)
+    total = _times(total, opened.received.factor, opened.unscaled)
+    if opened.checked or not opened.received.known:
         directions = [[multiplied_out(q) for q in known.values()] for known in opened.known]
-        if not exact:
-            ratio = gradient_dot(directions[0], opened.gradients) / float(total[0].sum()) / opened.unscaled
-            _warn_of_unforeseen_change(opened.number)
-    assert ratio is not None
-    total *= ratio * opened.unscaled
-    if exact and opened.checked:
-        for row, direction in zip(total, directions, strict=True):
-            check_sum(float(row.sum()), direction, opened.gradients, opened.scores.precision, opened.number)
+        total = _summing(opened, total, directions, opened.gradients)
     return total * opened.factor
 
 
@@ -67,12 +96,9 @@ def late_scores(opened: OpenStep, probe: Probe, model: nn.Module, parameters: Ma
         torch.zeros_like(p) if g is None else g for p, g in zip(parameters.values(), opened.gradients, strict=True)
     ]
     steps = [Step(loss, opened.update, opened.before, gradient, opened.after) for loss in opened.losses.values()]
-    directions = [scaled(probe.direction(step), opened.update.slope) for step in steps]
-    common = opened.received.common  # kept out of the probe: a loss scale would drown it in half precision
-    given = directions
-    if common is None:
-        common, ratios = 1.0, [0.0 if ratio is None else ratio for ratio in opened.received.ratio]
-        given = [scaled(direction, ratios) for direction in directions]
+    directions = given = [scaled(probe.direction(step), opened.update.slope) for step in steps]
+    if opened.received.ratio is not None:
+        given = [scaled(direction, opened.received.ratio) for direction in directions]
     probes = [
         {name: q.to(p.dtype) for (name, p), q in zip(parameters.items(), direction, strict=True)} for direction in given
     ]
@@ -80,34 +106,49 @@ def late_scores(opened: OpenStep, probe: Probe, model: nn.Module, parameters: Ma
         total = _differentiated_losses(opened, probes, model)
     else:
         total = _kept_scores(opened, probes, list(parameters.values()))
-    total *= common * opened.unscaled
-    opened.scores.check_finite(total, opened.index, opened.number)
+    total = _times(total, opened.received.factor, opened.unscaled)
+    opened.scores.expect_finite(opened.checks, total, opened.samples, opened.number)
+    if opened.checked or not opened.received.known:
+        total = _summing(opened, total, directions, gradient)
+    return total
+
+
+def _times(total: Tensor, *factors: float | Tensor) -> Tensor:
+    for factor in factors:
+        total = total * (factor.to(total.device) if isinstance(factor, Tensor) else factor)
+    return total
+
+
+def _summing(
+    opened: OpenStep, total: Tensor, directions: Sequence[Sequence[Tensor]], gradients: Sequence[Tensor | None]
+) -> Tensor:
+    """Have it checked that scores add up to the gradient's dot product with the probe; or make them, and warn."""
+    assert opened.received is not None
     if not opened.received.known:
-        expected = torch.tensor([gradient_dot(direction, gradient) for direction in directions], dtype=torch.float64)
-        total *= (expected / total.sum(1))[:, None]
         _warn_of_unforeseen_change(opened.number)
-    elif opened.checked:
-        for row, direction in zip(total, directions, strict=True):
-            check_sum(float(row.sum()), direction, gradient, opened.scores.precision, opened.number)
+        expected = gathered([gradient_dot(direction, gradients) for direction in directions]).to(total.device)
+        return total * (expected / total.sum(1))[:, None]
+    for row, direction in zip(total, directions, strict=True):
+        precision = opened.scores.precision
+        expect_sum(opened.checks, row, direction, gradients, precision, opened.number, unless=opened.received.uneven)
     return total
 
 
 def _kept_scores(opened: OpenStep, probes: list[dict[str, Tensor]], parameters: Sequence[nn.Parameter]) -> Tensor:
-    size = len(opened.index)
-    known = torch.zeros(len(probes), size, dtype=torch.float64)
+    known = None
     if opened.known is not None:  # what the backward pass has scored need not be scored again
-        known = opened.factor * opened.scores.total(size)
+        known = opened.factor * opened.scores.total(opened.size)
         probes = [
             {name: q - opened.factor * multiplied_out(done[name]) for name, q in probe.items()}
             for probe, done in zip(probes, opened.known, strict=True)
         ]
-    rest = Scores(len(probes))
+    rest = Scores(len(probes), parameters[0].device)
     rest.precision = max(map(_rounding, parameters)) if opened.way == "split" else rest.precision
     with moved_to(parameters, opened.before), torch.no_grad():  # rules may read weights
         while opened.kept:
             rest.add(opened.kept.pop(0), probes)
     opened.scores = rest
-    return known + rest.total(size)
+    return rest.total(opened.size) if known is None else known + rest.total(opened.size)
 
 
 def _differentiated_losses(opened: OpenStep, probes: list[dict[str, Tensor]], model: nn.Module) -> Tensor:
@@ -122,13 +163,13 @@ def _differentiated_losses(opened: OpenStep, probes: list[dict[str, Tensor]], mo
             losses, derivatives, *_ = torch.func.jvp(
                 lambda w: torch.func.functional_call(closure, w, ()), (weights,), (along,)
             )
-        if losses.shape != (len(opened.index),):
+        if losses.shape != (opened.size,):
             raise ValueError(
-                f"losses must return one loss a sample of the step, {len(opened.index)} in all, "
+                f"losses must return one loss a sample of the step, {opened.size} in all, "
                 f"got a tensor of shape {list(losses.shape)}"
             )
         opened.scores.precision = max(opened.scores.precision, torch.finfo(losses.dtype).eps)
-        rows.append(derivatives.detach().double().cpu())
+        rows.append(derivatives.detach().double())
     return torch.stack(rows)
 
 

@@ -12,6 +12,8 @@ optimizer  float64        what the step does with an empty coalition, in nats
 drop       float64        measured fall of the validation loss, in nats
 =========  =============  ==========================================================================
 
+Any change of a bit is found when a part is read (:mod:`inrun_bench.attribution.parquet`).
+
 A step lies in one part, and a part in one file that appears whole or not at all: whatever moment a run is killed at,
 the folder holds the first so many steps of it. Which steps share a part depends on their sizes alone, not on when
 checkpoints were taken, so a run that was interrupted and resumed leaves the files of one that never was.
@@ -27,9 +29,9 @@ from pathlib import Path
 from typing import Any, overload
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from inrun_bench.attribution.ledger import Entry
+from inrun_bench.attribution.parquet import read_footer, read_table, sealed
 
 __all__ = ["SCHEMA", "ParquetPages"]
 
@@ -67,7 +69,7 @@ class ParquetPages(Sequence[Entry]):
     Raises
     ------
     ValueError
-        If the folder holds something else, or a part is missing.
+        If the folder holds something else, or a part is missing, damaged or without a checksum; the message names it.
 
     Examples
     --------
@@ -143,7 +145,7 @@ class ParquetPages(Sequence[Entry]):
         partial = path.with_name(f".{path.name}.partial")  # hidden: readers of the folder pass over it
         try:
             with partial.open("wb") as file:
-                pq.write_table(table, file, compression="zstd", use_dictionary=False)
+                file.write(sealed(table, compression="zstd", use_dictionary=False))
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
@@ -240,8 +242,7 @@ class ParquetPages(Sequence[Entry]):
         self._open, self.buffered = [], 0
 
     def _read(self, part: int) -> list[Entry]:
-        with pq.ParquetFile(self._path(part)) as file:
-            table = file.read()
+        table = read_table(self._path(part))
         sample, score = (table[name].combine_chunks() for name in ("sample", "score"))
         offsets, index, scores = (array.to_numpy() for array in (sample.offsets, sample.values, score.values))
         amounts = zip(table["optimizer"].to_pylist(), table["drop"].to_pylist(), strict=True)
@@ -263,10 +264,7 @@ class ParquetPages(Sequence[Entry]):
                     f"folder {str(self.folder)!r} holds {name!r} where the pages of a ledger would have {path.name!r}; "
                     "choose an empty folder, or one that holds the whole pages of a run"
                 )
-            try:
-                footer = pq.read_metadata(path)
-            except pa.ArrowInvalid as error:
-                raise ValueError(f"{str(path)!r} is not a Parquet file: {error}") from error
+            footer = read_footer(path)
             columns = footer.schema.to_arrow_schema().names
             if columns != SCHEMA.names:
                 raise ValueError(

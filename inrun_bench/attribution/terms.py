@@ -22,10 +22,15 @@ Direction: TypeAlias = Mapping[str, Tensor | Factors]
 
 @dataclass(frozen=True)
 class Part:
-    """The samples of one forward pass: where in the step's batch they stand, and how many there are."""
+    """The samples of one forward pass: where in the step's batch they begin, and how many there are."""
 
-    rows: Tensor
+    start: int
     size: int
+
+    @property
+    def rows(self) -> slice:
+        """Where they stand in the step's batch."""
+        return slice(self.start, self.start + self.size)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ for the time of the call and taken out again. Neither the weights nor the random
 
 The closure is taken to be a deterministic function of the weights: what it said of the present ones is remembered until
 they change. The loss after a step is that before the next, and so is its gradient.
+
+Losses are scalar tensors, float64, and stay on the device of the closure's: whoever reads one waits for it.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from inrun_bench.attribution.received import dense
 from inrun_bench.attribution.rules import Factors
+from inrun_bench.attribution.rules.factors import multiplied_out
+from inrun_bench.attribution.transfer import gathered, to_host
 
 __all__ = ["Collected", "ValidationLoss", "moved_to"]
 
@@ -69,25 +73,27 @@ class ValidationLoss:
         self._parameters = list(parameters.values())
         self._collecting = collecting
         self._trusted: set[str] = set()  # factors that were seen to multiply out to the gradient
-        self._known: dict[_Place, tuple[float, list[Tensor] | None]] = {}
+        self._refused: set[str] = set()  # those that were seen not to
+        self._known: dict[_Place, tuple[Tensor, list[Tensor] | None]] = {}
         self._copies: set[_Place] = set()
 
-    def value(self, at: Sequence[Tensor] | None = None) -> float:
+    def value(self, at: Sequence[Tensor] | None = None) -> Tensor:
         """Return l_val, in nats."""
         known = self._known.get(self._place(at))
         if known:
             return known[0]
         with moved_to(self._parameters, at), torch.no_grad():
-            loss = float(self._loss())
+            loss = _read(self._loss())
         self._note(at, loss, None)
         return loss
 
-    def factored_gradient(self) -> tuple[float, list[Tensor | Factors]]:
+    def factored_gradient(self) -> tuple[Tensor, list[Tensor | Factors]]:
         """Return l_val and its gradient at the present weights, that of the weights in `factored` as factors.
 
         What a weight's factors leave out (its use outside of its layer, a penalty) shows in the first pass, which
-        forms the gradient, too: such a weight is taken out of `factored`.
+        forms the gradient, too, and waits for it: such a weight is taken out of `factored`, once and for all.
         """
+        self.factored -= self._refused
         with torch.enable_grad(), moved_to(self._parameters, None), self._collecting(self.factored) as calls:
             loss = self._loss()
             calls = [call for call in calls if call.output.requires_grad]
@@ -100,31 +106,31 @@ class ValidationLoss:
         for call, b in zip(calls, found[len(wanted) :], strict=True):
             own = Factors(call.a.flatten(0, -2), b.flatten(0, -2), call.transposed)
             factors[call.key] = factors[call.key].joined(own) if call.key in factors else own
-        for key in self.factored & (factors.keys() | wanted.keys()):
-            if key not in trusted:
-                formed = gradient[key]
-                assert isinstance(formed, Tensor)
-                close = key in factors and _close(factors[key].dense(), formed)
-                self._trusted |= {key} if close else set()
+        untried = sorted(self.factored & factors.keys() - trusted)
+        if untried:
+            far = [_far(factors[key].dense(), gradient[key]) for key in untried]
+            for key, is_far in zip(untried, to_host(gathered(far))(), strict=True):
+                (self._refused if is_far else self._trusted).add(key)
         self.factored &= self._trusted & factors.keys()
         gradient |= {key: factors[key] for key in self.factored}
-        self._note(None, float(loss.detach()), None)
-        return float(loss.detach()), [gradient[name] for name in self._names]
+        value = _read(loss)
+        self._note(None, value, None)
+        return value, [gradient[name] for name in self._names]
 
-    def gradient(self, at: Sequence[Tensor] | None = None, *, keep: bool = False) -> tuple[float, list[Tensor]]:
+    def gradient(self, at: Sequence[Tensor] | None = None, *, keep: bool = False) -> tuple[Tensor, list[Tensor]]:
         """Return l_val and its gradient, one tensor a parameter; `keep` remembers the gradient, too."""
         known = self._known.get(self._place(at))
         if known and known[1] is not None:
             return known[0], known[1]
         with moved_to(self._parameters, at), torch.enable_grad():
             loss = self._loss()
-            value, gradient = float(loss.detach()), self._differentiate(loss)
+            value, gradient = _read(loss), self._differentiate(loss)
         self._note(at, value, gradient if keep else None)
         return value, gradient
 
     def gradient_and_hessian_product(
         self, vector: Sequence[Tensor], at: Sequence[Tensor] | None = None
-    ) -> tuple[float, list[Tensor], list[Tensor]]:
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Return l_val, its gradient v and the Hessian-vector product H x, by differentiating <v, x>.
 
         Attention runs in its plain form: the fused ones have no second derivative.
@@ -136,7 +142,7 @@ class ValidationLoss:
             product: list[Tensor] = [torch.zeros_like(p) for p in self._parameters]
             if along.requires_grad:
                 product = self._differentiate(along)
-            return float(loss.detach()), [v.detach() for v in gradient], product
+            return _read(loss), [v.detach() for v in gradient], product
 
     def moved(self) -> None:
         """Learn that the present weights are new ones: fused optimisers change them behind the version counters."""
@@ -187,15 +193,22 @@ class ValidationLoss:
         """Return what tells these weights from others as long as they live."""
         return tuple((w.data_ptr(), w._version) for w in (self._parameters if at is None else at))
 
-    def _note(self, at: Sequence[Tensor] | None, loss: float, gradient: list[Tensor] | None) -> None:
+    def _note(self, at: Sequence[Tensor] | None, loss: Tensor, gradient: list[Tensor] | None) -> None:
         place = self._place(at)
         if place == self._place(None) or place in self._copies:
             self._known[place] = (loss, gradient)
 
 
-def _close(got: Tensor, expected: Tensor) -> bool:
+def _read(loss: Tensor) -> Tensor:
+    """Return what a loss says now, in a tensor of its own: a captured graph writes each loss over the last."""
+    return loss.detach().to(torch.float64, copy=True)
+
+
+def _far(got: Tensor, expected: Tensor | Factors) -> Tensor:
+    expected = multiplied_out(expected)
     tolerance = torch.finfo(got.dtype).eps ** 0.5 / 4
-    return bool((got - expected).norm() <= tolerance * expected.norm())
+    close: Tensor = (got - expected).norm() <= tolerance * expected.norm()
+    return ~close  # true of what is not a number
 
 
 @contextmanager

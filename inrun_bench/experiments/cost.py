@@ -22,8 +22,7 @@ from inrun_bench.experiments.agreement import ceiling, metrics
 from inrun_bench.experiments.values import parameter_rows
 from inrun_bench.methods import METHODS
 from inrun_bench.plan import Plan
-from inrun_bench.store import Store
-from inrun_bench.unit import DEFAULT_RECIPE, REFERENCE, Row, Unit, recipe_setting
+from inrun_bench.unit import DEFAULT_RECIPE, REFERENCE, Row, Unit
 
 SUMMARY = "agreement with the stored reference over time, in units of one training"
 EXCLUSIVE = True
@@ -35,19 +34,19 @@ TRAININGS = 7  # timed, of which the median counts
 def units(plan: Plan) -> list[Unit]:
     """One unit a method, task and recipe, and one for the reference itself; seed 0 has references."""
     found = []
-    store = Store(reference.FOLDER, create=False)
     for task in plan.tasks_with_reference:
-        others = [recipe for recipe in reference.recipes(store, task) if recipe != DEFAULT_RECIPE]
+        others = [recipe for recipe in reference.recipes(plan.references, task) if recipe != DEFAULT_RECIPE]
         for recipe in (DEFAULT_RECIPE, *others):
-            digest = reference.read(store, task, recipe=recipe).digest()
-            settings = {"reference": digest, **recipe_setting(recipe)}
-            found += [Unit("cost", task, method, 0, settings) for method in (REFERENCE, *plan.methods)]
+            values = reference.as_unit(reference.read(plan.references, task, recipe=recipe))
+            found += [
+                Unit("cost", task, method, 0, values.settings, needs=(values,)) for method in (REFERENCE, *plan.methods)
+            ]
     return found
 
 
-def measure(unit: Unit, _needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
+def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
     """Compare a method's values with the reference, and its time with that of a training."""
-    stored = reference.read(Store(reference.FOLDER, create=False), unit.task, recipe=unit.recipe)
+    stored = reference.of_rows(unit.task, unit.seed, unit.recipe, list(needs.values()))
     truth = stored.valuations["loss"]
     training = _seconds_of_a_training(unit)
     if unit.method == REFERENCE:

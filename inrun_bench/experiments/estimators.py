@@ -43,7 +43,6 @@ from inrun_bench.adjoint.coalitions import COALITIONS_A_DRAW
 from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
 from inrun_bench.experiments.agreement import metrics
 from inrun_bench.plan import Plan
-from inrun_bench.store import Store
 from inrun_bench.unit import REFERENCE, Row, Setting, Unit
 from tasks import Task
 
@@ -113,23 +112,21 @@ ESTIMATORS: dict[str, Run] = {
 def units(plan: Plan) -> list[Unit]:
     """One unit an estimator, task and repetition, and one for the reference's own error."""
     found = []
-    store = Store(reference.FOLDER, create=False)
     for task in plan.tasks_with_reference:
-        of_task = reference.read(store, task)
-        budget = plan.profile.budget_for(task)
-        settings: dict[str, Setting] = {"reference": of_task.digest(), "budget_per_player": budget}
-        found.append(Unit("estimators", task, REFERENCE, 0, settings))
+        values = reference.as_unit(reference.read(plan.references, task))
+        settings: dict[str, Setting] = {**values.settings, "budget_per_player": plan.profile.budget_for(task)}
+        found.append(Unit("estimators", task, REFERENCE, 0, settings, (values,)))
         found += [
-            Unit("estimators", task, name, 0, {**settings, "repetition": repetition})
+            Unit("estimators", task, name, 0, {**settings, "repetition": repetition}, (values,))
             for name in ESTIMATORS
             for repetition in range(plan.profile.repetitions)
         ]
     return found
 
 
-def measure(unit: Unit, _needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
+def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
     """Follow one estimator to the end of its budget."""
-    truth = reference.read(Store(reference.FOLDER, create=False), unit.task).valuations["loss"]
+    truth = reference.of_rows(unit.task, unit.seed, unit.recipe, list(needs.values())).valuations["loss"]
     spread = float(truth.values.std())
     assert truth.stderr is not None
     if unit.method == REFERENCE:

@@ -8,6 +8,7 @@ and retrain any of the coalitions: see :mod:`inrun_bench.reference`, which combi
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -18,7 +19,7 @@ import tasks
 from baselines import Game, Valuation, exact_shapley, permutation_shapley
 from baselines.cache import MeasuredGame
 from inrun_bench.plan import Plan
-from inrun_bench.reference import block
+from inrun_bench.reference import block, value_rows
 from inrun_bench.unit import Row, Unit
 
 SUMMARY = "reference values and the utilities behind them; 'inrun-bench reference' makes as many blocks as it takes"
@@ -43,14 +44,16 @@ def measure(unit: Unit, _needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
         valuations[utility] = estimate(Replay(game.n_players, recorded[:, column]), unit)
     rows: list[Row] = []
     for column, (utility, valuation) in enumerate(valuations.items()):
-        about = {
-            "utility": utility,
-            "evaluations": valuation.evaluations,
-            "seconds": valuations[game.measures[0]].seconds,
-        }
-        rows.append({"metric": "utilities", "utilities": recorded[:, column].tolist(), **about})
-        rows += value_rows(valuation, utility)
+        valuation = dataclasses.replace(valuation, seconds=valuations[game.measures[0]].seconds)
+        cost, *values = value_rows(valuation, utility)
+        rows += [{**cost, "utilities": _compact(recorded[:, column])}, *values]
     return [{**row, "identity": game.identity()} for row in rows]
+
+
+def _compact(utilities: NDArray[np.float64]) -> NDArray[np.float32 | np.float64]:
+    """Return the same numbers in half the space, where they come from models in single precision."""
+    single = utilities.astype(np.float32)
+    return single if np.array_equal(single, utilities) else utilities
 
 
 def estimate(game: Game, unit: Unit) -> Valuation:
@@ -65,18 +68,6 @@ def estimate(game: Game, unit: Unit) -> Valuation:
         shifts=shifts,
         rng=unit.random_seed,
     )
-
-
-def value_rows(valuation: Valuation, utility: str) -> list[Row]:
-    """Return one row a sample: its value, standard error, and the values from even and from odd draws."""
-    n = len(valuation.values)
-    stderr = np.zeros(n) if valuation.stderr is None else valuation.stderr  # enumeration has no error
-    halves = np.stack([valuation.values] * 2) if valuation.halves is None else valuation.halves
-    columns = zip(valuation.values.tolist(), stderr.tolist(), *halves.tolist(), strict=True)
-    return [
-        {"metric": "value", "utility": utility, "sample": i, "value": v, "stderr": e, "even": even, "odd": odd}
-        for i, (v, e, even, odd) in enumerate(columns)
-    ]
 
 
 class Replay:

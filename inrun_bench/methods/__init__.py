@@ -28,4 +28,5 @@ METHODS: Registry[Method] = Registry(
     lambda _name, module: module.METHODS,
     group="inrun_bench.methods",
     reserved=(REFERENCE,),
+    accepts=callable,
 )

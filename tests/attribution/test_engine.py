@@ -246,7 +246,7 @@ def test_weights_that_other_hands_change_between_steps_are_told_and_end_up_in_th
         p.model[0].weight.mul_(0.5)
     change = before - p.validation().item()
     drop = p.brute_force().drop()
-    with pytest.warns(RuntimeWarning, match="changed by other hands after step 0"), engine.step(np.arange(N)):
+    with pytest.warns(RuntimeWarning, match="changed by something else after step 0"), engine.step(np.arange(N)):
         p.take_step()
     assert engine.ledger.steps[0].residual == pytest.approx(change, rel=1e-9)
     assert engine.ledger.steps[1].drop == pytest.approx(drop, abs=1e-13)

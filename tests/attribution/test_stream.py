@@ -3,12 +3,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inrun_bench.attribution import Entry, Ledger
+from inrun_bench.attribution.parquet import sealed
 from inrun_bench.attribution.stream import SCHEMA, ParquetPages
 from tests.attribution.test_ledger import (
     LABELS,
@@ -253,12 +255,22 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 
 def test_a_file_of_something_else_is_refused(tmp_path):
     part = tmp_path / "part-000000.parquet"
-    pd.DataFrame({"step": [0]}).to_parquet(part)
+    part.write_bytes(sealed(pa.table({"step": [0]})))
     with pytest.raises(ValueError, match=r"part-000000.parquet' has columns \['step'\]"):
         ParquetPages(tmp_path)
     part.write_text("mine")
-    with pytest.raises(ValueError, match=r"part-000000.parquet' is not a Parquet file"):
+    with pytest.raises(ValueError, match=r"part-000000.parquet' is damaged, or was not written by this version"):
         ParquetPages(tmp_path)
+
+
+def test_a_score_that_changed_on_disk_is_found_when_it_is_read(tmp_path):
+    record_all(streaming(tmp_path), entries(2, 20)).steps.flush()
+    part = tmp_path / "part-000000.parquet"
+    content = bytearray(part.read_bytes())
+    content[len(content) // 4] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(ValueError, match=r"part-000000.parquet' is damaged"):
+        list(ParquetPages(tmp_path))
 
 
 def test_a_missing_part_is_noticed(tmp_path):

@@ -53,4 +53,5 @@ def test_what_it_reports():
         "beta": 1.0,
         "shifts": 3,
         "stop": None,
+        "interrupted": False,
     }

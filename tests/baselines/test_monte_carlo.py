@@ -21,10 +21,10 @@ class Counts:
             self.draws += 1
             yield 3
 
-    def estimate(self, evaluations):
+    def estimate(self):
         if self.draws < self.needed:
             raise UndeterminedError(f"{self.draws} draws determine nothing")
-        return Estimate(self.draws, evaluations, np.array([float(self.draws)]), None, None, None)
+        return Estimate(self.draws, 2 + 3 * self.draws, np.array([float(self.draws)]), None, None, None)
 
 
 def run(estimator, draws, stop=None):
@@ -37,7 +37,7 @@ def run(estimator, draws, stop=None):
 def test_the_books():
     valuation = run(Counts(), 40)
     assert (valuation.method, valuation.values.tolist(), valuation.evaluations) == ("count", [40], 122)
-    assert valuation.parameters == {"m": 40, "stop": None}
+    assert valuation.parameters == {"m": 40, "stop": None, "interrupted": False}
 
 
 def test_looks_begin_with_the_fewest_draws_that_make_an_estimate():
@@ -83,11 +83,13 @@ def sampled(needed):
         return members.mean(axis=0), None
 
     blocks = repeat(np.random.default_rng(0).random((5, 2, 4)) < 0.5)
-    return SampledCoalitions(Saturating(np.ones(4)), blocks, formula, least_draws=4, batch_size=3)
+    return SampledCoalitions(Saturating(np.ones(4)), blocks, formula, fixed_cost=2, least_draws=4, batch_size=3)
 
 
 @pytest.mark.parametrize(("draws", "needed", "has_halves"), [(7, 1, False), (8, 1, True), (8, 5, False), (10, 5, True)])
 def test_halves_are_there_if_both_are_estimates(draws, needed, has_halves):
     estimator = sampled(needed)
     assert sum(estimator.extend(draws)) == 2 * draws
-    assert (estimator.estimate(0).halves is not None) is has_halves
+    estimate = estimator.estimate()
+    assert (estimate.halves is not None) is has_halves
+    assert (estimate.draws, estimate.evaluations) == (draws, 2 + 2 * draws)

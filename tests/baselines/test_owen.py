@@ -56,4 +56,4 @@ def test_bad_levels(levels, error, message):
 
 def test_what_it_reports():
     parameters = owen_shapley(ANY_GAME, budget=60, rng=0).parameters
-    assert parameters == {"draws": 2, "budget": 60, "levels": 2, "antithetic": True, "stop": None}
+    assert parameters == {"draws": 2, "budget": 60, "levels": 2, "antithetic": True, "stop": None, "interrupted": False}

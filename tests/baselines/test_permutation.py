@@ -237,6 +237,7 @@ def test_what_it_reports(capsys):
         "antithetic": True,
         "shifts": 1,
         "stop": None,
+        "interrupted": False,
     }
     assert valuation.seconds > 0
     assert capsys.readouterr().err == ""

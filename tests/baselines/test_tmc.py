@@ -206,7 +206,7 @@ def test_the_game_may_keep_what_it_is_given():
 def test_what_it_reports(capsys):
     valuation = tmc_shapley(SATURATING, 4, rng=0)
     assert valuation.method == "tmc_shapley"
-    assert valuation.parameters.keys() == {"n_permutations", "budget", "tolerance", "truncated", "stop"}
+    assert valuation.parameters.keys() == {"n_permutations", "budget", "tolerance", "truncated", "stop", "interrupted"}
     assert valuation.parameters["tolerance"] == 0.01
     assert valuation.seconds > 0
     assert capsys.readouterr().err == ""

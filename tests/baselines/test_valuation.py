@@ -1,7 +1,10 @@
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from baselines import Valuation, exact_shapley, permutation_shapley
@@ -65,3 +68,59 @@ def test_frozen():
 def test_shapes_are_checked(changes, message):
     with pytest.raises(ValueError, match=message):
         valuation(**changes)
+
+
+@given(values=st.lists(st.sampled_from([-np.inf, -1.5, -0.0, 0.0, 2.0]), min_size=1), data=st.data())
+def test_top_and_bottom_are_sorted_and_of_equal_values_the_lower_number_comes_first(values, data):
+    k = data.draw(st.integers(1, len(values)))
+    one = valuation(values=np.array(values))
+    players = range(len(values))
+    assert one.top(k).tolist() == sorted(players, key=lambda player: (-values[player], player))[:k]
+    assert one.bottom(np.int64(k)).tolist() == sorted(players, key=lambda player: (values[player], player))[:k]
+    assert one.top(k).dtype == np.intp
+
+
+@pytest.mark.parametrize("rank", [Valuation.top, Valuation.bottom])
+@pytest.mark.parametrize(
+    ("k", "error", "message"),
+    [
+        (0, ValueError, "k must be at least 1, got 0"),
+        (-1, ValueError, "k must be at least 1, got -1"),
+        (4, ValueError, "k must be at most the number of players, 3, got 4"),
+        (1.0, TypeError, r"k must be an integer of at least 1, got 1.0 \(float\)"),
+        (True, TypeError, "k must be an integer"),
+    ],
+)
+def test_bad_k(rank, k, error, message):
+    with pytest.raises(error, match=message):
+        rank(valuation(), k)
+
+
+@pytest.mark.parametrize("rank", [Valuation.top, Valuation.bottom])
+def test_nan_has_no_rank(rank):
+    with pytest.raises(ValueError, match="the value of player 1 is NaN, which has no rank; NaN in all: 2"):
+        rank(valuation(values=np.array([0.0, np.nan, np.nan])), 1)
+
+
+def test_frame():
+    pd = pytest.importorskip("pandas")
+    one = permutation_shapley(Airport([1, 2, 3]), 4, rng=0)
+    frame = one.to_frame()
+    expected = {"value": one.values, "stderr": one.stderr, "even": one.halves[0], "odd": one.halves[1]}
+    pd.testing.assert_frame_equal(frame, pd.DataFrame(expected, index=pd.RangeIndex(3, name="player")))
+    frame.loc[:, "value"] = 0.0
+    assert one.values.all()  # what is done to the table is not done to the valuation
+
+
+def test_frame_without_errors():
+    pytest.importorskip("pandas")
+    frame = exact_shapley(Airport([1, 2, 3])).to_frame()
+    assert list(frame.columns) == ["value", "stderr"]
+    assert frame["stderr"].dtype == np.float64
+    assert frame["stderr"].isna().all()
+
+
+def test_frame_without_pandas(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"^to_frame needs pandas: python -m pip install pandas$"):
+        valuation().to_frame()

@@ -2,11 +2,13 @@ import json
 import shutil
 import sys
 import textwrap
+import warnings
 
 import numpy as np
 import pytest
 
-from baselines import Valuation
+from baselines import Valuation, permutation_shapley
+from inrun_bench import cli
 from inrun_bench.backends import BACKENDS
 from inrun_bench.cli import main
 from inrun_bench.experiments import EXPERIMENTS
@@ -16,6 +18,7 @@ from inrun_bench.plan import PROFILES
 from inrun_bench.report import BEGIN, END
 from inrun_bench.store import Store
 from tasks import CATALOG
+from tests.baselines.known_games import Table
 from tests.inrun_bench.tiny import METHODS as TINY_METHODS
 from tests.inrun_bench.tiny import TASK, files
 
@@ -54,6 +57,16 @@ def broken(_task, _seed):
 @pytest.fixture
 def broken_method(monkeypatch):
     monkeypatch.setitem(METHODS._all(), "broken", broken)
+
+
+def test_ctrl_c_ends_a_command_rather_than_its_estimate_alone(monkeypatch):
+    def interrupt(_estimate):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_list", lambda _: permutation_shapley(Table([0.0, 1.0]), 10, rng=0, stop=interrupt))
+    with warnings.catch_warnings(), pytest.raises(KeyboardInterrupt):
+        warnings.simplefilter("default")  # as it is outside of these tests
+        main(["list"])
 
 
 # --- list ---

@@ -27,6 +27,7 @@ from inrun_bench.experiments.gpu.told import told
 from inrun_bench.experiments.gpu.worker import Answer
 from inrun_bench.figures import SETTINGS, draw_figures
 from inrun_bench.figures.gpu import draw
+from inrun_bench.run_rows import RunRows
 from inrun_bench.store import SCHEMA, Store
 from inrun_bench.unit import Unit
 from tasks.architectures import mlp
@@ -265,7 +266,7 @@ def broken(tmp_path_factory):
     store, finished = Store(tmp_path_factory.mktemp("gpu") / "broken"), []
     names = ("first", *BREAKING, "second", "raises", "last")
     todo = {name: hazard(name.replace(" ", "-"), 7.0, breaks=name) for name in names}
-    assert supervise(list(todo.values()), store, gpu_hazards.measure, limit=5.0, say=finished.append) == []
+    assert supervise(list(todo.values()), RunRows(store), gpu_hazards.measure, limit=5.0, say=finished.append) == []
     return store, todo, finished
 
 
@@ -325,7 +326,7 @@ class Dying(Here):
 def test_a_unit_that_every_process_dies_of_ends(monkeypatch, store):
     monkeypatch.setattr(supervisor, "Worker", Dying)
     unit = hazard("hopeless")
-    assert supervise([unit], store, gpu_hazards.measure, limit=60.0) == []
+    assert supervise([unit], RunRows(store), gpu_hazards.measure, limit=60.0) == []
     assert outcome(store, unit)[0] == {"method 0": "error", "method 1": "error", "method 2": "error"}
 
 
@@ -337,27 +338,27 @@ def here(monkeypatch):
 @pytest.mark.usefixtures("here")
 def test_the_budget_begins_nothing_that_would_not_end_and_the_next_run_goes_on(store):
     todo = [hazard("short", 1.0), hazard("long", 1000.0), hazard("short too", 1.0)]
-    left = supervise(todo, store, gpu_hazards.measure, limit=60.0, budget=START_SECONDS + 60.0)
+    left = supervise(todo, RunRows(store), gpu_hazards.measure, limit=60.0, budget=START_SECONDS + 60.0)
     assert [one.planned.unit.method for one in left] == ["long"]
     assert "more than the budget has left" in left[0].reason
     finished = []
-    assert supervise(todo, store, gpu_hazards.measure, limit=60.0, say=finished.append) == []
+    assert supervise(todo, RunRows(store), gpu_hazards.measure, limit=60.0, say=finished.append) == []
     assert [one.planned.unit.method for one in finished] == ["long"]
 
 
 @pytest.mark.usefixtures("here")
 def test_a_process_that_must_be_started_counts_against_the_budget(store):
     todo = [hazard("first", 10.0), hazard("second", 10.0)]
-    assert len(supervise(todo, store, gpu_hazards.measure, limit=60.0, budget=START_SECONDS)) == 2
-    assert supervise(todo, store, gpu_hazards.measure, limit=60.0, budget=START_SECONDS + 11.0) == []
+    assert len(supervise(todo, RunRows(store), gpu_hazards.measure, limit=60.0, budget=START_SECONDS)) == 2
+    assert supervise(todo, RunRows(store), gpu_hazards.measure, limit=60.0, budget=START_SECONDS + 11.0) == []
 
 
 @pytest.mark.usefixtures("here")
 def test_what_failed_is_tried_again_after_what_was_never_tried(store):
     failing, fresh = hazard("raising", breaks="raises"), hazard("fresh")
-    supervise([failing], store, gpu_hazards.measure, limit=60.0)
+    supervise([failing], RunRows(store), gpu_hazards.measure, limit=60.0)
     finished = []
-    supervise([failing, fresh], store, gpu_hazards.measure, limit=60.0, say=finished.append)
+    supervise([failing, fresh], RunRows(store), gpu_hazards.measure, limit=60.0, say=finished.append)
     assert [one.planned.unit.method for one in finished] == ["fresh", "raising"]
 
 
@@ -368,7 +369,7 @@ def test_a_stop_ends_at_once_what_is_being_measured_and_begins_no_more(store):
     def stopped():
         return store.has(todo[0].unit) and time.monotonic() - began > 10
 
-    left = supervise(todo, store, gpu_hazards.measure, limit=120.0, stopped=stopped)
+    left = supervise(todo, RunRows(store), gpu_hazards.measure, limit=120.0, stopped=stopped)
     assert [one.planned.unit.method for one in left] == ["hanging", "last"]
     assert time.monotonic() - began < 60
     assert [store.has(planned.unit) for planned in todo] == [True, False, False]

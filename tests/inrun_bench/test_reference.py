@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
@@ -17,13 +18,13 @@ from inrun_bench.experiments import reference as experiment
 from inrun_bench.figures import draw_figures
 from inrun_bench.methods import METHODS
 from inrun_bench.plan import PROFILES, Plan
-from inrun_bench.reference_making import extend
+from inrun_bench.reference_making import extend, thin
 from inrun_bench.reference_proof import verify
 from inrun_bench.report import write_summary
 from inrun_bench.runner import run
 from inrun_bench.store import Store
 from inrun_bench.unit import Unit
-from tests.inrun_bench.tiny import PROFILE, TASK
+from tests.inrun_bench.tiny import PROFILE, TASK, files
 
 N = 10
 FEW = dataclasses.replace(tasks.CATALOG[TASK], n_train=N)
@@ -47,6 +48,11 @@ def medium(monkeypatch):
 @pytest.fixture
 def store(tmp_path):
     return Store(tmp_path / "reference")
+
+
+@pytest.fixture(autouse=True)
+def nothing_published(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "PUBLISHED", Store(tmp_path / "published").root)
 
 
 def test_few_samples_are_enumerated(small, store):
@@ -171,7 +177,77 @@ def rewrite(store, change):
     change(rows)
     kept = rows.drop(columns=["experiment", "task", "method", "seed", "block", "shifts", "draws", "status", "message"])
     records = [{k: v for k, v in row.items() if not (np.isscalar(v) and v != v)} for row in kept.to_dict("records")]
-    store.write(unit, records)
+    store.write(unit, records, store.provenance(unit))
+
+
+def test_blocks_without_utilities_are_made_anew_and_hold(medium, store):
+    run([reference.block(TASK, 0, number) for number in range(4)], store)
+    whole = reference.read(store, TASK)
+    assert thin(store, 2) == 2
+    assert thin(store, 2) == 0
+    store.pack()
+    thinned = reference.read(store, TASK)
+    for utility, valuation in whole.valuations.items():
+        np.testing.assert_array_equal(thinned.valuations[utility].values, valuation.values)
+        assert thinned.valuations[utility].evaluations == valuation.evaluations
+        assert thinned.valuations[utility].seconds == valuation.seconds
+    for remake, blocks in ((None, 1), (0, 0), (2, 2), (9, 2)):
+        proof = verify(store, TASK, coalitions=20, remake=remake, rng=0)
+        assert (proof.blocks, proof.replayed, proof.retrained, len(proof.remade)) == (4, 2, 20, blocks)
+        assert set(proof.remade) <= {2, 3}
+        assert proof.holds
+
+
+def test_altered_values_of_a_block_without_utilities_are_found_out(medium, store):
+    extend(store, TASK, seconds=0, jobs=1)
+    store.drop_column(reference.block(TASK, 0, 0), "utilities")
+    assert verify(store, TASK, rng=0).holds
+
+    def change(rows):
+        spread = rows.loc[rows["metric"] == "value", "value"].std()
+        rows.loc[(rows["metric"] == "value") & (rows["sample"] == 4), "value"] += spread
+
+    rewrite(store, change)
+    proof = verify(store, TASK, rng=0)
+    assert proof.remade_errors["loss"] > 0.1
+    assert not proof.holds
+    assert verify(store, TASK, remake=0, rng=0).holds  # nobody looked
+
+
+def test_enumerated_utilities_are_never_dropped(small, store):
+    extend(store, TASK, jobs=1)
+    assert thin(store, 0) == 0
+
+
+def test_blocks_of_two_contents_of_a_task_are_not_mixed(medium, store, monkeypatch):
+    run([reference.block(TASK, 0, 0)], store)
+    monkeypatch.setitem(tasks.CATALOG._all(), TASK, dataclasses.replace(MORE, scaling="global"))
+    run([reference.block(TASK, 0, 1)], store)
+    with pytest.raises(ValueError, match=r"blocks 0 and 1 of the reference for .* are of two contents of the task"):
+        reference.read(store, TASK)
+
+
+def test_blocks_of_ones_own_go_on_after_the_published_ones(medium, store, tmp_path):
+    published = Store(reference.PUBLISHED)
+    run([reference.block(TASK, 0, number) for number in range(2)], published)
+    before = files(published.root)
+    extended = extend(store, TASK, reliability=1 - 1e-12, seconds=0, jobs=1, earlier=[published])
+    assert extended.blocks == 2  # the time is up
+    run([reference.block(TASK, 0, 2)], store)
+    assert reference.read(reference.references(store.root), TASK).blocks == 3
+    assert reference.read(reference.references(), TASK).blocks == 2
+    assert files(published.root) == before
+
+
+def test_a_reference_comes_back_from_the_rows_that_travel(medium, store):
+    run([reference.block(TASK, 0, number) for number in range(2)], store)
+    whole = reference.read(store, TASK)
+    unit = reference.as_unit(whole)
+    back = reference.of_rows(TASK, 0, "sgd", [pd.DataFrame(unit.given)])
+    assert (back.digest(), back.identity, back.reliability()) == (whole.digest(), whole.identity, whole.reliability())
+    for utility, valuation in whole.valuations.items():
+        np.testing.assert_array_equal(back.valuations[utility].stderr, valuation.stderr)
+        assert back.valuations[utility].evaluations == valuation.evaluations
 
 
 def test_altered_values_are_found_out(medium, store):
@@ -214,12 +290,12 @@ def test_other_data_are_told_from_the_same(medium, store, monkeypatch):
 
 
 def test_the_commands_make_and_prove_references(medium, store, capsys):
-    place = ["--out", str(store.root), "--task", TASK]
-    assert main(["reference", *place, "--reliability", "0.01", "--minutes", "1", "--jobs", "1"]) == 0
+    place, chosen = ["--out", str(store.root)], ["--task", TASK]
+    assert main(["reference", *place, *chosen, "--reliability", "0.01", "--minutes", "1", "--jobs", "1"]) == 0
     out = capsys.readouterr().out
     assert f"{TASK}: loss 0." in out
     assert " accuracy |" in (store.root / "summary.md").read_text()
-    assert main(["verify", *place, "--coalitions", "5"]) == 0
+    assert main(["verify", "--reference", str(store.root), *chosen, "--coalitions", "5"]) == 0
     assert f"{TASK}: holds" in capsys.readouterr().out
 
 
@@ -230,10 +306,12 @@ def test_the_commands_take_a_recipe(small, store, capsys):
     table = (store.root / "summary.md").read_text()
     assert [f"{TASK} | {recipe:>8} |" in table for recipe in ("sgd", "adamw")] == [True, True]
     capsys.readouterr()
-    assert main(["verify", "--out", str(store.root), "--coalitions", "3"]) == 0
+    assert main(["verify", "--reference", str(store.root), "--coalitions", "3"]) == 0
     both = [line.partition(";")[0] for line in capsys.readouterr().out.splitlines()]
     assert both == [f"{TASK}: holds", f"{TASK}, adamw: holds"]
-    assert main(["verify", *place, "--recipe", "adamw", "--coalitions", "3"]) == 0
+    assert (
+        main(["verify", "--reference", str(store.root), "--task", TASK, "--recipe", "adamw", "--coalitions", "3"]) == 0
+    )
     assert capsys.readouterr().out.startswith(f"{TASK}, adamw: holds")
 
 
@@ -247,13 +325,13 @@ def test_without_tasks_a_recipes_references_are_made_of_those_that_have_it(monke
 
 def test_verify_looks_at_whatever_is_there_and_fails_where_one_does_not_hold(medium, store, capsys):
     extend(store, TASK, seconds=0, jobs=1)
-    assert main(["verify", "--out", str(store.root), "--coalitions", "3"]) == 0
+    assert main(["verify", "--reference", str(store.root), "--coalitions", "3"]) == 0
 
     def change(rows):
         rows.loc[rows["metric"] == "value", "value"] *= 2
 
     rewrite(store, change)
-    assert main(["verify", "--out", str(store.root), "--coalitions", "3"]) == 1
+    assert main(["verify", "--reference", str(store.root), "--coalitions", "3"]) == 1
     assert "DOES NOT HOLD" in capsys.readouterr().out
 
 
@@ -263,6 +341,7 @@ def test_verify_looks_at_whatever_is_there_and_fails_where_one_does_not_hold(med
         (["reference", "--reliability", "1.5"], "--reliability must lie between 0 and 1, got 1.5"),
         (["reference", "--task", "digit-mlp"], "did you mean 'digits-mlp'"),
         (["reference", "--jobs", "0"], "--jobs must be a positive number"),
+        (["verify", "--remake", "-1"], "--remake must not be negative, got -1"),
         (["verify", "--coalitions", "0"], "--coalitions must be at least 1, got 0"),
         (["verify", "--task", TASK, "--seed", "7"], "no reference for task"),
         (["verify", "--recipe", "adamw"], "recipe 'adamw', in"),
@@ -271,7 +350,7 @@ def test_verify_looks_at_whatever_is_there_and_fails_where_one_does_not_hold(med
     ],
 )
 def test_bad_input_of_the_commands(store, capsys, arguments, message):
-    assert main([*arguments, "--out", str(store.root)]) == 2
+    assert main([*arguments, "--reference", str(store.root)]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -289,7 +368,7 @@ def test_a_replay_answers_in_order_and_no_more_than_it_has():
 
 @pytest.fixture
 def with_reference(small, store, monkeypatch):
-    monkeypatch.setattr(reference, "FOLDER", store.root)
+    monkeypatch.setattr(reference, "PUBLISHED", store.root)
     return extend(store, TASK, jobs=1).valuations["loss"]
 
 
@@ -318,7 +397,7 @@ def test_the_error_is_that_of_the_values_in_units_of_their_spread(with_reference
     )
     plan = Plan(PROFILE, tasks=(TASK,), methods=(), seeds=(0,))
     unit = next(u for u in estimators.units(plan) if u.method == "permutation")
-    last = {row["metric"]: row for row in estimators.measure(unit, {})}
+    last = {row["metric"]: row for row in estimators.measure(unit, {unit.needs[0]: pd.DataFrame(unit.needs[0].given)})}
     found = permutation_shapley(tasks.load(TASK).trajectory_game(), n_permutations=40, rng=unit.random_seed)
     truth = with_reference.values
     assert last["error"]["value"] == pytest.approx(np.sqrt(np.mean((found.values - truth) ** 2)) / truth.std())
@@ -390,15 +469,18 @@ def test_methods_are_judged_by_every_recipe_that_has_a_reference(with_reference,
 
 
 def test_the_ceiling_is_that_of_the_references_halves(medium, store, monkeypatch):
-    monkeypatch.setattr(reference, "FOLDER", store.root)
+    monkeypatch.setattr(reference, "PUBLISHED", store.root)
     halves = extend(store, TASK, seconds=0, jobs=1).reliability()["loss"]
     (unit,) = cost.units(Plan(PROFILE, tasks=(TASK,), methods=(), seeds=(0,)))
-    rows = {row["metric"]: row["value"] for row in cost.measure(unit, {})}
+    (values,) = unit.needs
+    rows = {row["metric"]: row["value"] for row in cost.measure(unit, {values: pd.DataFrame(values.given)})}
     assert rows == {"spearman": halves, "spearman_ceiling": pytest.approx(np.sqrt(2 * halves / (1 + halves)))}
 
 
 @pytest.mark.parametrize("experiment_of_references", [estimators, cost])
 def test_without_references_an_experiment_says_how_to_make_them(tmp_path, monkeypatch, experiment_of_references):
-    monkeypatch.setattr(reference, "FOLDER", tmp_path / "nothing")
-    with pytest.raises(ValueError, match="nothing"):
+    with pytest.raises(ValueError, match=r"no reference for task .* make it with 'inrun-bench reference --task"):
+        experiment_of_references.units(Plan(PROFILES["quick"], tasks=(TASK,), methods=(), seeds=(0,)))
+    monkeypatch.setattr(reference, "PUBLISHED", tmp_path / "nothing")
+    with pytest.raises(ValueError, match=r"references that come with inrun-bench are not beside it: .*nothing"):
         experiment_of_references.units(Plan(PROFILES["quick"], tasks=(TASK,), methods=(), seeds=(0,)))

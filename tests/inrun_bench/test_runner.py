@@ -1,23 +1,28 @@
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 
 import joblib
 import pandas as pd
 import pytest
 
-from inrun_bench import runner
+from baselines import permutation_shapley
+from inrun_bench import fingerprint, runner
 from inrun_bench.backends import BACKENDS, Workers
 from inrun_bench.cli import main
 from inrun_bench.runner import run
 from inrun_bench.store import Store
 from inrun_bench.unit import Unit
+from tests.baselines.known_games import Table
 from tests.inrun_bench import counted_run
 from tests.inrun_bench.tiny import METHODS, TASK, files, units_of, without_timings
 
@@ -179,6 +184,92 @@ def test_a_later_run_does_only_what_is_new(laboratory, store):
     assert set(laboratory.measured) == set(CHILDREN)
 
 
+# --- out of date ---
+
+
+@pytest.fixture
+def code(monkeypatch):
+    """What stands for the code of each unit's method; a test may change it."""
+    found = {}
+
+    def parts(unit):
+        return {"method": found.get(unit.method, "old")}
+
+    monkeypatch.setattr(fingerprint, "code_parts", parts)
+    monkeypatch.setattr(runner, "code_parts", parts)
+    return found
+
+
+def test_what_follows_from_changed_code_is_measured_again_and_what_it_took_the_place_of_is_gone(
+    laboratory, store, code
+):
+    run(CHILDREN, store)
+    store.pack()
+    laboratory.measured.clear()
+    code["parent-1"] = "new"
+    laboratory.bodies[PARENTS[1]] = lambda: [{"metric": "needed", "value": 10.0}]
+    outcome = run(CHILDREN, store)
+    assert set(laboratory.measured) == {PARENTS[1], *CHILDREN}
+    assert outcome.outdated == {"the code of method 'parent-1'": 1, "what they were computed from": 4}
+    assert (outcome.done, outcome.skipped) == (5, 3)
+    rows = store.read_all("free").set_index("method")["value"]
+    assert len(rows) == 8
+    assert rows["child-0"] == 1 + 2 + 10 + 2
+    assert run(CHILDREN, store).done == 0
+
+
+def test_rows_of_which_nobody_noted_what_they_follow_from_are_measured_again(laboratory, store, code):
+    store.write(GRANDPARENT, [{"metric": "needed", "value": 7.0}])
+    assert run([GRANDPARENT], store).outdated == {"nobody noted what they follow from": 1}
+    assert store.read(GRANDPARENT)["value"].item() == 1
+
+
+def test_by_force_all_is_measured_again_once(laboratory, store):
+    run(CHILDREN, store)
+    laboratory.measured.clear()
+    outcome = run(CHILDREN, store, force=True)
+    assert (outcome.done, outcome.skipped) == (8, 0)
+    assert sorted(map(str, laboratory.measured)) == sorted(map(str, (GRANDPARENT, *PARENTS, *CHILDREN)))
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_unit_that_fails_when_it_is_measured_again_keeps_its_rows_and_stays_out_of_date(
+    laboratory, store, code, force
+):
+    run(CHILDREN, store)
+    before = files(store.root)
+    code["grandparent"] = "new"
+    laboratory.broken = {GRANDPARENT}
+    for _ in range(2):
+        outcome = run(CHILDREN, store, force=force)
+        assert (outcome.done, len(outcome.failed)) == (0, 8)  # nothing is computed from what is out of date
+        assert files(store.root) == before
+    laboratory.broken = set()
+    assert run(CHILDREN, store).done == 8
+
+
+def test_rows_that_are_given_are_stored_without_a_worker_and_handed_on(laboratory, store):
+    given = replace(unit("given", experiment="known"), given=({"metric": "known", "value": 41.0},))
+    outcome = run([unit("child", given)], store)
+    assert (outcome.done, outcome.failed) == (2, ())
+    assert laboratory.measured == [unit("child", given)]
+    assert store.read(unit("child", given))["value"].item() == 42
+
+
+def test_rows_say_which_run_measured_them(laboratory, store):
+    run(PARENTS, store)
+    (entry,) = json.loads((store.root / "manifest.json").read_text())
+    assert {provenance.run for provenance in store.units().values()} == {entry["run"]}
+    assert (entry["units"], entry["failed"]) == (4, 0)
+
+
+def test_the_manifest_counts_what_was_done_and_what_failed(laboratory, store):
+    laboratory.broken = {PARENTS[1]}
+    run(CHILDREN, store)
+    (entry,) = json.loads((store.root / "manifest.json").read_text())
+    assert (entry["units"], entry["failed"]) == (3, 5)
+
+
 # --- failures ---
 
 
@@ -210,6 +301,22 @@ def test_a_later_run_tries_again_what_failed_and_only_that(laboratory, store):
     assert (outcome.done, outcome.skipped, outcome.failed) == (5, 3, ())
     assert set(laboratory.measured) == {PARENTS[1], *CHILDREN}
     assert store.read_all("free")["method"].nunique() == 8
+
+
+def test_ctrl_c_leaves_no_rows_of_half_an_estimate(laboratory, store):
+    def interrupt(_estimate):
+        raise KeyboardInterrupt
+
+    def estimate():
+        valuation = permutation_shapley(Table([0.0, 1.0]), 10, rng=0, stop=interrupt)
+        return [{"metric": "value", "value": value} for value in valuation.values]
+
+    laboratory.bodies[GRANDPARENT] = estimate
+    with warnings.catch_warnings(), pytest.raises(KeyboardInterrupt):
+        warnings.simplefilter("default")  # as it is outside of these tests
+        run([GRANDPARENT], store)
+    assert not store.has(GRANDPARENT)
+    assert files(store.root) == {}
 
 
 def test_rows_that_cannot_be_stored_fail_their_unit_alone(laboratory, store):
@@ -323,21 +430,22 @@ def test_units_in_flight_are_no_more_than_jobs_and_no_more_than_there_are_worker
         assert max(in_flight) == most
 
 
-def test_a_worker_with_another_version_refuses_the_unit(laboratory, store, local, monkeypatch):
-    monkeypatch.setattr(runner, "__version__", "99.1.2")
+def test_a_worker_with_other_code_or_libraries_measures_nothing(laboratory, store, local, monkeypatch):
+    here = {"libraries": "torch 2.13.0", "experiment": "as it is"}
+    monkeypatch.setattr(runner, "code_parts", lambda _: here)
 
     @contextlib.contextmanager
     def connect(jobs, scheduler):
-        def submit(call, measure, unit, needs, version):
+        def submit(call, measure, unit, needs, code):
             future = Future()
-            future.set_result(call(measure, unit, needs, "0.0.1"))
+            future.set_result(call(measure, unit, needs, {**code, "libraries": "torch 2.11.0"}))
             return future
 
         yield Workers(submit, slots=lambda: 1, deaths=lambda _: 0)
 
     local(connect)
     ((_, message),) = run([GRANDPARENT], store).failed
-    assert "inrun-bench 0.0.1, the worker has 99.1.2" in message
+    assert "the worker and the run differ in libraries (torch 2.11.0; now torch 2.13.0)" in message
     assert laboratory.measured == []
 
 

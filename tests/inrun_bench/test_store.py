@@ -4,17 +4,20 @@ import shutil
 import tempfile
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from inrun_bench import __version__
-from inrun_bench.store import SCHEMA, Store
+from inrun_bench.provenance import Provenance
+from inrun_bench.store import SCHEMA, Overlay, Store
 from inrun_bench.unit import Unit
 
 UNIT = Unit("values", "task", "method", 3, {"block": 1, "rate": 0.5})
@@ -72,7 +75,7 @@ def listing(store):
 
 
 @settings(max_examples=40)
-@given(UNITS, st.lists(ROWS, max_size=4))
+@given(UNITS, st.lists(ROWS, min_size=1, max_size=4))
 def test_rows_come_back_as_they_were(unit, rows):
     with fresh_store() as store:
         store.write(unit, rows)
@@ -84,7 +87,7 @@ def test_rows_come_back_as_they_were(unit, rows):
 
 
 @settings(max_examples=40)
-@given(UNITS, st.lists(ROWS, max_size=3))
+@given(UNITS, st.lists(ROWS, min_size=1, max_size=3))
 def test_every_file_has_all_columns_of_the_schema_first_and_typed(unit, rows):
     with fresh_store() as store:
         store.write(unit, rows)
@@ -138,41 +141,40 @@ def test_a_unit_is_there_once_written_and_not_with_an_error_among_its_rows(store
 
 
 def test_a_reader_sees_nothing_of_rows_that_are_being_written(store, monkeypatch):
-    from inrun_bench.store import pq
+    seen, write_bytes = [], Path.write_bytes
 
-    whole, seen = pq.write_table, []
-
-    def write_slowly(table, path, **options):
-        whole(table, path, **options)
-        content = Path(path).read_bytes()
-        Path(path).write_bytes(content[: len(content) // 2])
+    def write_slowly(path, content):
+        write_bytes(path, content[: len(content) // 2])
         reader = Store(store.root)
         seen.append((reader.has(UNIT), len(reader.read_all("values"))))
-        Path(path).write_bytes(content)
+        write_bytes(path, content)
 
-    monkeypatch.setattr(pq, "write_table", write_slowly)
+    monkeypatch.setattr(Path, "write_bytes", write_slowly)
     store.write(UNIT, [{"metric": "m"}])
     assert seen == [(False, 0)]
     assert len(store.read_all("values")) == 1
 
 
+def half_written(path, _content):
+    path.touch()
+    raise OSError("disk full")
+
+
 @pytest.mark.parametrize("earlier", [[], [{"metric": "error", "status": "error", "message": "before"}]])
 def test_a_failure_while_writing_leaves_what_was_there(store, monkeypatch, earlier):
-    from inrun_bench.store import pq
-
     if earlier:
         store.write(UNIT, earlier)
     before = listing(store)
-
-    def fail(_table, path, **_options):
-        Path(path).write_bytes(b"PAR1 half a")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(pq, "write_table", fail)
+    monkeypatch.setattr(Path, "write_bytes", half_written)
     with pytest.raises(OSError, match="disk full"):
         store.write(UNIT, [{"metric": "m"}])
     assert listing(store) == before
     assert not store.has(UNIT)
+
+
+def test_a_unit_without_rows_is_refused(store):
+    with pytest.raises(ValueError, match="has no rows; a unit returns at least one"):
+        store.write(UNIT, [])
 
 
 def test_rows_that_do_not_fit_the_schema_leave_nothing(store):
@@ -249,19 +251,22 @@ def test_a_folder_can_be_opened_again(store):
     assert Store(store.root, create=False).has(UNIT)
 
 
-def test_a_folder_of_another_version_is_refused_by_both_versions(store):
-    stamp = store.root / "store.json"
-    stamp.write_text(json.dumps({**json.loads(stamp.read_text()), "inrun_bench": "99.1.2"}))
-    for create in (True, False):
-        with pytest.raises(ValueError, match=rf"written by inrun-bench 99\.1\.2.*this is {__version__}"):
-            Store(store.root, create=create)
-
-
 def test_a_folder_of_another_format_is_refused_by_both_formats(store):
     stamp = store.root / "store.json"
     stamp.write_text(json.dumps({**json.loads(stamp.read_text()), "format": 98}))
-    with pytest.raises(ValueError, match=r"\(format 98\).*\(format \d+\)"):
+    for create in (True, False):
+        with pytest.raises(ValueError, match=r"\(format 98\).*\(format \d+\)"):
+            Store(store.root, create=create)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"inrun_bench": "0.1.0"}', "\udcff"])
+def test_a_broken_stamp_is_named_with_what_to_write_into_it(store, content):
+    stamp = store.root / "store.json"
+    stamp.write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=r"store.json' is broken .*write (.*) into it") as failure:
         Store(store.root)
+    stamp.write_text(str(failure.value).partition("write ")[2].removesuffix(" into it"))
+    assert Store(store.root)
 
 
 def test_somebody_elses_folder_is_refused_and_left_alone(tmp_path):
@@ -322,12 +327,16 @@ def test_a_claim_keeps_others_from_the_same_unit_of_the_same_folder_only(store, 
     again.release()
 
 
+def manifest(store):
+    return json.loads((store.root / "manifest.json").read_text())
+
+
 def test_the_manifest_says_what_each_run_ran_on(store):
-    store.record_run(jobs=2, seeds=[0, 3], units=7)
-    store.record_run(jobs=1, seeds=[1], units=1)
-    first, second = json.loads((store.root / "manifest.json").read_text())
-    assert (first["jobs"], first["seeds"], first["units"]) == (2, [0, 3], 7)
-    assert (second["jobs"], second["seeds"], second["units"]) == (1, [1], 1)
+    names = [store.begin_run(jobs=2, seeds=[0, 3]), store.begin_run(jobs=1, seeds=[1])]
+    first, second = manifest(store)
+    assert [first["run"], second["run"]] == names
+    assert (first["jobs"], first["seeds"]) == (2, [0, 3])
+    assert (second["jobs"], second["seeds"]) == (1, [1])
     assert first["versions"]["inrun-bench"] == __version__
     assert {"torch", "numpy", "scipy", "scikit-learn"} < set(first["versions"])
     assert first["processor"]
@@ -337,12 +346,12 @@ def test_the_manifest_says_what_each_run_ran_on(store):
 
 
 @pytest.mark.usefixtures("slow_to_replace")
-def test_a_run_like_the_last_one_is_added_to_it(store):
-    for units in (2, 3):
-        store.record_run(jobs=2, seeds=[0], units=units)
-    store.record_run(jobs=1, seeds=[0], units=5)
-    runs = json.loads((store.root / "manifest.json").read_text())
-    assert [(run["jobs"], run["units"]) for run in runs] == [(2, 5), (1, 5)]
+def test_runs_are_counted_by_what_they_did_and_like_runs_together(store):
+    one, other = (store.begin_run(jobs=jobs, seeds=[0]) for jobs in (2, 1))  # two runs share the folder
+    assert store.begin_run(jobs=2, seeds=[0]) == one
+    for name, done, failed in ((one, 2, 0), (other, 5, 1), (one, 3, 0)):
+        store.count_units(name, done=done, failed=failed)
+    assert [(run["jobs"], run["units"], run["failed"]) for run in manifest(store)] == [(2, 5, 0), (1, 5, 1)]
 
 
 def test_no_run_is_lost_from_the_manifest_when_several_start_at_once(store):
@@ -350,9 +359,134 @@ def test_no_run_is_lost_from_the_manifest_when_several_start_at_once(store):
 
     def start(number):
         together.wait()
-        store.record_run(jobs=1, seeds=[number], units=1)
+        store.count_units(store.begin_run(jobs=1, seeds=[number]), done=1, failed=0)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(start, range(4)))
-    runs = json.loads((store.root / "manifest.json").read_text())
-    assert sorted(run["seeds"][0] for run in runs) == [0, 1, 2, 3]
+    assert sorted(run["seeds"][0] for run in manifest(store)) == [0, 1, 2, 3]
+    assert all(run["units"] == 1 for run in manifest(store))
+
+
+@pytest.mark.parametrize("content", ["", "[{]", "{}", "[1]"])
+def test_a_broken_manifest_is_named_with_what_to_do(store, content):
+    (store.root / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match=r"manifest.json' is broken .*move it away"):
+        store.begin_run(jobs=1, seeds=[0])
+    (store.root / "manifest.json").unlink()
+    store.begin_run(jobs=1, seeds=[0])
+
+
+# --- provenance ---
+
+
+@given(UNITS, UNITS)
+def test_units_come_back_from_what_the_rows_say_of_them(unit, need):
+    need = replace(need, experiment="need")
+    unit = replace(unit, needs=(need,))
+    assume(unit.experiment != "need")
+    with fresh_store() as store:
+        for each in (need, unit):
+            store.write(each, [{"metric": "m", "method": "another"}], Provenance.of(each, {"task": each.key}, "run"))
+        found = store.units()
+    assert {each.key: each for each in found} == {unit.key: unit, need.key: need}
+    assert found[unit].fingerprint == {"task": unit.key}
+    assert found[unit].run == "run"
+
+
+# --- packing ---
+
+
+def contents(store, units):
+    return {unit: (store.has(unit), store.read(unit).to_dict("records"), store.provenance(unit)) for unit in units}
+
+
+@settings(max_examples=20)
+@given(
+    st.lists(st.tuples(UNITS, st.lists(ROWS, min_size=1, max_size=3)), max_size=4, unique_by=lambda pair: pair[0].key)
+)
+def test_packing_changes_nothing_that_a_reader_sees(pairs):
+    units = [replace(unit, experiment=unit.experiment[:1], settings={"alpha": i}) for i, (unit, _) in enumerate(pairs)]
+    with fresh_store() as store:
+        for number, (unit, (_, rows)) in enumerate(zip(units, pairs, strict=True)):
+            store.write(unit, rows, Provenance.of(unit, {"task": str(number)}))
+        before = contents(store, units)
+        everything = {unit.experiment: store.read_all(unit.experiment) for unit in units}
+        assert store.pack() == Counter(unit.experiment for unit in units)
+        assert listing(store) == [*sorted(f"rows/{name}.parquet" for name in everything), "store.json"]
+        for reader in (store, Store(store.root)):
+            assert repr(contents(reader, units)) == repr(before)  # as text, where nan is nan
+            for experiment, rows in everything.items():
+                pd.testing.assert_frame_equal(reader.read_all(experiment), rows)
+
+
+def test_a_unit_measured_again_takes_the_place_of_the_packed_one(store):
+    other = replace(UNIT, seed=4)
+    for unit in (UNIT, other):
+        store.write(unit, [{"metric": "m", "value": 1.0}])
+    store.pack()
+    store.write(UNIT, [{"metric": "m", "value": 2.0}])
+    for _ in range(2):
+        assert (store.read(UNIT)["value"].item(), store.read(other)["value"].item()) == (2, 1)
+        assert sorted(store.read_all("values")["value"]) == [1, 2]
+        assert store.pack() == {"values": 2}
+
+
+def test_a_packed_unit_that_failed_is_not_there(store):
+    store.write(UNIT, [{"metric": "error", "status": "error", "message": "no"}])
+    store.pack()
+    assert not store.has(UNIT)
+    assert store.read_all("values").empty
+
+
+def test_what_a_run_is_about_to_write_is_not_packed(store):
+    store.write(UNIT, [{"metric": "m"}])
+    claim = store.claim(UNIT)
+    assert store.pack() == {"values": 0}
+    claim.release()
+    assert store.has(UNIT)
+    assert store.pack() == {"values": 1}
+
+
+def test_a_failure_while_packing_loses_nothing(store, monkeypatch):
+    store.write(UNIT, [{"metric": "m", "value": 1.0}])
+    before = listing(store)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", half_written)
+        with pytest.raises(OSError, match="disk full"):
+            store.pack()
+    assert listing(store) == before
+    assert store.pack() == {"values": 1}
+
+
+def test_columns_of_different_kinds_are_named_when_units_are_read_together(store):
+    store.write(UNIT, [{"metric": "m", "extra": "text"}])
+    store.write(replace(UNIT, seed=4), [{"metric": "m", "extra": [1.0]}])
+    with pytest.raises(ValueError, match="units of 'values' have columns of one name and of different kinds"):
+        store.pack()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_changed_bit_is_found_and_named_with_its_file(store, packed):
+    store.write(UNIT, [{"metric": "m", "value": 1.0}])
+    if packed:
+        store.pack()
+    (path,) = (store.root / "rows").iterdir()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 4
+    path.write_bytes(content)
+    for read in (store.has, store.read, store.provenance, lambda unit: store.read_all(unit.experiment)):
+        with pytest.raises(ValueError, match=f"{path.name}' is damaged"):
+            read(UNIT)
+
+
+def test_of_folders_that_are_read_as_one_the_first_that_has_a_unit_answers(tmp_path):
+    first, second = (Store(tmp_path / name) for name in "ab")
+    other, missing = replace(UNIT, seed=4), replace(UNIT, seed=5)
+    first.write(UNIT, [{"metric": "m", "value": 1.0}])
+    for unit in (UNIT, other):
+        second.write(unit, [{"metric": "m", "value": 2.0}])
+    both = Overlay((first, second))
+    assert [both.read(unit)["value"].item() for unit in (UNIT, other)] == [1, 2]
+    assert not both.has(missing)
+    with pytest.raises(KeyError, match="seed=5"):
+        both.read(missing)

@@ -139,5 +139,39 @@ def test_entry_points_take_no_name_that_is_in_use_reserved_or_no_part_of_a_file_
     registry = Registry(
         "thing", shelf, lambda stem, m: {stem + end: v for end, v in m.THINGS.items()}, "shelves", ("reference",)
     )
-    with pytest.raises(ValueError, match=rf"entry point {name!r} of group 'shelves' cannot name a thing"):
-        list(registry)
+    with pytest.warns(RuntimeWarning, match=rf"entry point {name!r} of group 'shelves' cannot name a thing"):
+        assert dict(registry) == {"early-a": 2}
+    assert set(registry.broken) == {name}
+
+
+@pytest.mark.parametrize(
+    ("where", "why"),
+    [
+        ("missing_module:THING", "ModuleNotFoundError"),
+        ("breaks:THING", "ZeroDivisionError"),
+        ("fine:NOT_THERE", "AttributeError"),
+        ("fine:TEXT", "TypeError: entry point 'theirs' loads a str, which is no thing"),
+    ],
+)
+def test_a_broken_entry_point_is_told_of_and_skipped_and_says_why_when_it_is_asked_for(install, tmp_path, where, why):
+    install("shelf/__init__.py")
+    install("breaks.py", "1 / 0")
+    install("fine.py", "NUMBER, TEXT = 1, 'text'")
+    add_distribution(tmp_path, "acme", "shelves", {"theirs": where, "others": "fine:NUMBER"})
+    import shelf
+
+    registry = Registry("thing", shelf, lambda *_: {}, "shelves", accepts=lambda thing: isinstance(thing, int))
+    with pytest.warns(RuntimeWarning, match=f"thing 'theirs' .* is skipped: {why}"):
+        assert dict(registry) == {"others": 1}
+    with pytest.raises(ValueError, match=f"thing 'theirs' cannot be used: {why}"):
+        registry["theirs"]
+
+
+@pytest.mark.parametrize(("registry", "kind"), [(tasks.CATALOG, "task"), (METHODS, "method")])
+def test_a_plug_in_of_another_kind_is_skipped(install, tmp_path, monkeypatch, registry, kind):
+    install("acme.py", "THING = 7")
+    add_distribution(tmp_path, "acme", f"inrun_bench.{kind}s", {"acme": "acme:THING"})
+    monkeypatch.setattr(registry, "_found", None)
+    monkeypatch.setattr(registry, "_broken", {})
+    with pytest.warns(RuntimeWarning, match=f"loads a int, which is no {kind}"):
+        assert "acme" not in registry

@@ -30,7 +30,9 @@ def embedding(layer: nn.Embedding, a: Tensor, b: Tensor, q: Tensor) -> Tensor:
     if layer.padding_idx is not None:
         tangent.masked_fill_((a == layer.padding_idx).unsqueeze(-1), 0.0)
     if layer.scale_grad_by_freq:
-        tangent /= torch.bincount(a.flatten())[a].unsqueeze(-1)
+        ids = a.flatten().long()  # counted without bincount, which waits for the largest
+        counts = ids.new_zeros(len(q)).scatter_add_(0, ids, torch.ones_like(ids))
+        tangent /= counts[a].unsqueeze(-1)
     return dot(tangent, b)
 
 

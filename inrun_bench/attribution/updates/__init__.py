@@ -49,7 +49,8 @@ class Update:
     Attributes
     ----------
     slope : list of float or tensor
-        The secant D, a number or shaped like the parameter (float32 at least, since it may be as large as lr / eps).
+        The secant D: a number, a scalar on the device where the learning rate is one, or shaped like the parameter
+        (float32 at least, since it may be as large as lr / eps).
     empty : list of tensors, or None
         u(0), shaped and typed like the parameters; None where it is zero for all, so that nobody pays for it.
     """
@@ -76,7 +77,8 @@ def read_update(
     parameters : mapping of str to tensor
         The trained parameters by name, at the weights w. One that the optimiser does not hold is not moved.
     gradients : sequence of tensor or None, optional
-        What the optimiser is about to receive, one entry a parameter. None for a parameter whose ``grad`` is None:
+        What the optimiser is about to take, one entry a parameter; unscaled where its fused step undoes a
+        ``torch.amp.GradScaler`` itself. None for a parameter whose ``grad`` is None:
         optimisers pass over it, without decay or momentum, which is not the same as a gradient of zeros. Only a linear
         optimiser (:func:`is_linear`) can be read without `gradients`; every parameter is then taken to have one.
 
@@ -119,8 +121,6 @@ def read_update(
 
 
 def _closed_form(optimizer: Optimizer, group: Mapping[str, Any]) -> ClosedForm | None:
-    if getattr(optimizer, "grad_scale", None) is not None:  # a fused step under torch.amp.GradScaler unscales by itself
-        return None
     if type(optimizer) is SGD:
         return sgd_update
     if type(optimizer) in (Adam, AdamW) and not group["amsgrad"] and not group["maximize"]:

@@ -28,6 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inrun_bench.attribution.updates.settings import number
+
 __all__ = ["adam_update"]
 
 
@@ -51,9 +53,9 @@ def adam_update(
     """
     dtype = torch.promote_types(weights.dtype, torch.float32)
     w, g = weights.detach().to(dtype), gradient.to(dtype)
-    lr, eps, decay = (_number(group[key]) for key in ("lr", "eps", "weight_decay"))
-    beta1, beta2 = (_number(beta) for beta in group["betas"])
-    t = _number(state.get("step", 0)) + 1
+    lr, eps, decay = (number(group[key]) for key in ("lr", "eps", "weight_decay"))
+    beta1, beta2 = (number(beta) for beta in group["betas"])
+    t = number(state.get("step", 0)) + 1
     lr_t = lr / (1 - beta1**t)
     k = ((1 - beta2) / (1 - beta2**t)) ** 0.5
     coupled = w * decay if decay and not group["decoupled_weight_decay"] else None  # h0
@@ -82,10 +84,3 @@ def adam_update(
     if decay and group["decoupled_weight_decay"]:
         rest += torch.mul(w, lr * decay, out=root)
     return slope, rest.to(weights.dtype) if state or decay else None
-
-
-def _number(value: Any) -> Any:
-    """Return a setting or a step counter as a number; one on a GPU stays there, as reading it would wait for it."""
-    if isinstance(value, Tensor) and value.device.type != "cpu":
-        return value.detach().double().squeeze()
-    return float(value)

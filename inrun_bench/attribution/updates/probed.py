@@ -24,16 +24,19 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from inrun_bench.attribution.transfer import gathered, to_host
+
 __all__ = ["double", "probed_updates", "take_step"]
 
 SMALLEST = 1e-5  # of |g|, relative to its root mean square; see above
-LEFT_ALONE = {"step", "param_groups", "defaults", "grad_scale", "found_inf"}  # fused kernels read these in float32
+LEFT_ALONE = {"step", "param_groups", "defaults"}  # fused kernels read these in float32
+NOT_DOUBLED = {"step", "grad_scale", "found_inf"}
 
 
 def probed_updates(
     optimizer: Optimizer, weights: Sequence[Tensor], gradients: Sequence[Tensor]
 ) -> list[tuple[Tensor, Tensor | None]]:
-    """Return the secant D and u(0), None where it is zero, of each parameter.
+    """Return the secant D and u(0), None where it is zero for all, of each parameter.
 
     Parameters
     ----------
@@ -44,15 +47,17 @@ def probed_updates(
 
     Notes
     -----
-    Two steps of the optimiser, in float64, and copies of all its parameters and state, one set at a time.
+    Two steps of the optimiser, in float64, and copies of all its parameters and state, one set at a time. On a GPU the
+    host waits for them, to learn whether any u(0) is not zero: where none is, nobody pays for its validation loss.
     """
     gradients = [_divisible(_copy(g.to_dense() if g.is_sparse else g)) for g in gradients]
     rests = _moves(optimizer, weights, [torch.zeros_like(g) for g in gradients])
     moves = _moves(optimizer, weights, gradients)
+    moving = to_host(gathered([rest.any() for rest in rests]).any())()
     updates = []
     for w, g, rest, move in zip(weights, gradients, rests, moves, strict=True):
         slope = move.sub_(rest).div_(g).to(torch.promote_types(w.dtype, torch.float32))
-        updates.append((slope, rest.to(w.dtype) if rest.any() else None))
+        updates.append((slope, rest.to(w.dtype) if moving else None))
     return updates
 
 
@@ -60,13 +65,13 @@ def double(optimizer: Optimizer) -> tuple[Optimizer, dict[Tensor, Tensor]]:
     """Return an optimiser that works like `optimizer` on float64 copies, and the copy of each parameter.
 
     Everything that the optimiser holds is copied, another optimiser that it wraps included, so that a step of the
-    double is seen by nobody. It has no hooks, and no instance attribute ``step``: a learning-rate scheduler puts a
-    function there that is bound to the original.
+    double is seen by nobody. It has no hooks, no instance attribute ``step`` (a learning-rate scheduler puts a function
+    there that is bound to the original), and nothing of a ``GradScaler``: its gradients are unscaled ones.
     """
     known = {id(tensor): _copy(tensor) for tensor in _working_tensors(vars(optimizer))}  # deepcopy takes these
     copies = {w: _copy(w) for group in optimizer.param_groups for w in group["params"]}
     known |= {id(w): twin.requires_grad_(w.requires_grad and w.is_leaf) for w, twin in copies.items()}
-    held = {k: type(v)() if k.endswith("_hooks") else v for k, v in vars(optimizer).items() if k != "step"}
+    held = {k: type(v)() if k.endswith("_hooks") else v for k, v in vars(optimizer).items() if k not in NOT_DOUBLED}
     other: Optimizer = object.__new__(type(optimizer))
     vars(other).update(copy.deepcopy(held, known))
     return other, copies

@@ -21,6 +21,8 @@ from typing import Any
 
 from torch import Tensor
 
+from inrun_bench.attribution.updates.settings import number
+
 __all__ = ["sgd_update"]
 
 
@@ -29,7 +31,7 @@ def sgd_update(
     gradient: Tensor,  # noqa: ARG001 - one signature for all closed forms
     state: Mapping[str, Any],
     group: Mapping[str, Any],
-) -> tuple[float, Tensor | None]:
+) -> tuple[float | Tensor, Tensor | None]:
     """Return the slope, a number, and u(0), None where it is zero.
 
     Parameters
@@ -39,15 +41,14 @@ def sgd_update(
     state, group : mapping
         The optimiser's state of this parameter (empty before its first step) and the settings of its group.
     """
-    lr, decay = float(group["lr"]), float(group["weight_decay"])
-    momentum = float(group["momentum"])
+    lr, decay, momentum, dampening = (number(group[key]) for key in ("lr", "weight_decay", "momentum", "dampening"))
     buffer = state.get("momentum_buffer") if momentum else None
     gain, carried = lr, lr * momentum
     if momentum:
-        share = 1.0 if buffer is None else 1.0 - float(group["dampening"])
+        share = 1.0 if buffer is None else 1.0 - dampening
         gain = lr * (1.0 + momentum * share) if group["nesterov"] else lr * share
         carried = lr * momentum * momentum if group["nesterov"] else lr * momentum
-    empty = weights.detach() * (gain * decay) if gain * decay else None
-    if buffer is not None and carried:
-        empty = buffer * carried if empty is None else empty.add_(buffer, alpha=carried)
+    empty = weights.detach() * (gain * decay) if decay else None
+    if buffer is not None:
+        empty = buffer * carried if empty is None else empty.add_(buffer * carried)
     return (-gain if group["maximize"] else gain), empty

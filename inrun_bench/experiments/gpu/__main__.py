@@ -16,6 +16,7 @@ from inrun_bench.experiments.gpu import SUMMARY, measure
 from inrun_bench.experiments.gpu.order import Planned, in_order
 from inrun_bench.experiments.gpu.supervisor import Left, supervise
 from inrun_bench.experiments.gpu.told import told
+from inrun_bench.run_rows import RunRows
 from inrun_bench.store import Store
 
 __all__ = ["main"]
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is first imported
     store = Store(options.out)
     todo = in_order(seed=0)
-    missing = [planned for planned in todo if not store.has(planned.unit)]
+    rows = RunRows(store)
+    missing = [planned for planned in todo if not rows.up_to_date(planned.unit)]
     _say(f"{todo[0].unit.settings['device']}: {len(missing)} of {len(todo)} units, {_seconds(missing)} planned")
     left: list[Left] = []
     signals: list[int] = []
@@ -47,10 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for number in before:
             signal.signal(number, lambda number, _frame: signals.append(number))
         if missing:
-            store.record_run(jobs=1, seeds=[0], units=len(missing))
+            rows.run = store.begin_run(jobs=1, seeds=[0])
             left = supervise(
                 todo,
-                store,
+                rows,
                 measure,
                 limit=options.limit,
                 budget=options.budget,
@@ -58,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 stopped=lambda: bool(signals),
             )
     finally:
+        if rows.written:
+            store.count_units(rows.run, done=len(rows.written), failed=0)
         for number, handler in before.items():
             signal.signal(number, handler)
     done = len(missing) - len(left)
@@ -103,10 +107,9 @@ def _draw(store: Store) -> None:
 def _failed(todo: Sequence[Planned], store: Store) -> list[str]:
     lines = []
     for planned in todo:
-        try:
-            rows = store.read(planned.unit)
-        except FileNotFoundError:
+        if store.provenance(planned.unit) is None:
             continue
+        rows = store.read(planned.unit)
         wrong = rows[rows["status"] == "error"]
         lines += [f"{row.task} {row.method}: {row.message}" for row in wrong.itertuples()]
     return lines

@@ -17,6 +17,7 @@ import pandas as pd
 from inrun_bench.experiments.gpu.order import Planned
 from inrun_bench.experiments.gpu.rounds import error_row
 from inrun_bench.experiments.gpu.worker import Measure, Worker
+from inrun_bench.run_rows import RunRows
 from inrun_bench.store import Store
 from inrun_bench.unit import Row, Unit
 
@@ -46,7 +47,7 @@ class Left:
 
 def supervise(
     todo: Sequence[Planned],
-    store: Store,
+    rows: RunRows,
     measure: Measure,
     *,
     limit: float,
@@ -54,15 +55,16 @@ def supervise(
     say: Callable[[Finished], None] = lambda _: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> list[Left]:
-    """Measure units that the store does not have, in order, and return those that are left.
+    """Measure units of which there are no rows, or none up to date, in order, and return those that are left.
 
     Parameters
     ----------
     todo : sequence of Planned
-        Units in the order in which they are begun; those that were tried before, and failed, after all others. One
-        whose needs have failed, or were not begun, goes without.
-    store : Store
-        Where rows go.
+        Units in the order in which they are begun: first those of which nothing is known, then those that were tried
+        before, and failed, then those whose rows are out of date. One whose needs have failed, or were not begun, goes
+        without.
+    rows : RunRows
+        Where rows are, and go.
     measure : callable
         See :class:`~inrun_bench.experiments.gpu.worker.Worker`.
     limit : float
@@ -78,8 +80,8 @@ def supervise(
     left: list[Left] = []
     worker = Worker(measure)
     try:
-        missing = [planned for planned in todo if not store.has(planned.unit)]
-        for planned in sorted(missing, key=lambda planned: _rows(planned.unit, store) is not None):
+        missing = [planned for planned in todo if not rows.up_to_date(planned.unit)]
+        for planned in sorted(missing, key=lambda planned: _worth(planned.unit, rows.store)):
             seconds = planned.seconds + (0.0 if worker.running else START_SECONDS)
             if stopped():
                 left.append(Left(planned, "stopped"))
@@ -87,22 +89,22 @@ def supervise(
             if budget is not None and time.monotonic() - began + seconds > budget:
                 left.append(Left(planned, f"{seconds:.0f} s planned, more than the budget has left"))
                 continue
-            claim = store.claim(planned.unit)
+            claim = rows.store.claim(planned.unit)
             if claim is None:
                 left.append(Left(planned, "another run is at it"))
                 continue
             begun = time.monotonic()
             try:
-                rows = _measured(planned.unit, _needs(planned.unit, store), worker, limit, stopped)
-                if rows is not None:
-                    store.write(planned.unit, rows)
+                found = _measured(planned.unit, _needs(planned.unit, rows.store), worker, limit, stopped)
+                if found is not None:
+                    rows.write(planned.unit, found)
             finally:
                 claim.release()
-            if rows is None:
+            if found is None:
                 left.append(Left(planned, "stopped"))
             else:
                 now = time.monotonic()
-                say(Finished(planned, rows, now - begun, now - began))
+                say(Finished(planned, found, now - begun, now - began))
     finally:
         worker.end()
     return left
@@ -132,12 +134,9 @@ def _measured(
 
 
 def _needs(unit: Unit, store: Store) -> dict[Unit, pd.DataFrame]:
-    found = {need: _rows(need, store) for need in unit.needs}
-    return {need: rows for need, rows in found.items() if rows is not None}
+    return {need: store.read(need) for need in unit.needs if store.provenance(need) is not None}
 
 
-def _rows(unit: Unit, store: Store) -> pd.DataFrame | None:
-    try:
-        return store.read(unit)
-    except FileNotFoundError:
-        return None
+def _worth(unit: Unit, store: Store) -> int:
+    """Return when a unit's turn comes: 0 where nothing is known of it, 1 where it failed, 2 where it is out of date."""
+    return int(store.provenance(unit) is not None) + int(store.has(unit))

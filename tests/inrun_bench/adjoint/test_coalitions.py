@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from baselines import exact_shapley, rank_stability, stderr_below
-from inrun_bench.adjoint import Storage, coalition_gradient_shapley, few_run_shapley
+from baselines import InterruptedEstimateWarning, exact_shapley, rank_stability, stderr_below
+from inrun_bench.adjoint import Storage, coalition_gradient_shapley, coalitions, few_run_shapley
 from inrun_bench.adjoint.coalitions import _weights
+from inrun_bench.adjoint.relaxed_game import RelaxedGame
 from tests.inrun_bench.adjoint.small import quadratic_task, small_task
 
 
@@ -73,6 +74,28 @@ def test_rules_stop_it():
     ranked = coalition_gradient_shapley(task, 4000, stop=rank_stability(0.8), rng=0)
     assert ranked.reliability() >= 0.8
     assert ranked.evaluations < 4000
+
+
+def test_interrupted_it_has_the_draws_before(monkeypatch):
+    task = small_task("iris-logreg", n=6)
+    differentiate, calls = RelaxedGame.differentiate, []
+
+    def interrupted(self, weights):
+        calls.append(len(weights))
+        if len(calls) > 2:
+            raise KeyboardInterrupt
+        return differentiate(self, weights)
+
+    monkeypatch.setattr(coalitions, "DRAWS_AT_A_TIME", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(RelaxedGame, "differentiate", interrupted)
+        with pytest.warns(InterruptedEstimateWarning, match="of the draws made so far, 4, from 32 evaluated"):
+            found = coalition_gradient_shapley(task, 400, rng=0)
+    expected = coalition_gradient_shapley(task, 32, rng=0)
+    for name in ("values", "stderr", "halves"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    assert found.evaluations == found.parameters["coalitions"] == 32
+    assert found.parameters == {**expected.parameters, "interrupted": True}
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baselines import budget, complementary_shapley, exact_shapley, stderr_below
+from baselines import InterruptedEstimateWarning, budget, complementary_shapley, exact_shapley, stderr_below
 from inrun_bench.adjoint import control_variate_shapley
 from inrun_bench.adjoint.relaxed_game import relaxed_game
 from inrun_bench.adjoint.surrogate import SizeDependentAdditiveGame, taylor_surrogate
@@ -83,6 +83,22 @@ def test_a_stopping_rule_sees_the_values_themselves():
         np.testing.assert_array_equal(of_rule, of_valuation)
     shorter = control_variate_shapley(small_task(n=6), budget=seen[3].evaluations - 8, rng=0)
     np.testing.assert_allclose(seen[3].values, shorter.values, rtol=1e-9)
+
+
+def test_interrupted_it_corrects_by_the_trainings_before():
+    def rule(estimate):
+        if estimate.draws > 20:
+            raise KeyboardInterrupt
+        return False
+
+    task = small_task(n=6)
+    with pytest.warns(InterruptedEstimateWarning, match="complementary_shapley was interrupted"):
+        found = control_variate_shapley(task, budget=400, stop=rule, rng=0)
+    expected = control_variate_shapley(task, budget=found.evaluations - 8, rng=0)
+    assert 8 < found.evaluations == expected.evaluations < 100
+    assert found.parameters["interrupted"]
+    np.testing.assert_allclose(found.values, expected.values, rtol=1e-9)
+    np.testing.assert_allclose(found.stderr, expected.stderr, rtol=1e-9)
 
 
 def test_a_budget_among_the_rules_counts_all_runs():

@@ -1,0 +1,127 @@
+"""Fingerprints: what the rows of a unit follow from, part by part, so that no stale row is taken for a new one.
+
+==============  ================================================================================================
+part            what it covers
+==============  ================================================================================================
+``task``        data, sizes and scaling of the splits, recipe, architecture and initial weights
+                (:func:`tasks.content.content_identity`)
+``method``      the code of the method (:func:`tasks.code_identity.code_identity`): sources, or released versions
+``experiment``  the code of the experiment, likewise
+``libraries``   versions of the libraries that change numbers
+``needs``       the fingerprints of the units whose rows the unit reads
+==============  ================================================================================================
+
+A unit on something that is no task of the catalogue, or of no method, does without that part: what it measures stands
+in its experiment's code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import cache
+
+from inrun_bench.experiments import EXPERIMENTS
+from inrun_bench.methods import METHODS
+from inrun_bench.provenance import Provenance
+from inrun_bench.unit import Unit
+from inrun_bench.version import versions
+from tasks import CATALOG
+from tasks.code_identity import CodeIdentityError, code_identity
+from tasks.content import content_identity
+
+__all__ = ["Fingerprint", "Fingerprints", "changes", "code_parts", "outdated"]
+
+Fingerprint = Mapping[str, str]
+
+LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch")
+UNKNOWN = "unknown: "  # of code that cannot be seen: it may change at any time, so that its rows are never new
+NOBODY_NOTED = "nobody noted what they follow from"
+
+
+class Fingerprints:
+    """Fingerprints of units; what several have in common is computed once."""
+
+    def __init__(self) -> None:
+        self._whole: dict[str, Fingerprint] = {}
+        self._contents: dict[tuple[str, int, str], str] = {}
+
+    def of(self, unit: Unit) -> Fingerprint:
+        """Return what rows of the unit would follow from if it were measured now."""
+        if unit.key not in self._whole:
+            found = dict(code_parts(unit))
+            if unit.task in CATALOG:
+                found["task"] = self._content_of(unit)
+            if unit.needs:
+                found["needs"] = _digest([self.of(need) for need in unit.needs])
+            self._whole[unit.key] = found
+        return self._whole[unit.key]
+
+    def _content_of(self, unit: Unit) -> str:
+        definition = (unit.task, unit.seed, unit.recipe)
+        if definition not in self._contents:
+            try:
+                content = content_identity(CATALOG[unit.task], unit.seed, unit.recipe)
+            except Exception as error:  # whatever a third party's dataset raises; its units will say so themselves
+                content = f"{UNKNOWN}{type(error).__name__}: {error}"
+            self._contents[definition] = content
+        return self._contents[definition]
+
+
+def code_parts(unit: Unit) -> Fingerprint:
+    """Return those parts of a unit's fingerprint that depend on the code and the libraries of this process."""
+    if (
+        unit.experiment not in EXPERIMENTS
+    ):  # rows that were handed over, and not measured: their unit says what they are
+        return {}
+    parts = {"experiment": _code(EXPERIMENTS[unit.experiment].measure), "libraries": _libraries()}
+    return parts | ({"method": _code(METHODS[unit.method])} if unit.method in METHODS else {})
+
+
+def changes(unit: Unit, then: Fingerprint | None, now: Fingerprint) -> list[str]:
+    """Return what has changed since rows were measured, in words; nothing where they are up to date."""
+    if then is None:
+        return [NOBODY_NOTED]
+    words = {
+        "task": f"the content of task {unit.task!r}",
+        "method": f"the code of method {unit.method!r}",
+        "experiment": f"the code of experiment {unit.experiment!r}",
+        "libraries": f"libraries ({then.get('libraries', 'none')}; now {now.get('libraries', 'none')})",
+        "needs": "what they were computed from",
+    }
+    return [words[p] for p in words if then.get(p) != now.get(p) or now.get(p, "").startswith(UNKNOWN)]
+
+
+def outdated(stored: Mapping[Unit, Provenance]) -> tuple[int, Counter[str]]:
+    """Return how many stored units are out of date, and for how many of them each thing has changed.
+
+    Parameters
+    ----------
+    stored : mapping of Unit to Provenance
+        Where their rows come from, see :meth:`inrun_bench.store.Store.units`.
+    """
+    now = Fingerprints()
+    found = [
+        changes(unit, provenance.fingerprint, {} if provenance.fingerprint is None else now.of(unit))
+        for unit, provenance in stored.items()
+    ]
+    return sum(map(bool, found)), Counter(what for several in found for what in several)
+
+
+@cache  # what is in memory stays the same, whatever becomes of its source
+def _code(thing: Callable[..., object]) -> str:
+    try:
+        return code_identity(getattr(thing, "__func__", thing))
+    except CodeIdentityError as error:
+        return f"{UNKNOWN}{error}"
+
+
+def _libraries() -> str:
+    found = versions(LIBRARIES).items()
+    return ", ".join(f"{name} {(got or 'none').partition('+')[0]}" for name, got in found)  # 2.13.0+cpu is 2.13.0
+
+
+def _digest(parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,62 @@
+"""Rows as a run sees them: up to date or to be measured again, and written with where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from inrun_bench.fingerprint import Fingerprints, changes
+from inrun_bench.provenance import Provenance
+from inrun_bench.store import Store
+from inrun_bench.unit import Row, Unit
+
+__all__ = ["RunRows"]
+
+
+class RunRows:
+    """The rows of a store, as a run sees them.
+
+    Parameters
+    ----------
+    store : Store
+        Where they are, and go.
+    force : bool
+        Whether nothing is up to date but what this run has written.
+
+    Attributes
+    ----------
+    run : str
+        Name of this run in the manifest; set it when there is one.
+    written : set of Unit
+        Those that this run has measured.
+    """
+
+    def __init__(self, store: Store, *, force: bool = False) -> None:
+        self.store = store
+        self.run = ""
+        self.written: set[Unit] = set()
+        self._force = force
+        self._fingerprints = Fingerprints()
+
+    def up_to_date(self, unit: Unit) -> bool:
+        """Return whether the unit need not be measured."""
+        if self._force:
+            return unit in self.written
+        return self.store.has(unit) and not self.changes(unit)
+
+    def changes(self, unit: Unit) -> list[str]:
+        """Return what has changed since the unit's rows were measured, in words; nothing where there are none."""
+        provenance = self.store.provenance(unit) if self.store.has(unit) else None
+        return [] if provenance is None else changes(unit, provenance.fingerprint, self._fingerprints.of(unit))
+
+    def write(self, unit: Unit, rows: Sequence[Row]) -> None:
+        """Write the rows of the unit, and where they come from."""
+        self._write(unit, rows)
+        self.written.add(unit)
+
+    def write_error(self, unit: Unit, message: str) -> None:
+        """Write why there are no rows of the unit, but for a unit that has some, if out of date: they are kept."""
+        if not self.store.has(unit):
+            self._write(unit, [{"metric": "error", "status": "error", "message": message}])
+
+    def _write(self, unit: Unit, rows: Sequence[Row]) -> None:
+        self.store.write(unit, rows, Provenance.of(unit, self._fingerprints.of(unit), self.run))

@@ -1,0 +1,268 @@
+"""A digest of what an object does: its state, and the code behind it.
+
+**Law.** `code_identity` follows an object as pickle does, into its attributes, and collects the modules that define the
+classes (base classes included) and functions on the way. Of each of these modules enters the source, and that of every
+module it imports, at its head or inside of a function, and so on until an installed release:
+
+- a distribution enters by name and version, and by the hash or commit that pip noted where it was installed from a file
+  or a repository. One that was installed from a folder, editable or not, can change under the same version, and enters
+  by the source of the modules that are imported;
+- the standard library enters by Python's version, such as 3.11.
+
+Functions that a module does not know by name (lambdas, and functions defined inside of others) enter by their bytecode
+too, with their defaults and the variables that they close over. An extension module outside of all distributions enters
+by its bytes. Comments count, since a source is taken as it is.
+
+**Refused**, with the reason, is what this law cannot see: code of an interactive session or a notebook, classes defined
+inside of functions, modules made at run time, functions that are not what their file has since it was changed, and
+whatever cannot be pickled.
+
+**Not seen**: files that code reads, environment variables, modules imported by a computed name, attributes of modules
+and classes that are set from elsewhere, constants of a module whose file was changed after it was imported, and
+libraries that a user's own extension module is linked to.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import sys
+import sysconfig
+from collections.abc import Iterator
+from functools import cache
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.metadata import Distribution, distributions, packages_distributions
+from importlib.util import find_spec, resolve_name
+from operator import attrgetter
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+from joblib.hashing import NumpyHasher
+
+__all__ = ["CodeIdentityError", "code_identity"]
+
+_PYTHON = f"python {sys.version_info.major}.{sys.version_info.minor}"
+_STANDARD_LIBRARY = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")]
+_INSTALLED = ("site-packages", "dist-packages")  # names of the folders that distributions are installed in
+_owners = cache(packages_distributions)  # half a second: it reads the lists of files of all distributions
+
+
+class CodeIdentityError(ValueError):
+    """An object's code or state cannot be known; the message says of what, and what to do."""
+
+
+def code_identity(thing: object) -> str:
+    """Return a SHA-256 digest, as 64 hexadecimal digits, of an object's state and code.
+
+    Parameters
+    ----------
+    thing : object
+        A function, class, module, or an object of any class that can be pickled, or a tuple, list or dict of them.
+
+    Returns
+    -------
+    str
+        The same in every process with the same sources, releases and minor version of Python; another one when any of
+        them changes, or the object's state does.
+
+    Raises
+    ------
+    CodeIdentityError
+        If a source cannot be read, or the object cannot be pickled.
+
+    Examples
+    --------
+    >>> from sklearn.linear_model import Ridge
+    >>> code_identity(Ridge()) == code_identity(Ridge(alpha=1.0)) != code_identity(Ridge(alpha=2.0))
+    True
+    """
+    hasher = _StateHasher()
+    try:
+        state = hasher.hash(thing)
+    except CodeIdentityError:
+        raise
+    except Exception as error:  # whatever a third party's object raises
+        raise CodeIdentityError(
+            f"a code identity needs an object that can be pickled, and one of class {type(thing).__name__} fails with "
+            f"{type(error).__name__}: {error}; define classes at the head of a module"
+        ) from error
+    sources, releases = _code_of(hasher.modules)
+    return hashlib.sha256(json.dumps([state, sources, sorted(releases)], sort_keys=True).encode()).hexdigest()
+
+
+class _StateHasher(NumpyHasher):  # type: ignore[misc]  # joblib has no types
+    """Hashes the state of an object and notes the modules that its classes and functions come from."""
+
+    def __init__(self) -> None:
+        super().__init__("sha256")
+        self.modules: set[str] = set()
+
+    def reducer_override(self, thing: Any) -> Any:
+        """Return what is hashed in place of `thing`, in the form of ``object.__reduce__``."""
+        if isinstance(thing, ModuleType):
+            self.modules.add(thing.__name__)
+            return str, (thing.__name__,)
+        if isinstance(thing, frozenset):  # one of strings has another order in each process
+            return tuple, (sorted(map(repr, thing)),)
+        if isinstance(thing, CodeType):
+            return tuple, ((thing.co_code, thing.co_consts, thing.co_names, thing.co_varnames, thing.co_freevars),)
+        for owner in thing.__mro__ if isinstance(thing, type) else (thing,):
+            module = getattr(owner, "__module__", None)
+            if isinstance(module, str):
+                self.modules.add(module)
+        return self._reduced(thing) if isinstance(thing, FunctionType) else NotImplemented
+
+    def _reduced(self, function: FunctionType) -> Any:
+        module = function.__globals__.get("__name__")  # functools.wraps gives a function the __module__ of another
+        if module not in sys.modules or vars(sys.modules[module]) is not function.__globals__:
+            raise CodeIdentityError(
+                f"the source of function {function.__qualname__} is not to be had: this process has no module "
+                f"{module!r} that it comes from; define it in a file, and take the identity where that is imported"
+            )
+        self.modules.add(module)
+        if _known_by_name(function):
+            return NotImplemented
+        variables = [cell.cell_contents for cell in function.__closure__ or ()]
+        # handed over as the state, which is saved last: a function may close over itself
+        state = (function.__code__, function.__defaults__, function.__kwdefaults__, variables, vars(function))
+        return tuple, ((module, function.__qualname__),), state
+
+
+def _known_by_name(function: FunctionType) -> bool:
+    try:
+        return attrgetter(function.__qualname__)(sys.modules[function.__module__]) is function
+    except (AttributeError, KeyError):
+        return False
+
+
+def _code_of(defining: set[str]) -> tuple[dict[str, str], set[str]]:
+    """Return digests of the sources of the modules and of what they import, by name, and the releases among them."""
+    sources: dict[str, str] = {}
+    releases: set[str] = set()
+    seen, ahead = set(defining), list(defining)
+    while ahead:
+        name = ahead.pop()
+        file, release = _file(name), _release(name)
+        if release is not None:
+            releases.add(release)
+        if file is None or (release is not None and (name not in defining or file.suffix != ".py")):
+            continue
+        sources[name], imported = _read(name, file, _stamp(name, file), id(sys.modules.get(name)))
+        ahead += imported - seen
+        seen |= imported
+    return sources, releases
+
+
+def _stamp(name: str, file: Path) -> tuple[int, int]:
+    """Return what tells a file from what it was."""
+    try:
+        state = file.stat()
+    except OSError as error:
+        raise CodeIdentityError(f"the source of module {name} cannot be read: {error}") from error
+    return state.st_mtime_ns, state.st_size
+
+
+@cache  # for as long as the file and the module are the same: a package has hundreds
+def _read(name: str, file: Path, _stamp: tuple[int, int], _module: int) -> tuple[str, frozenset[str]]:
+    """Return the digest of a module's source, and what it imports."""
+    try:
+        source = file.read_bytes()
+    except OSError as error:
+        raise CodeIdentityError(f"the source of module {name} cannot be read: {error}") from error
+    imported = frozenset(_imports(name, source)) if file.suffix == ".py" else frozenset[str]()
+    if file.suffix == ".py" and name in sys.modules:
+        _refuse_other_than(source, sys.modules[name])
+    return hashlib.sha256(source).hexdigest(), imported
+
+
+def _refuse_other_than(source: bytes, module: ModuleType) -> None:
+    """Refuse a module whose functions are not those of its source: the file was changed after it was imported."""
+    if type(getattr(module, "__loader__", None)) is not SourceFileLoader:  # pytest's rewrites assertions, for instance
+        return
+    in_file = set(_codes(compile(source, str(module.__file__), "exec", dont_inherit=True)))
+    for thing in list(vars(module).values()):
+        of_class = isinstance(thing, type) and thing.__module__ == module.__name__
+        for function in vars(thing).values() if of_class else (thing,):
+            code = getattr(function, "__code__", None)
+            if isinstance(code, CodeType) and code.co_filename == module.__file__ and code not in in_file:
+                raise CodeIdentityError(
+                    f"{code.co_qualname} of module {module.__name__} is not what {module.__file__} has: the file was "
+                    "changed after it was imported; reload the module or start Python anew"
+                )
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
+def _imports(name: str, source: bytes) -> Iterator[str]:
+    """Yield what a module imports anywhere in its source, and all packages on the way; attributes of modules, too."""
+    spec = getattr(sys.modules.get(name), "__spec__", None) or _spec(name)
+    package = "" if spec is None else spec.parent or ""
+    imported = {package} - {""}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            origin = resolve_name("." * node.level + (node.module or ""), package)
+            imported |= {origin, *(f"{origin}.{alias.name}" for alias in node.names)}
+    for each in imported:
+        parts = each.split(".")
+        depth = 1 if _release(parts[0]) is not None else len(parts)  # below a release, nothing need be looked for
+        yield from (".".join(parts[:end]) for end in range(1, depth + 1))
+
+
+def _file(name: str) -> Path | None:
+    """Return the file of a module; None for one that is built in, a namespace, or not installed."""
+    module = sys.modules.get(name)
+    if module is None:
+        spec = _spec(name)
+        return Path(spec.origin).resolve() if spec is not None and spec.has_location and spec.origin else None
+    file = getattr(module, "__file__", None)
+    if file is None and not hasattr(module, "__path__") and name.partition(".")[0] not in sys.stdlib_module_names:
+        raise CodeIdentityError(
+            f"the source of module {name} is not to be had: it has no file, as in an interactive session or a "
+            "notebook; move its classes and functions to a file and import them"
+        )
+    return None if file is None else Path(file).resolve()
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    try:
+        return find_spec(name)
+    except (ImportError, ValueError):  # an attribute of a module, or something that is not installed
+        return None
+
+
+def _release(name: str) -> str | None:
+    """Return what tells the code of a module apart without its source; None where nothing does."""
+    top, file = name.partition(".")[0], _file(name)
+    folder = next((folder for folder in file.parents if folder.name in _INSTALLED), None) if file else None
+    if folder is None:
+        in_library = any(map(file.is_relative_to, _STANDARD_LIBRARY)) if file else top in sys.stdlib_module_names
+        return _PYTHON if in_library else None
+    return _installed(top, folder)
+
+
+@cache
+def _installed(top: str, folder: Path) -> str | None:
+    owners = _owners().get(top, ())
+    pins = {_pin(each) for owner in owners for each in distributions(name=owner, path=[str(folder)])}
+    return " ".join(sorted(pins)) if pins and "" not in pins else None
+
+
+def _pin(distribution: Distribution) -> str:
+    """Return name, version and the hash or commit that pip noted (PEP 610); nothing if installed from a folder.
+
+    conda notes the folder that it builds in, whatever it installs from.
+    """
+    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+    if "dir_info" in origin and (distribution.read_text("INSTALLER") or "").strip() != "conda":
+        return ""
+    source = [origin.get("archive_info"), origin.get("vcs_info")]
+    return f"{distribution.name} {distribution.version} {json.dumps(source, sort_keys=True)}"

@@ -1,0 +1,80 @@
+"""What a task consists of, as a digest: two tasks of the same content train the same models on the same data.
+
+It is taken before any arithmetic: of the dataset as it comes, of the numbers by which it is split, and of the model
+before its first step. So it is the same on processors that round otherwise, which the bits of the standardised samples
+are not (:meth:`tasks.TrajectoryGame.identity`). How a split is drawn and scaled is code, and no content.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from tasks.code_identity import code_identity
+
+if TYPE_CHECKING:
+    from tasks.task import TaskSpec
+
+__all__ = ["content_identity", "layers"]
+
+DIGITS = 3  # of a weight's norm: far below any change, far above rounding
+
+
+def content_identity(task: TaskSpec, seed: int, recipe: str) -> str:
+    """Return a SHA-256 digest, as 64 hexadecimal digits, of what a task of the catalogue consists of.
+
+    Parameters
+    ----------
+    task : TaskSpec
+        Its dataset, sizes, scaling and architecture count; its summary does not.
+    seed : int
+        Of the initial weights. That of the split is known with the unit of work.
+    recipe : str
+        Name of one of its recipes; of any other, all of them count.
+
+    Raises
+    ------
+    CodeIdentityError
+        If the code of a layer cannot be seen.
+    """
+    digest = hashlib.sha256()
+    for array in task.dataset():
+        whole = np.ascontiguousarray(array)
+        digest.update(f"{whole.dtype.str} {whole.shape}\n".encode())
+        digest.update(whole.tobytes())
+    counted = {
+        field.name: getattr(task, field.name)
+        for field in dataclasses.fields(task)
+        if field.name not in ("dataset", "architecture", "recipes", "summary", "large")
+    }
+    recipes = {recipe: task.recipes[recipe]} if recipe in task.recipes else dict(task.recipes)
+    digest.update(f"{counted} {recipes}\n".encode())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = task.architecture()
+    for name, value in (*layers(model), *_summaries(model)):
+        digest.update(f"{name}: {value!r}\n".encode())
+    digest.update(code_identity([type(layer) for layer in model.modules()]).encode())
+    return digest.hexdigest()
+
+
+def layers(model: nn.Module) -> Iterator[tuple[str, object]]:
+    """Yield what tells one architecture from another: of each layer the name, the class, and the settings by name."""
+    for name, layer in model.named_modules():
+        yield name, f"{type(layer).__module__}.{type(layer).__qualname__}"
+        for key, value in sorted(vars(layer).items()):
+            if not key.startswith("_") and isinstance(value, bool | int | float | str | tuple | None):
+                yield key, value
+
+
+def _summaries(model: nn.Module) -> Iterator[tuple[str, object]]:
+    """Yield of each tensor of the model what survives rounding: type, shape and norm."""
+    for name, tensor in model.state_dict().items():
+        norm = float(torch.linalg.vector_norm(tensor.detach().double()))
+        yield name, f"{tensor.dtype} {list(tensor.shape)} {norm:.{DIGITS}g}"

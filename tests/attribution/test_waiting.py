@@ -1,0 +1,643 @@
+"""No step waits for the device: its numbers leave it in one transfer, which is read when the next step is queued."""
+
+import gc
+import itertools
+import logging
+import sys
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+import inrun_bench
+from inrun_bench import InRunShapley
+from inrun_bench.attribution import First, engine, transfer
+from inrun_bench.attribution.capture import Capture
+from inrun_bench.attribution.received import Watcher
+from inrun_bench.attribution.step import OpenStep
+from inrun_bench.attribution.validation import ValidationLoss
+from tests.attribution.brute_force import relative_error
+from tests.attribution.problem import N, problem
+
+ORDERS = ("first", "second", "midpoint", "trapezoid", "integrated")
+DYNAMO = "ignore:.*should not be instantiated:DeprecationWarning"  # the compiler's own
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
+    "heavy ball": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01),
+    "fused adamw": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
+}
+WARM, STEPS = 5, 11  # what is learnt of a model is learnt in the first steps
+TOKENS, WIDTH = 6, 8
+
+
+class Language(nn.Module):
+    """Tokens at positions, and a parameter that no rule covers."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.position = nn.Embedding(11, WIDTH), nn.Embedding(TOKENS, WIDTH)
+        self.inner, self.norm, self.head = nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 11)
+        self.scale = nn.Parameter(torch.ones(WIDTH))
+
+    def forward(self, x):
+        h = self.token(x) + self.position(torch.arange(TOKENS, device=x.device))
+        return self.head(self.norm(h + torch.tanh(self.inner(h)) * self.scale))
+
+
+def heavy_ball(model):
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+
+
+def covered():
+    """A model of layers with rules alone."""
+    return nn.Sequential(nn.Embedding(11, WIDTH), nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 11))
+
+
+def run(device, build_optimizer, order, *, act=lambda _step: None, between=lambda _model: None, **options):
+    """Train a small language model on one batch, with two validation sets."""
+    torch.manual_seed(0)
+    compiled, parts, own = (options.pop(name, False) for name in ("compiled", "parts", "own_validation"))
+    model = (covered if compiled else Language)().to(device)
+    call = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
+    optimizer = build_optimizer(list(model.parameters()))
+    scaler = torch.amp.GradScaler(device, enabled=options.pop("scaled", False))
+    x = torch.randint(11, (N + 4, TOKENS)).to(device)
+
+    def loss(x):
+        return F.cross_entropy(call(x).flatten(0, 1), x.flatten())
+
+    sets = {"one": lambda: loss(x[N:]), "other": lambda: loss(x[N:-1])}
+    inrun = InRunShapley(model, optimizer, N, order, validation=None if own else sets, **options)
+    for number in range(STEPS):
+        act(number)
+        with inrun.step(validation=sets if own else None) as step:
+            for part in range(parts or 1):
+                step.batch(range(N)[part :: parts or 1])
+                scaler.scale(loss(x[:N][part :: parts or 1])).backward()
+            if scaler.is_enabled():
+                scaler.unscale_(optimizer)
+            between(model)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+    act(None)
+    return inrun
+
+
+@pytest.fixture
+def transfers(monkeypatch):
+    """[step of a transfer, step in which it is read] of all transfers; whoever sets `step` says where we are."""
+
+    class Transfers(list):
+        step: int | None = 0
+        real = staticmethod(transfer.to_host)
+
+        def __call__(self, numbers):
+            record = [self.step, None]
+            self.append(record)
+            arrival = self.real(numbers)
+
+            def read():
+                record[1] = self.step
+                return arrival()
+
+            return read
+
+        def of_late_steps(self):
+            return [record for record in self if record[0] is not None and record[0] >= WARM]
+
+    log = Transfers()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("inrun_bench.attribution.") and hasattr(module, "to_host"):
+            monkeypatch.setattr(module, "to_host", log)
+    return log
+
+
+ONE_EACH_READ_A_STEP_LATER = [[step, step + 1] for step in range(WARM, STEPS - 1)] + [[STEPS - 1, None]]
+
+
+class NoCopies(TorchDispatchMode):
+    """Refuses copies from the host to the device, which wait as well."""
+
+    on = False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if self.on and any(isinstance(x, torch.Tensor) and x.is_meta for x in tree_leaves(result)):
+            copied = str(func).startswith(("aten._to_copy", "aten.copy"))
+            for x in tree_leaves((args, kwargs)):
+                if isinstance(x, torch.Tensor) and not x.is_meta and (x.dim() or copied):
+                    raise AssertionError(f"{func} reads a tensor of the host, of shape {list(x.shape)}")
+        return result
+
+
+@pytest.fixture
+def without_numbers(monkeypatch, transfers):
+    """A device whose tensors have no numbers, so that whoever reads one fails; transfers bring zeros."""
+    transfers.real = lambda numbers: lambda: np.zeros(tuple(numbers.shape))
+    monkeypatch.setattr(torch.Tensor, "data_ptr", lambda x: x.untyped_storage()._cdata)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _device: False)
+    optimizer = sys.modules["torch.optim.optimizer"]
+    monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: ["meta"])
+    return transfers
+
+
+def run_without_numbers(transfers, *arguments, **options):
+    with NoCopies() as copies:
+
+        def act(step):
+            transfers.step, copies.on = step, step is not None and step >= WARM
+
+        return run("meta", *arguments, act=act, **options)
+
+
+@pytest.mark.parametrize(
+    ("order", "optimizer"),
+    [*itertools.product(ORDERS[:-1], ["sgd", "fused adamw"]), *itertools.product(["first"], ["heavy ball", "adamw"])],
+)
+def test_nothing_reads_a_number_of_the_device(without_numbers, order, optimizer):
+    run_without_numbers(without_numbers, OPTIMIZERS[optimizer], order)
+    assert without_numbers.of_late_steps() == ONE_EACH_READ_A_STEP_LATER
+
+
+SETTINGS = {
+    "accumulated": {"parts": 2},
+    "clipped by norm": {"between": lambda m: nn.utils.clip_grad_norm_(m.parameters(), 1.0)},
+    "clipped by value": {"between": lambda m: nn.utils.clip_grad_value_(m.parameters(), 1.0)},
+    "validation of the step": {"own_validation": True},
+    "scored in one product": {"rules": "weight-gradient"},
+    "in factors": {"rules": "gram"},
+}
+
+
+@pytest.mark.parametrize(
+    ("setting", "optimizer"),
+    [*itertools.product(SETTINGS, ["sgd"]), ("clipped by norm", "fused adamw"), ("accumulated", "fused adamw")],
+)
+def test_nothing_reads_a_number_of_the_device_whatever_the_setting(without_numbers, setting, optimizer):
+    inrun = run_without_numbers(without_numbers, OPTIMIZERS[optimizer], "first", **SETTINGS[setting])
+    assert without_numbers.of_late_steps() == ONE_EACH_READ_A_STEP_LATER
+    assert setting != "in factors" or "gram" in inrun.choices["rules"].values()
+
+
+def test_splitting_reads_no_number_of_the_device(without_numbers):
+    run_without_numbers(without_numbers, OPTIMIZERS["sgd"], "trapezoid", late="split")
+    assert without_numbers.of_late_steps() == ONE_EACH_READ_A_STEP_LATER
+
+
+@pytest.mark.parametrize("order", ["first", "trapezoid"])
+def test_a_learning_rate_on_the_device_is_not_read(without_numbers, monkeypatch, order):
+    def optimizer(parameters):
+        made = OPTIMIZERS["heavy ball"](parameters)
+        made.param_groups[0]["lr"] = torch.tensor(0.1, device="meta")
+        return made
+
+    monkeypatch.setattr(
+        sys.modules["torch.optim.sgd"], "sgd", lambda *_, **__: None
+    )  # which reads it, unless a graph is captured
+    run_without_numbers(without_numbers, optimizer, order)
+    assert without_numbers.of_late_steps() == ONE_EACH_READ_A_STEP_LATER
+
+
+def test_optimisers_that_are_read_off_their_own_step_wait_once_a_step(without_numbers):
+    run_without_numbers(without_numbers, lambda p: torch.optim.RMSprop(p, lr=0.01), "first")
+    steps = [step for step, _ in without_numbers.of_late_steps()]
+    assert steps == sorted([*range(WARM, STEPS), *range(WARM, STEPS)])
+
+
+def test_an_index_on_the_device_travels_with_the_scores(without_numbers):
+    without_numbers.real = lambda numbers: lambda: np.arange(len(numbers), dtype=float)
+    step = OpenStep(10, 7, lambda _part: None, {}, None, torch.device("meta"))
+    step.batch(torch.empty(4, dtype=torch.int32, device="meta"))
+    step.batch([8, 9])
+    assert step.size == 6
+    step.checks.read()
+    assert np.concatenate(step.samples).tolist() == [0, 1, 2, 3, 8, 9]
+    step.batch(torch.empty(11, dtype=torch.int64, device="meta"))
+    with pytest.raises(ValueError, match="step 7: index 10 is out of range"):
+        step.checks.read()
+    without_numbers.real = lambda numbers: lambda: np.zeros(len(numbers))
+    step.batch(torch.empty(2, dtype=torch.int64, device="meta"))
+    with pytest.raises(ValueError, match="step 7: index 0 is repeated"):
+        step.checks.read()
+    for bad in (torch.empty(2, device="meta"), torch.empty(2, 2, dtype=torch.int64, device="meta")):
+        with pytest.raises(ValueError, match="non-empty one-dimensional array of integers, got"):
+            step.batch(bad)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_factors_that_leave_something_out_are_tried_once(transfers, own):
+    p = problem()
+
+    def validation():
+        return p.validation() + 0.1 * p.model[0].weight.square().sum()
+
+    inrun = InRunShapley(p.model, p.optimizer, N, "first", validation=None if own else validation, rules="gram")
+    for transfers.step in range(STEPS):
+        with inrun.step(range(N), validation=validation if own else None):
+            p.take_step()
+    assert transfers.of_late_steps() == ONE_EACH_READ_A_STEP_LATER
+    assert inrun.choices["rules"]["0"] == "project"
+    assert inrun.choices["rules"]["3"] == ("project" if own else "gram")
+
+
+def test_a_loss_is_what_it_was_when_it_was_returned():
+    """A graph that is captured and played again writes each loss over the last."""
+    p, twin = problem(), problem()
+    returned = []
+
+    def validation():
+        for loss in returned:
+            loss.data.zero_()
+        returned.append(p.validation())
+        return returned[-1]
+
+    inrun = InRunShapley(p.model, p.optimizer, N, "trapezoid", validation=validation)
+    p.train(inrun, STEPS)
+    expected = twin.engine("trapezoid")
+    twin.train(expected, STEPS)
+    np.testing.assert_array_equal(inrun.ledger.by_step["drop"], expected.ledger.by_step["drop"])
+
+
+READING = ("item", "tolist", "numpy", "cpu", "__array__", "__bool__", "__float__", "__int__", "__index__")
+WAITING = {
+    *("_local_scalar_dense", "item", "equal", "is_nonzero", "nonzero", "masked_select", "bincount", "unique_dim"),
+    *("_unique2", "unique_consecutive"),
+}
+
+
+class Waits(TorchDispatchMode):
+    """Records, while `on`, what would make a GPU wait for the host, if the package does it outside of a transfer."""
+
+    def __init__(self):
+        super().__init__()
+        self.on, self.found = False, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__ if hasattr(func, "overloadpacket") else str(func)
+        masks = name in ("index", "index_put", "index_put_") and any(
+            isinstance(x, torch.Tensor) and x.dtype == torch.bool for x in tree_leaves(args[1])
+        )
+        repeats = name == "repeat_interleave" and not (kwargs or {}).get("output_size")
+        if name in WAITING or masks or repeats:
+            self.note(name)
+        return func(*args, **(kwargs or {}))
+
+    def note(self, name):
+        package, torchs = Path(inrun_bench.__file__).parent, Path(torch.__file__).parent
+        frame = sys._getframe(1)
+        while frame is not None:  # the first that is neither torch's nor ours here has asked
+            path, passing_on = Path(frame.f_code.co_filename), frame.f_code.co_name == "__torch_function__"
+            if path.is_relative_to(package) and not passing_on:
+                if self.on and path.name not in ("transfer.py", "settings.py"):  # settings: of the host's own tensors
+                    self.found.add(f"{path.name}:{frame.f_lineno} {name}")
+                return
+            if not (passing_on or path.is_relative_to(torchs) or frame.f_code.co_filename == __file__):
+                return
+            frame = frame.f_back
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    recorded = Waits()
+
+    def spy(name):
+        real = getattr(torch.Tensor, name)
+
+        def read(tensor, *arguments, **options):
+            if not torch.compiler.is_compiling():
+                recorded.note(name)
+            return real(tensor, *arguments, **options)
+
+        monkeypatch.setattr(torch.Tensor, name, read)
+
+    for name in READING:
+        spy(name)
+    return recorded
+
+
+@pytest.mark.parametrize(
+    ("order", "optimizer", "scaled"),
+    [
+        *itertools.product(ORDERS, ["sgd"], [False]),
+        *itertools.product(["first", "trapezoid"], ["adamw"], [False, True]),
+        ("first", "sgd", True),
+        ("first", "fused adamw", True),
+    ],
+)
+def test_nothing_waits(waits, transfers, order, optimizer, scaled):
+    def act(step):
+        transfers.step, waits.on = step, step is not None and step >= WARM
+
+    with waits:
+        clip = SETTINGS["clipped by norm"]["between"] if scaled else lambda _model: None
+        inrun = run("cpu", OPTIMIZERS[optimizer], order, act=act, scaled=scaled, between=clip)
+    assert waits.found == set()
+    assert transfers.of_late_steps() == ONE_EACH_READ_A_STEP_LATER
+    assert len(inrun.ledgers["one"].steps) == STEPS
+
+
+@pytest.mark.filterwarnings(DYNAMO)
+@pytest.mark.parametrize(
+    ("order", "optimizer", "rules"),
+    [
+        ("first", "sgd", "project"),
+        ("first", "sgd", "weight-gradient"),
+        ("first", "adamw", "auto"),
+        ("first", "fused adamw", "auto"),
+        ("midpoint", "sgd", "auto"),
+    ],
+)
+def test_nothing_waits_for_a_compiled_model(waits, transfers, monkeypatch, order, optimizer, rules):
+    """Graphs are not run where operations are recorded, so that they are in what the engine does beside them."""
+    entered = []
+
+    def recorded(owner, name):
+        real = getattr(owner, name)
+
+        def method(*arguments, **options):
+            if not waits.on:
+                return real(*arguments, **options)
+            entered.append(name)
+            with waits:
+                return real(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, method)
+
+    steps = ("_early_direction", "_before_optimizer_step", "_after_optimizer_step")
+    for owner, name in [
+        *((InRunShapley, name) for name in (*steps, "_finish")),
+        *((Capture, name) for name in ("receive_compiled", "score_compiled")),
+        (Watcher, "_accumulated"),
+    ]:
+        recorded(owner, name)
+
+    def act(step):
+        transfers.step, waits.on = step, step is not None and step >= WARM
+
+    plain = ValidationLoss._loss
+
+    def unrecorded(loss):
+        with _disable_current_modes():
+            return plain(loss)
+
+    monkeypatch.setattr(ValidationLoss, "_loss", unrecorded)
+    try:
+        run("cpu", OPTIMIZERS[optimizer], order, act=act, compiled=True, rules=rules)
+    finally:
+        torch._dynamo.reset()
+    assert waits.found == set()
+    assert transfers.of_late_steps() == ONE_EACH_READ_A_STEP_LATER
+    assert entered.count("receive_compiled") + entered.count("score_compiled") == 4 * (STEPS - WARM)
+
+
+def test_the_count_finds_what_waits(waits, transfers):
+    class Curious(First):
+        def direction(self, step):
+            v = super().direction(step)
+            float(v[0].sum())
+            v[0][v[0] > 0].sum()
+            return v
+
+    waits.on = True
+    with waits:
+        run("cpu", OPTIMIZERS["sgd"], Curious())
+    assert {found.partition(" ")[2] for found in waits.found} == {"__float__", "_local_scalar_dense", "index"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_gpu_is_not_waited_for(order, optimizer, compiled):
+    def act(step):
+        torch.cuda.set_sync_debug_mode("default" if step is None or step < WARM else "error")
+
+    try:
+        run("cuda", OPTIMIZERS[optimizer], order, act=act, compiled=compiled)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("setting", ["plain", "clipped by norm", "clipped by value"])
+def test_looking_at_every_step_changes_no_bit(order, optimizer, setting):
+    between = SETTINGS.get(setting, {}).get("between", lambda _model: None)
+    runs = []
+    for steps_at_a_time in (1, 7):
+        p = problem(optimizer=lambda m: OPTIMIZERS[optimizer](list(m.parameters())), between=between)
+        runs.append(p.engine(order, late="keep" if setting == "clipped by value" else "auto"))
+        for _ in range(7 // steps_at_a_time):
+            p.train(runs[-1], steps_at_a_time)  # and ask for values
+    one, other = (inrun.ledger for inrun in runs)
+    assert len(one.steps) == len(other.steps) == 7
+    for seen, unseen in zip(one.steps, other.steps, strict=True):
+        np.testing.assert_array_equal(seen.scores, unseen.scores)
+        assert (seen.optimizer, seen.drop) == (unseen.optimizer, unseen.drop)
+
+
+LATE = 5
+
+
+class Broken(First):
+    """Knows no direction at one step; training is left as it is."""
+
+    def __init__(self, step=LATE):
+        self.wait = step
+
+    def direction(self, step):
+        v = super().direction(step)
+        self.wait -= 1
+        return v if self.wait >= 0 or self.wait < -1 else [q * float("nan") for q in v]
+
+
+NOT_FINITE = r"step 5: the score of sample 0 is not finite, first in layer '3' \(Linear\)"
+
+
+def same_but_for(one, other, missing):
+    kept = [entry for number, entry in enumerate(other) if number not in missing]
+    assert len(one) == len(kept)
+    for mine, theirs in zip(one, kept, strict=True):
+        np.testing.assert_array_equal(mine.scores, theirs.scores)
+        assert (mine.optimizer, mine.drop) == (theirs.optimizer, theirs.drop)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_bad_step_is_told_when_the_next_has_been_taken_or_values_are_asked_for_and_not_booked(asked):
+    sound, p = problem(optimizer=heavy_ball), problem(optimizer=heavy_ball)
+    expected = sound.engine("first")
+    sound.train(expected, LATE + 4)
+    inrun = p.engine(Broken())
+
+    def step():
+        with inrun.step(range(N)):
+            p.take_step()
+
+    for _ in range(LATE + 1):
+        step()
+    with pytest.raises(FloatingPointError, match=NOT_FINITE) as caught:
+        inrun.values() if asked else step()
+    assert caught.value.__notes__ == ["Found in the numbers of step 5, which is not booked."]
+    p.train(inrun, 3 if asked else 2)
+    assert len(expected.ledger.steps) == LATE + 4
+    same_but_for(inrun.ledger.steps, expected.ledger.steps, {LATE})
+
+
+@pytest.mark.parametrize("ask", ["ledger", "state", "detach"])
+def test_whoever_asks_for_the_books_learns_of_a_bad_step(ask):
+    p = problem()
+    inrun = p.engine(Broken())
+    for _ in range(LATE + 1):
+        with inrun.step(range(N)):
+            p.take_step()
+    questions = {"ledger": lambda: inrun.ledger, "state": inrun.state_dict, "detach": inrun.detach}
+    with pytest.raises(FloatingPointError, match=NOT_FINITE):
+        questions[ask]()
+    assert len(inrun.ledger.steps) == LATE
+    assert np.isfinite(inrun.values()).all()
+    assert ask != "detach" or not p.optimizer._optimizer_step_pre_hooks
+
+
+def test_sums_and_layers_are_checked_a_step_later(monkeypatch):
+    monkeypatch.setattr(engine, "CHECKED_EVERY", LATE)
+    p = problem()
+    inrun = p.engine("first")
+    p.train(inrun, LATE)
+    p.batch_loss().backward()  # and nobody clears it
+    with inrun.step(range(N)):
+        p.take_step()
+    with pytest.raises(ValueError, match=r"step 5: the samples' scores add up to"), inrun.step(range(N)):
+        p.take_step()
+    forward = type(p.model[3]).forward
+    p.run = lambda x: forward(p.model[3], p.model[:3](x))
+    with inrun.step(range(N)):
+        p.take_step()
+    with pytest.raises(ValueError, match=r"step 7: parameter '3.weight' has a gradient, but nothing was seen"):
+        _ = inrun.ledger
+    p.run = None
+    p.check("first", engine=inrun, steps=1)
+    assert len(inrun.ledger.steps) == LATE + 2  # without 5 and 7
+
+
+def test_positions_that_turn_out_to_be_samples_are_refused_a_step_later():
+    class Positions(nn.Module):
+        ids = torch.arange(3)
+
+        def __init__(self):
+            super().__init__()
+            self.position, self.head = nn.Embedding(3, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head((x[:, None] + self.position(self.ids)).mean(1))
+
+    p = problem(Positions)
+    inrun = p.engine("first")
+    p.check("first", engine=inrun, steps=4)
+    Positions.ids = torch.tensor([2, 0, 1])
+    with inrun.step(range(N)):
+        p.take_step()
+    with pytest.raises(ValueError, match="index names 5 samples, but layer 'position'"):
+        inrun.values()
+    assert len(inrun.ledger.steps) == 4
+
+
+def test_a_pending_step_holds_nothing_of_the_size_of_weights_or_activations():
+    p = problem(optimizer=lambda m: torch.optim.AdamW(m.parameters()))
+    inrun = p.engine("first")
+    p.train(inrun, LATE)
+    with inrun.step(range(N)) as step:
+        p.batch_loss().backward()
+        large = [weakref.ref(x) for term in step.kept for x in term.tensors]
+        p.optimizer.step()
+        large += [weakref.ref(x) for x in (*step.before, *step.gradients, *step.update.slope, *step.update.empty)]
+        p.optimizer.zero_grad()
+    assert large
+    del step
+    gc.collect()
+    assert inrun._pending is not None
+    assert all(reference() is None for reference in large)
+
+
+def test_going_back_to_a_checkpoint_drops_the_step_on_its_way():
+    p = problem()
+    inrun = p.engine(Broken())
+    p.train(inrun, LATE)
+    state, values = inrun.state_dict(), inrun.values()
+    with inrun.step(range(N)):
+        p.take_step()
+    inrun.load_state_dict(state)
+    np.testing.assert_array_equal(inrun.values(), values)
+
+
+def test_an_index_may_be_written_over_while_its_step_is_on_its_way():
+    p = problem()
+    inrun = p.engine("first")
+    index = np.arange(N)
+    for _ in range(LATE):
+        with inrun.step(index):
+            p.take_step()
+    index[:] = 0
+    assert inrun.ledger.steps[-1].index.tolist() == list(range(N))
+
+
+@pytest.mark.parametrize("order", ["first", "midpoint"])
+def test_a_fused_optimiser_skips_overflowed_steps_unknown_to_the_host(order, caplog):
+    """Under GradScaler; its values are those of a run without a scaler, and the skipped steps are not booked."""
+    caplog.set_level(logging.INFO)
+    runs = []
+    for skipped in (None, {0, LATE}):
+        p = problem(optimizer=lambda m: torch.optim.AdamW(m.parameters(), lr=0.01, fused=True))
+        p.model, p.x = p.model.float(), p.x.float()
+        p.optimizer = p.build_optimizer(p.model)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, enabled=skipped is not None)
+        runs.append(p.engine(order))
+        for number in range(9 if skipped is None else 11):
+            with runs[-1].step(range(N)):
+                factor = 1e38 if skipped and number in skipped else 1.0
+                scaler.scale(p.batch_loss() * factor).backward()
+                scaler.step(p.optimizer)
+                scaler.update()
+                p.optimizer.zero_grad()
+    plain, scaled = (inrun.ledger.steps for inrun in runs)
+    assert len(scaled) == len(plain) == 9
+    for one, other in zip(scaled, plain, strict=True):
+        assert relative_error(one.scores, other.scores) < 1e-5
+        assert one.drop == pytest.approx(other.drop, abs=1e-6)
+    assert "step 5: gradients overflowed and the optimiser did not step; not booked" in caplog.text
+
+
+def biting(p):
+    """Clip by value all along, so that nothing is cut off before step 5."""
+    inrun = p.engine("first")
+    p.between = lambda m: nn.utils.clip_grad_value_(m.parameters(), 100.0)
+    p.train(inrun, LATE)
+    p.between = lambda m: nn.utils.clip_grad_value_(m.parameters(), 0.01)
+    p.received = lambda g: g.clamp(-0.01, 0.01)
+    return inrun
+
+
+def test_clipping_by_value_that_bites_later_is_exact_at_once_where_probes_are_late():
+    p = problem(optimizer=lambda m: torch.optim.AdamW(m.parameters(), lr=0.01))
+    p.check("first", engine=biting(p), steps=2, tolerance=1e-9)
+
+
+def test_clipping_by_value_that_bites_later_is_told_a_step_later_and_followed_then():
+    p = problem()
+    inrun = biting(p)
+    with inrun.step(range(N)):
+        p.take_step()
+    with pytest.warns(RuntimeWarning, match="step 5: gradients were changed"), inrun.step(range(N)):
+        p.take_step()
+    with pytest.warns(RuntimeWarning, match="step 6: gradients were changed"):
+        p.check("first", engine=inrun, steps=1)
+    p.check("first", engine=inrun, steps=1)

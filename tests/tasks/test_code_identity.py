@@ -1,0 +1,229 @@
+"""Digests of code: they follow a change of whatever code an object reaches, and nothing else; or they are refused."""
+
+import functools
+import importlib
+import os
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+from sklearn.metrics import make_scorer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+from tasks import code_identity as code_identity_module
+from tasks.code_identity import CodeIdentityError, code_identity
+
+ESTIMATOR = """
+from sklearn.base import BaseEstimator
+{imports}
+class Mine(BaseEstimator):
+    def fit(self, x, y):
+        {body}
+        return self
+def score(y, z):
+    return {constant}
+def closing_over(value):
+    return lambda: value
+def recursive(value):
+    def walk(depth):
+        return value if depth == 0 else walk(depth - 1)
+    return walk
+first, second = (lambda y, z: 1.0), (lambda y, z: 2.0)
+"""
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """Return a function that writes modules and imports the first of them anew."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    names = set()
+
+    def forget():
+        for name in names:
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+
+    def load(**sources: str) -> ModuleType:
+        for name, source in sources.items():
+            file = tmp_path / f"{name.replace('__', '/')}.py"
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(source)
+        names.update(*({name.replace("__", "."), name.split("__")[0]} for name in sources))
+        forget()
+        return importlib.import_module(next(iter(sources)).replace("__", "."))
+
+    yield load
+    forget()
+
+
+def mine(imports="", body="pass", constant=1.0):
+    return ESTIMATOR.format(imports=imports, body=body, constant=constant)
+
+
+REACHING = {
+    "instance": lambda module: module.Mine(),
+    "class": lambda module: module.Mine,
+    "function": lambda module: module.score,
+    "module": lambda module: module,
+    "part of a pipeline": lambda module: make_pipeline(FunctionTransformer(), module.Mine()),
+    "function of a transformer": lambda module: FunctionTransformer(module.score),
+    "scorer": lambda module: make_scorer(module.score),
+    "partial": lambda module: functools.partial(module.score, 1),
+    "bound method": lambda module: module.Mine().fit,
+    "closure": lambda module: module.closing_over(1),
+    "closed over": lambda module: functools.wraps(module.score)(lambda y, z: module.score(y, z)),
+    "in a dict": lambda module: {"a": [module.score]},
+}
+
+
+@pytest.mark.parametrize("reach", REACHING.values(), ids=REACHING.keys())
+def test_a_change_of_the_code_that_an_object_reaches_is_seen(load, reach):
+    before = code_identity(reach(load(mine_a=mine())))
+    assert code_identity(reach(load(mine_a=mine()))) == before
+    assert code_identity(reach(load(mine_a=mine(body="self.coef_ = 1")))) != before
+
+
+@pytest.mark.parametrize(
+    ("imports", "body"),
+    [
+        ("import mine_b", "pass"),
+        ("from mine_b import value", "pass"),
+        ("from mine_b import *", "pass"),
+        ("import mine_c", "pass"),
+        ("", "import mine_b"),
+        ("", "from mine_c import value"),
+        ("try:\n    import mine_b\nexcept ImportError:\n    pass", "pass"),
+    ],
+)
+def test_a_change_of_a_module_that_the_code_imports_is_seen(load, imports, body):
+    source = mine(imports, body)
+
+    def identity(value):
+        return code_identity(load(mine_a=source, mine_b=f"value = {value}", mine_c="from mine_b import value").Mine())
+
+    before = identity(1)
+    assert identity(1) == before
+    assert identity(2) != before
+
+
+def test_a_change_of_a_base_class_is_seen(load):
+    source = "import importlib\nclass Sub(importlib.import_module('mine_b').Mine):\n    pass"
+    before, after = (code_identity(load(mine_a=source, mine_b=mine(body=body)).Sub()) for body in ("pass", "return 1"))
+    assert before != after
+
+
+def test_packages_and_their_relative_imports_are_followed(load, tmp_path):
+    def identity(value, initial):
+        sources = {"pack__head": "from .part import value\nclass Head:\n    pass", "pack__part": f"value = {value}"}
+        tmp_path.joinpath("pack").mkdir(exist_ok=True)
+        tmp_path.joinpath("pack", "__init__.py").write_text(initial)
+        return code_identity(load(**sources).Head())
+
+    assert len({identity(1, ""), identity(2, ""), identity(1, "import sys")}) == 3
+
+
+def test_functions_without_a_name_are_told_apart_by_their_code_and_by_what_they_close_over(load):
+    module = load(mine_a=mine())
+    things = [
+        module.first,
+        module.second,
+        module.closing_over(1),
+        module.closing_over(2),
+        module.closing_over(module.score),
+        module.recursive(1),
+        module.recursive(2),
+        module.Mine(),
+        module.Mine,
+    ]
+    identities = [code_identity(thing) for thing in things]
+    assert len(set(identities)) == len(things)
+    assert code_identity(module.recursive(2)) == identities[6]
+
+
+def test_identity_is_the_same_in_another_process_with_another_order_of_sets(load, tmp_path):
+    module = load(mine_a=mine() + "\nlocal = lambda x: x in {'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h'}\n")
+    program = "import mine_a, tasks.code_identity as c; print(c.code_identity([mine_a.local, {'a', 'b'}]))"
+    there = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        check=True,
+        text=True,
+        env={"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "PYTHONHASHSEED": "1"},
+    )
+    assert there.stdout.strip() == code_identity([module.local, {"a", "b"}])
+
+
+def test_what_is_installed_counts_by_version_and_what_was_installed_from_a_folder_by_source(load, tmp_path):
+    folder = tmp_path / "site-packages"
+    info = folder / "theirs-1.dist-info"
+    info.mkdir(parents=True)
+    sys.path.insert(0, str(folder))  # the fixture restores it
+
+    def identity(*, value=1, version=1, origin="", installer="pip"):
+        folder.joinpath("theirs.py").write_text(f"value = {value}")
+        info.joinpath("METADATA").write_text(f"Metadata-Version: 2.1\nName: theirs\nVersion: {version}\n")
+        info.joinpath("top_level.txt").write_text("theirs")
+        info.joinpath("direct_url.json").write_text(origin or "{}")
+        info.joinpath("INSTALLER").write_text(installer)
+        code_identity_module._owners.cache_clear()
+        code_identity_module._installed.cache_clear()
+        sys.modules.pop("theirs", None)
+        return code_identity(load(mine_a=mine(imports="import theirs")).Mine())
+
+    released = identity()
+    assert identity(value=2) == released
+    assert identity(version=2) != released
+    commit = '{"url": "u", "vcs_info": {"commit_id": "%s"}}'
+    assert len({released, identity(origin=commit % "a"), identity(origin=commit % "b")}) == 3
+    from_folder = '{"url": "u", "dir_info": {}}'
+    assert identity(origin=from_folder) != identity(origin=from_folder, value=2)
+    assert identity(origin=from_folder, installer="conda") == released
+
+
+def test_code_whose_source_is_not_to_be_had_is_refused(load):
+    def local():
+        class Local:
+            pass
+
+        return Local()
+
+    with pytest.raises(CodeIdentityError, match=r"can be pickled, and one of class Local fails with .*local"):
+        code_identity(local())
+    with pytest.raises(CodeIdentityError, match="can be pickled, and one of class generator fails with"):
+        code_identity(_ for _ in ())
+
+    interactive = ModuleType("interactive")
+    sys.modules["interactive"] = interactive
+    try:
+        exec(mine(), vars(interactive))  # noqa: S102  # as a notebook does
+        for thing in (interactive.Mine(), interactive.score, interactive.first):
+            with pytest.raises(CodeIdentityError, match="the source of module interactive is not to be had: it has no"):
+                code_identity(thing)
+    finally:
+        del sys.modules["interactive"]
+    with pytest.raises(CodeIdentityError, match=r"function score is not .* this process has no module 'interactive'"):
+        code_identity(interactive.score)
+
+
+@pytest.mark.parametrize("imported", ["mine_a", "mine_b"])
+def test_functions_that_are_not_those_of_the_file_any_more_are_refused(load, tmp_path, imported):
+    module = load(mine_a="import mine_b\n" + mine(), mine_b=mine())
+    code_identity(module.Mine())
+    file = tmp_path / f"{imported}.py"
+    file.write_text(file.read_text().replace("pass", "return 1"))
+    with pytest.raises(CodeIdentityError, match=rf"Mine.fit of module {imported} is not what .* after it was imported"):
+        code_identity(module.Mine())
+
+
+def test_an_extension_module_counts_by_its_bytes(load, tmp_path, monkeypatch):
+    def identity(compiled):
+        module = load(mine_a=mine(imports="import compiled_a"), compiled_a="")
+        file = tmp_path / "elsewhere.so"
+        file.write_bytes(compiled)
+        monkeypatch.setattr(sys.modules["compiled_a"], "__file__", str(file))
+        return code_identity(module.Mine())
+
+    assert identity(b"1") == identity(b"1") != identity(b"2")
