@@ -4,6 +4,8 @@ import os
 import signal
 import time
 
+import psutil
+
 from inrun_bench.experiments.gpu.rounds import DeviceLostError
 from inrun_bench.experiments.gpu.worker import Worker
 from inrun_bench.unit import Unit
@@ -17,6 +19,7 @@ def measure(unit, needs, attempt):
         if method == "bad" and breaks == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
         if method == "bad" and breaks == "hangs":
+            print(os.getpid(), flush=True)
             time.sleep(1000)
         if method == "bad" and breaks == "loses the device":
             raise DeviceLostError("AcceleratorError: an illegal memory access was encountered")
@@ -26,17 +29,13 @@ def measure(unit, needs, attempt):
     return rows
 
 
-def start_and_wait():
-    """Have a worker measure what never ends; print its process id first."""
-    worker = Worker(measure)
-    worker._begin()
-    print(worker._process.pid, flush=True)
-    worker.try_unit(Unit("gpu", "task", "hanging", 0, {"breaks": "hangs"}), {}, {}, 1000.0)
+def hang():
+    """Have a worker measure what never ends, and says its process id."""
+    Worker(measure).try_unit(Unit("gpu", "task", "hanging", 0, {"breaks": "hangs"}), {}, {}, 1000.0)
 
 
 def alive(pid):
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    return True
