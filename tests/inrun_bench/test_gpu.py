@@ -265,7 +265,7 @@ def broken(tmp_path_factory):
     """A run whose units do their worst, one after another, between two that are well; and what was told of it."""
     store, finished = Store(tmp_path_factory.mktemp("gpu") / "broken"), []
     names = ("first", *BREAKING, "second", "raises", "last")
-    todo = {name: hazard(name.replace(" ", "-"), 7.0, breaks=name) for name in names}
+    todo = {name: hazard(name.replace(" ", "-"), 2.0, breaks=name) for name in names}
     assert supervise(list(todo.values()), RunRows(store), gpu_hazards.measure, limit=5.0, say=finished.append) == []
     return store, todo, finished
 
@@ -294,7 +294,7 @@ def test_a_unit_that_raises_leaves_its_process_alone(broken):
 def test_a_unit_is_told_with_its_time_results_and_failures(broken):
     text = told(broken[2][1], budget=500.0)
     assert "task dies" in text
-    assert "(7 planned, " in text
+    assert "(2 planned, " in text
     assert " s left)" in text
     assert "failed: bad: WorkerDied" in text
 

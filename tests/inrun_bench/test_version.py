@@ -58,7 +58,7 @@ from pathlib import Path
 import inrun_bench, json, tasks
 assert inrun_bench.__file__.startswith(sys.argv[1]), inrun_bench.__file__
 store = Store(Path(sys.argv[1], "out"))
-store.record_run(jobs=1, seeds=[0], units=1)
+store.begin_run(jobs=1, seeds=[0])
 (run,) = json.loads((store.root / "manifest.json").read_text())
 assert (run["versions"]["inrun-bench"], run["versions"]["mlxtend"]) == (inrun_bench.__version__, None), run
 assert inrun_bench.__version__ == "0+unknown"

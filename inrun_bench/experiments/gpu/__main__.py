@@ -84,7 +84,11 @@ def _parser() -> argparse.ArgumentParser:
         "--budget", type=float, metavar="SECONDS", help="begin no unit that is not planned to end by then"
     )
     parser.add_argument(
-        "--limit", type=float, default=150.0, metavar="SECONDS", help="what one try at a unit may take (default: 150)"
+        "--limit",
+        type=float,
+        default=120.0,
+        metavar="SECONDS",
+        help="what one try at a unit may take, or twice what is planned where that is more (default: 120)",
     )
     return parser
 

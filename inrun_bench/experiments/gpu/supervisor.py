@@ -68,7 +68,7 @@ def supervise(
     measure : callable
         See :class:`~inrun_bench.experiments.gpu.worker.Worker`.
     limit : float
-        Seconds that one try at a unit may take.
+        Seconds that one try at a unit may take, or twice those that are planned where that is more.
     budget : float, optional
         Seconds within which units must end, by plan, to be begun.
     say : callable
@@ -95,7 +95,8 @@ def supervise(
                 continue
             begun = time.monotonic()
             try:
-                found = _measured(planned.unit, _needs(planned.unit, rows.store), worker, limit, stopped)
+                allowed = max(limit, 2 * planned.seconds)
+                found = _measured(planned.unit, _needs(planned.unit, rows.store), worker, allowed, stopped)
                 if found is not None:
                     rows.write(planned.unit, found)
             finally:
