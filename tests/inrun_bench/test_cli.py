@@ -132,9 +132,9 @@ def test_bad_input_is_refused_and_nothing_is_made(command, arguments, message, t
 
 
 @pytest.mark.parametrize("name", ["run", "figures", "report"])
-def test_results_of_another_version_are_refused(command, copied, name):
+def test_results_in_another_format_are_refused(command, copied, name):
     stamp = copied / "store.json"
-    stamp.write_text(json.dumps({**json.loads(stamp.read_text()), "inrun_bench": "99.1.2"}))
+    stamp.write_text(json.dumps({"format": 99, "inrun_bench": "99.1.2"}))
     code, _, err = command(name, "--out", copied)
     assert code == 2
     assert "99.1.2" in err
