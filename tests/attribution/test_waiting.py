@@ -162,7 +162,11 @@ def run_without_numbers(transfers, *arguments, **options):
 
 @pytest.mark.parametrize(
     ("order", "optimizer"),
-    [*itertools.product(ORDERS[:-1], ["sgd", "fused adamw"]), *itertools.product(["first"], ["heavy ball", "adamw"])],
+    [
+        *itertools.product(ORDERS[:-1], ["sgd"]),
+        *itertools.product(["first"], list(OPTIMIZERS)[1:]),
+        ("trapezoid", "adamw"),
+    ],
 )
 def test_nothing_reads_a_number_of_the_device(without_numbers, order, optimizer):
     run_without_numbers(without_numbers, OPTIMIZERS[optimizer], order)
@@ -414,10 +418,16 @@ def test_the_count_finds_what_waits(waits, transfers):
     assert {found.partition(" ")[2] for found in waits.found} == {"__float__", "_local_scalar_dense", "index"}
 
 
+@pytest.mark.filterwarnings(DYNAMO)
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(
+    ("order", "optimizer", "compiled"),
+    [
+        *itertools.product(ORDERS, ["sgd", "fused adamw"], [False]),
+        ("first", "sgd", True),
+        ("first", "fused adamw", True),
+    ],
+)
 def test_a_gpu_is_not_waited_for(order, optimizer, compiled):
     def act(step):
         torch.cuda.set_sync_debug_mode("default" if step is None or step < WARM else "error")
@@ -426,6 +436,7 @@ def test_a_gpu_is_not_waited_for(order, optimizer, compiled):
         run("cuda", OPTIMIZERS[optimizer], order, act=act, compiled=compiled)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+        torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("order", ORDERS)
