@@ -132,7 +132,10 @@ def _enumerate(
 def _semivalues(utilities: NDArray[np.float64], n: int, chance_of_size: NDArray[np.float64]) -> NDArray[np.float64]:
     """Values (float64 [n]) from the utilities of all coalitions (float64 [2^n]), numbered by their bits."""
     weight_of_size = np.array([p / math.comb(n - 1, size) for size, p in enumerate(chance_of_size)] + [0.0])
-    weights = weight_of_size[np.bitwise_count(np.arange(2**n))]
+    size = np.zeros(1, np.intp)
+    for _ in range(n):  # twice as many coalitions, of which the latter half has one player more
+        size = np.concatenate([size, size + 1])
+    weights = weight_of_size[size]
     values = np.empty(n)
     for player in range(n):
         # axis 1 is the bit of this player: [higher bits, without or with the player, lower bits]

@@ -346,8 +346,8 @@ class UtilityStore:
         games: dict[int, _Signature] = {}
         for number, name, n_players, measures, checksum in connection.execute(
             "SELECT id, identity, n_players, measures, checksum FROM games "
-            "WHERE identity = ?1 OR ?1 IS NULL ORDER BY id",
-            (identity,),
+            "WHERE identity = :identity OR :identity IS NULL ORDER BY id",
+            {"identity": identity},
         ):
             try:
                 game = _Signature(name, n_players, tuple(json.loads(measures)))

@@ -15,6 +15,7 @@ import torch
 from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
+from inrun_bench.attribution.kernels.backend import interpreter_obstacle
 from inrun_bench.experiments import gpu
 from inrun_bench.experiments.gpu import kernels, steps, supervisor
 from inrun_bench.experiments.gpu.__main__ import main
@@ -36,6 +37,7 @@ from tests.inrun_bench.tiny import PLAN, files
 
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="it would measure for minutes"),
+    pytest.mark.skipif(interpreter_obstacle() is not None, reason=str(interpreter_obstacle())),
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),  # the compiler's own
 ]
 CEILINGS = {("tflops", "float32"): 1.0, ("tflops", "bfloat16"): 1.0, ("tbytes_per_s", "copy"): 1.0}

@@ -11,14 +11,16 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Literal, TypeAlias, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Backend", "choose", "interpreted", "wanted"]
+__all__ = ["Backend", "choose", "interpreted", "interpreter_obstacle", "wanted"]
 
 Backend: TypeAlias = Literal["auto", "triton", "torch"]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MISSING = "Triton is not installed (pip install triton)"
 
 _WANTED = threading.local()
 
@@ -74,9 +76,25 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+@cache
+def interpreter_obstacle() -> str | None:
+    """Return why Triton's interpreter cannot run kernels here; None where it can."""
+    if not _installed():
+        return MISSING
+    import triton  # here: it reads TRITON_INTERPRET when it is first imported
+
+    major, minor, *_ = triton.__version__.split(".")
+    if (int(major), int(minor)) < (3, 7) and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
+        return (  # it makes numbers of arrays that are not 0-dimensional, which NumPy 2.4 no longer does
+            f"the interpreter of Triton {triton.__version__} does not work with NumPy {np.__version__}; "
+            "install numpy<2.4, or Triton 3.7 or later"
+        )
+    return None
+
+
 def _obstacle(tensors: tuple[Tensor, ...]) -> str | None:
     if not _installed():
-        return "Triton is not installed (pip install triton)"
+        return MISSING
     first = tensors[0]
     if any(tensor.device != first.device for tensor in tensors):
         return f"tensors lie on several devices: {', '.join(sorted({str(t.device) for t in tensors}))}"
@@ -88,7 +106,7 @@ def _obstacle(tensors: tuple[Tensor, ...]) -> str | None:
     strange = [tensor.dtype for tensor in tensors if tensor.is_floating_point() and tensor.dtype not in DTYPES]
     if strange:
         return f"dtype {strange[0]} is not one of {', '.join(map(str, DTYPES))}"
-    return None
+    return interpreter_obstacle() if interpreted() else None
 
 
 @cache

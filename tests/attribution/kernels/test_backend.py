@@ -1,5 +1,6 @@
 import logging
 
+import numpy as np
 import pytest
 import torch
 
@@ -33,6 +34,21 @@ def test_what_cannot_run_is_refused_with_the_way_to_get_it(monkeypatch):
     monkeypatch.setattr(backend, "_installed", lambda: False)
     with pytest.raises(ValueError, match=r"Triton is not installed \(pip install triton\)"):
         choose("wgrad_dot", "triton", X)
+
+
+def test_an_interpreter_that_cannot_run_here_is_refused(monkeypatch):
+    triton = pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(triton, "__version__", "3.6.0")
+    monkeypatch.setattr(backend, "interpreter_obstacle", backend.interpreter_obstacle.__wrapped__)
+    monkeypatch.setattr(np, "__version__", "2.4.0")
+    with pytest.raises(ValueError, match=r"interpreter of Triton 3.6.0 does not work with NumPy 2.4.0; .*numpy<2.4"):
+        choose("wgrad_dot", "triton", X)
+    monkeypatch.setattr(np, "__version__", "2.3.5")
+    assert choose("wgrad_dot", "triton", X) == "triton"
+    monkeypatch.setattr(np, "__version__", "2.5.0")
+    monkeypatch.setattr(triton, "__version__", "3.10.0")
+    assert choose("wgrad_dot", "triton", X) == "triton"
 
 
 def test_a_reason_is_told_once(caplog):

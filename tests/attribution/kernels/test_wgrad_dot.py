@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from inrun_bench.attribution.kernels.wgrad_dot import wgrad_dot
 
 pytest.importorskip("triton")
-from inrun_bench.attribution.kernels.backend import interpreted
+from inrun_bench.attribution.kernels.backend import interpreted, interpreter_obstacle
 from inrun_bench.attribution.kernels.gpu import wgrad, wgrad_work
 
-BACKENDS = ["torch", pytest.param("triton", marks=pytest.mark.skipif(not interpreted(), reason="no interpreter"))]
+OBSTACLE = interpreter_obstacle() if interpreted() else "no interpreter"
+by_kernel = pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))
+BACKENDS = ["torch", pytest.param("triton", marks=by_kernel)]
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
 
@@ -153,7 +155,7 @@ def test_promotes_what_autocast_left_apart_and_keeps_double():
     assert grad.dtype == scores.dtype == torch.float64
 
 
-@pytest.mark.skipif(not interpreted(), reason="no interpreter")
+@by_kernel
 @pytest.mark.parametrize("variant", ["one", "two", "descriptors", "descriptors by column", "flatten"])
 @pytest.mark.parametrize(("splits", "chunks"), [(2, 1), (5, 3)])
 def test_variants_of_the_kernel(variant, splits, chunks):
@@ -173,7 +175,7 @@ def test_variants_of_the_kernel(variant, splits, chunks):
     agree(wgrad_work.launch(a, b, probes, c, lengths, "ieee", work), exact(a, b, q, c, kept), 1e-5)
 
 
-@pytest.mark.skipif(not interpreted(), reason="no interpreter")
+@by_kernel
 def test_one_accumulator_loses_what_the_running_sum_rounds():
     """Its error is that of the running sum: harmless for like scores, one in the sum's last digit for small ones."""
     a, b, q, _ = problem(16, 16, 32, 16)
