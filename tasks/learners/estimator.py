@@ -43,7 +43,9 @@ joblib's own take a few seconds to start, in which they import scikit-learn; the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from numbers import Real
 from typing import Any, Literal
@@ -58,9 +60,8 @@ from sklearn.utils.parallel import Parallel, delayed
 
 from baselines.arguments import whole_number
 from tasks.code_identity import code_identity
-from tasks.learners.coalitions import checked_coalitions
 from tasks.learners.fitting import Labels, Learner, Unfit, can_be_fitted, utilities
-from tasks.learners.samples import class_codes_of_outputs, real_targets, sample_count
+from tasks.learners.samples import checked_coalitions, class_codes_of_outputs, real_targets, sample_count
 
 __all__ = ["EstimatorGame"]
 
@@ -184,10 +185,11 @@ class EstimatorGame:
         repeated = None if self._is_repeatable else self._easiest_to_fit(coalitions)
         n_batches = min(len(coalitions), _BATCHES_A_WORKER * joblib.effective_n_jobs(self.n_jobs))
         batches = np.array_split(np.arange(len(coalitions)), n_batches)
-        values = Parallel(self.n_jobs)(
-            delayed(utilities)(self._learner, coalitions[batch], None if repeated not in batch else repeated - batch[0])
-            for batch in batches
-        )
+        with _torch_left_at_home():
+            values = Parallel(self.n_jobs)(
+                delayed(utilities)(self._learner, coalitions[batch], repeated - batch[0] if repeated in batch else None)
+                for batch in batches
+            )
         self._is_repeatable = self._is_repeatable or repeated is not None
         return np.concatenate(values)
 
@@ -209,6 +211,14 @@ class EstimatorGame:
         """Return the number of the smallest coalition that can be fitted: chance shows most where data decide least."""
         by_size = np.argsort(coalitions.sum(axis=1), kind="stable")
         return next((int(number) for number in by_size if can_be_fitted(self._learner, coalitions[number])), None)
+
+
+@contextmanager
+def _torch_left_at_home() -> Iterator[None]:
+    """Keep torch's warning filters from workers: scikit-learn hands them all, and they would have to import torch."""
+    with warnings.catch_warnings():
+        warnings.filters = [each for each in warnings.filters if not each[2].__module__.startswith("torch.")]
+        yield
 
 
 def _labels(

@@ -1,4 +1,4 @@
-"""Checks of the samples that a learner is fitted to and judged on; errors name the argument and what is allowed."""
+"""Checks of what a learner's game is given: samples and coalitions; errors name the argument and what is allowed."""
 
 from typing import Any
 
@@ -7,9 +7,20 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import issparse
 
-__all__ = ["class_codes", "class_codes_of_outputs", "features", "real_targets", "sample_count"]
+__all__ = ["checked_coalitions", "class_codes", "class_codes_of_outputs", "features", "real_targets", "sample_count"]
 
 _LABELS_SHOWN = 5
+
+
+def checked_coalitions(coalitions: NDArray[np.bool_], n_players: int) -> NDArray[np.bool_]:
+    """Return `coalitions`, having checked that they are bool [m, n_players]; a ValueError otherwise."""
+    coalitions = np.asarray(coalitions)
+    if coalitions.dtype != np.bool_ or coalitions.ndim != 2 or coalitions.shape[1] != n_players:
+        raise ValueError(
+            f"coalitions must be a bool array of shape (m, {n_players}), got {coalitions.dtype} of shape "
+            f"{coalitions.shape}"
+        )
+    return coalitions
 
 
 def features(x_train: ArrayLike, x_validation: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

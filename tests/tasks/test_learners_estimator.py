@@ -9,7 +9,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.cluster import KMeans
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
@@ -191,7 +191,7 @@ def test_identity_changes_with_the_code_of_estimators_and_scorers(tmp_path, monk
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     source = """
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 class Mine(ClassifierMixin, BaseEstimator):
     def fit(self, x, y):
         return self
@@ -303,6 +303,32 @@ class Counted(ClassifierMixin, BaseEstimator):
 
     def predict(self, x):
         return np.full(len(x), self.classes_[0])
+
+
+class Rounding(RegressorMixin, BaseEstimator):
+    """Another one at each fit, by no more than sums over threads are; and predicts NaN for the first sample."""
+
+    fits = 0
+
+    def fit(self, x, y):
+        type(self).fits += 1
+        self.slope_ = 1 + 1e-12 * self.fits
+        return self
+
+    def predict(self, x):
+        predicted = self.slope_ * x[:, 0]
+        predicted[0] = np.nan
+        return predicted
+
+
+def score_without_gaps(model, x, y):
+    return -np.nanmean((model.predict(x) - y) ** 2)
+
+
+def test_rounding_is_not_chance():
+    x, _, xv, yv = regression()
+    game = EstimatorGame(Rounding(), x, x[:, 0], xv, yv, scoring=score_without_gaps)
+    np.testing.assert_allclose(game(np.ones((1, 24), bool)), -((xv[1:, 0] - yv[1:]) ** 2).mean())
 
 
 def test_looking_for_chance_costs_one_fit_a_game():

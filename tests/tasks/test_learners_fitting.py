@@ -184,6 +184,18 @@ def score_of_outputs(model, x, y):
     return -sum(log_loss(y[:, output], p, labels=[0, 1]) for output, p in enumerate(model.predict_proba(x)))
 
 
+def score_of_probabilities(model, x, y):
+    return -np.abs(model.predict_proba(x) - y).mean()
+
+
+def test_multilabel_classifiers_with_one_array_of_probabilities_answer_as_they_are():
+    x, y, xv, yv = multilabel()
+    learner = OneVsRestClassifier(LogisticRegression())
+    game = EstimatorGame(learner, x, y, xv, yv, scoring=score_of_probabilities)
+    expected = score_of_probabilities(learner.fit(x, y), xv, yv)
+    np.testing.assert_allclose(game(np.ones((1, 24), bool)), expected)
+
+
 def test_outputs_with_a_single_class_have_probability_zero_for_the_other():
     x, y, xv, yv = multilabel()
     coalition = np.zeros((1, 24), bool)
@@ -323,6 +335,18 @@ def test_relabelled_classifiers_decide():
     np.testing.assert_allclose(game(np.ones((1, 24), bool)), expected)
 
 
+def answers(model, x, y):
+    return 10.0 * hasattr(model, "predict_proba") + hasattr(model, "decision_function")
+
+
+def test_relabelled_classifiers_answer_what_the_fitted_one_does_and_decide_where_no_class_is_lacking():
+    x, y, xv, yv = samples(n_classes=3)
+    coalitions = np.stack([np.ones(24, bool), y != 1])
+    for learner, expected in ((LinearSVC(), [1, 0]), (LogisticRegression(), [11, 10]), (GaussianNB(), [10, 10])):
+        game = EstimatorGame(learner, x, y, xv, yv, scoring=answers, relabel=True)
+        np.testing.assert_array_equal(game(coalitions), expected)
+
+
 def test_classifiers_that_need_all_classes_are_worth_the_constant_without_them():
     x, y, xv, yv = samples(n_classes=3)
     coalitions = np.stack([np.ones(24, bool), y != 2])
@@ -355,6 +379,18 @@ def test_the_constant_of_several_outputs_predicts_shares_with_one_pseudo_count_a
     np.testing.assert_allclose(game(coalition), expected)
 
 
-def test_workers_do_without_torch():
-    program = "import sys, tasks.learners.fitting; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "False"
+def torch_is_loaded(model, x, y):
+    return float("torch" in sys.modules)
+
+
+def test_workers_do_without_torch_even_where_it_is_loaded():
+    program = """
+import sys, tasks.learners.estimator
+assert "torch" not in sys.modules
+import numpy as np, torch
+from tests.tasks.test_learners_fitting import EstimatorGame, LogisticRegression, samples, torch_is_loaded
+game = EstimatorGame(LogisticRegression(), *samples(), scoring=torch_is_loaded, n_jobs=2)
+print(game(np.ones((4, 24), bool)))
+"""
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert answer.stdout == "[0. 0. 0. 0.]\n", answer.stderr
