@@ -182,6 +182,7 @@ class EstimatorGame:
         coalitions = checked_coalitions(coalitions, self.n_players)
         if len(coalitions) == 0:
             return np.empty(0)
+        # in the worker that evaluates it: chance is looked for where utilities come from, and nobody waits for it
         repeated = None if self._is_repeatable else self._easiest_to_fit(coalitions)
         n_batches = min(len(coalitions), _BATCHES_A_WORKER * joblib.effective_n_jobs(self.n_jobs))
         batches = np.array_split(np.arange(len(coalitions)), n_batches)

@@ -183,6 +183,21 @@ def test_what_is_installed_counts_by_version_and_what_was_installed_from_a_folde
     assert identity(origin=from_folder, installer="conda") == released
 
 
+def test_the_standard_library_counts_by_version_and_the_project_by_version_and_defining_module(load):
+    sources, releases = code_identity_module._code_of({"functools", "builtins", "tasks.learners.ridge"})
+    assert list(sources) == ["tasks.learners.ridge"]
+    assert f"python {sys.version_info.major}.{sys.version_info.minor}" in releases
+    assert {name.split()[0] for name in releases} == {"python", "inrun-bench", "numpy", "torch"}
+    sources, _ = code_identity_module._code_of(
+        {
+            load(
+                mine_a="import tasks.learners.ridge\ntry:\n    import absent.part\nexcept ImportError:\n    pass"
+            ).__name__
+        }
+    )
+    assert list(sources) == ["mine_a"]
+
+
 def test_code_whose_source_is_not_to_be_had_is_refused(load):
     def local():
         class Local:
