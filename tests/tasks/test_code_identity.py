@@ -188,13 +188,8 @@ def test_the_standard_library_counts_by_version_and_the_project_by_version_and_d
     assert list(sources) == ["tasks.learners.ridge"]
     assert f"python {sys.version_info.major}.{sys.version_info.minor}" in releases
     assert {name.split()[0] for name in releases} == {"python", "inrun-bench", "numpy", "torch"}
-    sources, _ = code_identity_module._code_of(
-        {
-            load(
-                mine_a="import tasks.learners.ridge\ntry:\n    import absent.part\nexcept ImportError:\n    pass"
-            ).__name__
-        }
-    )
+    load(mine_a="import tasks.learners.ridge\ntry:\n    import absent.part\nexcept ImportError:\n    pass")
+    sources, _ = code_identity_module._code_of({"mine_a"})
     assert list(sources) == ["mine_a"]
 
 
