@@ -16,6 +16,7 @@ from tasks import code_identity as code_identity_module
 from tasks.code_identity import CodeIdentityError, code_identity
 
 ESTIMATOR = """
+import functools
 from sklearn.base import BaseEstimator
 {imports}
 class Mine(BaseEstimator):
@@ -24,6 +25,11 @@ class Mine(BaseEstimator):
         return self
 def score(y, z):
     return {constant}
+def decorating(function):
+    @functools.wraps(function)
+    def wrapper(*args):
+        return function(*args)
+    return wrapper
 def closing_over(value):
     return lambda: value
 def recursive(value):
@@ -75,6 +81,7 @@ REACHING = {
     "bound method": lambda module: module.Mine().fit,
     "closure": lambda module: module.closing_over(1),
     "closed over": lambda module: functools.wraps(module.score)(lambda y, z: module.score(y, z)),
+    "decorator": lambda module: module.decorating(len),
     "in a dict": lambda module: {"a": [module.score]},
 }
 
