@@ -124,12 +124,14 @@ def test_a_change_of_a_base_class_is_seen(load):
 
 def test_packages_and_their_relative_imports_are_followed(load, tmp_path):
     def identity(value, initial):
-        sources = {"pack__head": "from .part import value\nclass Head:\n    pass", "pack__part": f"value = {value}"}
+        head = f"{'from .part import value' if value else ''}\nclass Head:\n    pass"
+        sources = {"pack__head": head, "pack__part": f"value = {value}"}
         tmp_path.joinpath("pack").mkdir(exist_ok=True)
         tmp_path.joinpath("pack", "__init__.py").write_text(initial)
         return code_identity(load(**sources).Head())
 
     assert len({identity(1, ""), identity(2, ""), identity(1, "import sys")}) == 3
+    assert identity(0, "") != identity(0, "import sys")
 
 
 def test_functions_without_a_name_are_told_apart_by_their_code_and_by_what_they_close_over(load):
