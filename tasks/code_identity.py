@@ -171,8 +171,7 @@ def _refuse_other_than(source: bytes, module: ModuleType) -> None:
         return
     in_file = set(_codes(compile(source, str(module.__file__), "exec", dont_inherit=True)))
     for thing in list(vars(module).values()):
-        of_class = isinstance(thing, type) and thing.__module__ == module.__name__
-        for function in vars(thing).values() if of_class else (thing,):
+        for function in vars(thing).values() if isinstance(thing, type) else (thing,):
             code = getattr(function, "__code__", None)
             if isinstance(code, CodeType) and code.co_filename == module.__file__ and code not in in_file:
                 raise CodeIdentityError(
