@@ -134,6 +134,13 @@ def test_packages_and_their_relative_imports_are_followed(load, tmp_path):
     assert identity(0, "") != identity(0, "import sys")
 
 
+def test_packages_without_an_initial_module_are_followed(load):
+    before, after = (
+        code_identity(load(space__head=f"value = {value}\nclass Head:\n    pass").Head()) for value in "12"
+    )
+    assert before != after
+
+
 def test_functions_without_a_name_are_told_apart_by_their_code_and_by_what_they_close_over(load):
     module = load(mine_a=mine())
     things = [
@@ -169,18 +176,21 @@ def test_what_is_installed_counts_by_version_and_what_was_installed_from_a_folde
     folder = tmp_path / "site-packages"
     info = folder / "theirs-1.dist-info"
     info.mkdir(parents=True)
+    folder.joinpath("theirs").mkdir()
+    folder.joinpath("theirs", "__init__.py").touch()
     sys.path.insert(0, str(folder))  # the fixture restores it
 
     def identity(*, value=1, version=1, origin="", installer="pip"):
-        folder.joinpath("theirs.py").write_text(f"value = {value}")
+        folder.joinpath("theirs", "part.py").write_text(f"value = {value}")
         info.joinpath("METADATA").write_text(f"Metadata-Version: 2.1\nName: theirs\nVersion: {version}\n")
         info.joinpath("top_level.txt").write_text("theirs")
         info.joinpath("direct_url.json").write_text(origin or "{}")
         info.joinpath("INSTALLER").write_text(installer)
         code_identity_module._owners.cache_clear()
         code_identity_module._installed.cache_clear()
-        sys.modules.pop("theirs", None)
-        return code_identity(load(mine_a=mine(imports="import theirs")).Mine())
+        for name in ("theirs", "theirs.part"):
+            sys.modules.pop(name, None)
+        return code_identity(load(mine_a=mine(imports="import theirs.part")).Mine())
 
     released = identity()
     assert identity(value=2) == released
