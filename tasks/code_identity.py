@@ -11,7 +11,7 @@ module it imports, at its head or inside of a function, and so on until an insta
 
 Functions that a module does not know by name (lambdas, and functions defined inside of others) enter by their bytecode
 too, with their defaults and the variables that they close over. An extension module outside of all distributions enters
-by its bytes. Comments count, since a source is taken as it is.
+by its bytes, and what it imports is not followed. Comments count, since a source is taken as it is.
 
 **Refused**, with the reason, is what this law cannot see: code of an interactive session or a notebook, classes defined
 inside of functions, modules made at run time, functions that are not what their file has since it was changed, and
@@ -147,7 +147,7 @@ def _code_of(defining: set[str]) -> tuple[dict[str, str], set[str]]:
         file, release = _file(name), _release(name)
         if release is not None:
             releases.add(release)
-        if file is None or (release is not None and (name not in defining or file.suffix != ".py")):
+        if file is None or release == _PYTHON or (release and (name not in defining or file.suffix != ".py")):
             continue
         sources[name], imported = _read(name, file, _stamp(name, file), id(sys.modules.get(name)))
         ahead += imported - seen
@@ -183,8 +183,7 @@ def _refuse_other_than(source: bytes, module: ModuleType) -> None:
         return
     in_file = set(_codes(compile(source, str(module.__file__), "exec", dont_inherit=True)))
     for thing in list(vars(module).values()):
-        of_class = isinstance(thing, type) and thing.__module__ == module.__name__
-        for function in vars(thing).values() if of_class else (thing,):
+        for function in vars(thing).values() if isinstance(thing, type) else (thing,):
             code = getattr(function, "__code__", None)
             if isinstance(code, CodeType) and code.co_filename == module.__file__ and code not in in_file:
                 raise CodeIdentityError(
@@ -211,9 +210,10 @@ def _imports(name: str, source: bytes) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             origin = resolve_name("." * node.level + (node.module or ""), package)
             imported |= {origin, *(f"{origin}.{alias.name}" for alias in node.names)}
+    released = {top: _release(top) is not None for top in {each.partition(".")[0] for each in imported}}
     for each in imported:
         parts = each.split(".")
-        depth = 1 if _release(parts[0]) is not None else len(parts)  # below a release, nothing need be looked for
+        depth = 1 if released[parts[0]] else len(parts)  # what is below a release need not be looked for
         yield from (".".join(parts[:end]) for end in range(1, depth + 1))
 
 

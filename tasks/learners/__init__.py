@@ -15,8 +15,15 @@ game              learner                                       how
 Each is a `baselines.Game`, works on arrays, and has an `identity()` that keys a store of its utilities.
 """
 
-from tasks.learners.estimator import EstimatorGame
-from tasks.learners.logistic import LogisticGame
-from tasks.learners.ridge import RidgeGame
+from typing import TYPE_CHECKING
+
+from tasks.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from tasks.learners.estimator import EstimatorGame
+    from tasks.learners.logistic import LogisticGame
+    from tasks.learners.ridge import RidgeGame
 
 __all__ = ["EstimatorGame", "LogisticGame", "RidgeGame"]
+
+__getattr__ = lazy_names(__name__, {"EstimatorGame": "estimator", "LogisticGame": "logistic", "RidgeGame": "ridge"})

@@ -1,4 +1,4 @@
-"""Coalitions as a learner's game gets them: checked, named in errors, and worked off in chunks that fit in memory."""
+"""Coalitions worked off in chunks that fit in memory."""
 
 from __future__ import annotations
 
@@ -6,28 +6,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from tasks.memory import free_bytes
 
-__all__ = ["checked_coalitions", "in_chunks"]
+__all__ = ["in_chunks"]
 
 _CHUNK_BYTES = 2**25  # a chunk's tensors: of smaller ones Python takes the time, larger ones leave the caches
 _SHARE_OF_FREE_MEMORY = 0.25
 _torch_threads_are_set = Lock()
-
-
-def checked_coalitions(coalitions: NDArray[np.bool_], n_players: int) -> NDArray[np.bool_]:
-    """Return `coalitions`, having checked that they are bool [m, n_players]; a ValueError otherwise."""
-    coalitions = np.asarray(coalitions)
-    if coalitions.dtype != np.bool_ or coalitions.ndim != 2 or coalitions.shape[1] != n_players:
-        raise ValueError(
-            f"coalitions must be a bool array of shape (m, {n_players}), got {coalitions.dtype} of shape "
-            f"{coalitions.shape}"
-        )
-    return coalitions
 
 
 def in_chunks(evaluate: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, bytes_a_row: int) -> torch.Tensor:

@@ -38,12 +38,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from baselines.arguments import whole_number
 from baselines.game import described
-from tasks.learners.coalitions import checked_coalitions, in_chunks
+from tasks.learners.coalitions import in_chunks
 from tasks.learners.design import DesignMatrix, span_of_samples, with_intercept
 from tasks.learners.identity import identity_of
 from tasks.learners.newton import cross_entropies, fit_logistic
 from tasks.learners.parameters import one_of, positive
-from tasks.learners.samples import class_codes, features
+from tasks.learners.samples import checked_coalitions, class_codes, features
 
 __all__ = ["LogisticGame"]
 

@@ -26,11 +26,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from baselines.game import described
-from tasks.learners.coalitions import checked_coalitions, in_chunks
+from tasks.learners.coalitions import in_chunks
 from tasks.learners.design import DesignMatrix, span_of_samples, with_intercept
 from tasks.learners.identity import identity_of
 from tasks.learners.parameters import one_of, positive
-from tasks.learners.samples import features, real_targets
+from tasks.learners.samples import checked_coalitions, features, real_targets
 
 __all__ = ["RidgeGame"]
 

@@ -1,13 +1,26 @@
-"""Checks of the samples that a learner is fitted to and judged on; errors name the argument and what is allowed."""
+"""Checks of what a learner's game is given: samples and coalitions; errors name the argument and what is allowed."""
 
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
 
-__all__ = ["class_codes", "features", "real_targets"]
+__all__ = ["checked_coalitions", "class_codes", "class_codes_of_outputs", "features", "real_targets", "sample_count"]
 
 _LABELS_SHOWN = 5
+
+
+def checked_coalitions(coalitions: NDArray[np.bool_], n_players: int) -> NDArray[np.bool_]:
+    """Return `coalitions`, having checked that they are bool [m, n_players]; a ValueError otherwise."""
+    coalitions = np.asarray(coalitions)
+    if coalitions.dtype != np.bool_ or coalitions.ndim != 2 or coalitions.shape[1] != n_players:
+        raise ValueError(
+            f"coalitions must be a bool array of shape (m, {n_players}), got {coalitions.dtype} of shape "
+            f"{coalitions.shape}"
+        )
+    return coalitions
 
 
 def features(x_train: ArrayLike, x_validation: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -53,23 +66,66 @@ def class_codes(
         in training.
     """
     train, validation = _one_each("y_train", y_train, n_train), _one_each("y_validation", y_validation, n_validation)
+    codes, validation_codes, classes = class_codes_of_outputs(train, validation, n_train, n_validation)
+    if len(classes[0]) < 2:
+        raise ValueError(f"y_train must have at least two classes, got only {classes[0][0]!r}")
+    return codes[:, 0], validation_codes[:, 0], classes[0]
+
+
+def class_codes_of_outputs(
+    y_train: ArrayLike, y_validation: ArrayLike, n_train: int, n_validation: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], list[NDArray[Any]]]:
+    """Number the labels of each output in the order of its sorted classes.
+
+    Parameters
+    ----------
+    y_train, y_validation : [n_train] or [n_train, outputs], [n_validation] or [n_validation, outputs]
+        Numbers or strings, in anything that NumPy makes an array of, or a sparse matrix.
+    n_train, n_validation : int
+        How many there must be.
+
+    Returns
+    -------
+    int64 [n_train, outputs], int64 [n_validation, outputs], list of [K]
+        Class numbers 0..K-1 of both sets, and the classes of each output.
+
+    Raises
+    ------
+    TypeError
+        If labels of an output cannot be sorted.
+    ValueError
+        If shapes do not match, a label is missing (None, NaN, NaT or pandas' NA), or a validation label never
+        occurs in training.
+    """
+    train, validation = _of_outputs(y_train, y_validation, n_train, n_validation)
     for name, labels in (("y_train", train), ("y_validation", validation)):
-        if labels.dtype.kind == "f" and np.isnan(labels).any():
-            raise ValueError(f"{name} must not contain NaN, got it {np.count_nonzero(np.isnan(labels))} times")
-    classes, codes = np.unique(train, return_inverse=True)
-    if len(classes) < 2:
-        raise ValueError(f"y_train must have at least two classes, got only {classes[0]!r}")
-    unseen = np.setdiff1d(validation, classes)
-    if len(unseen):
-        shown = ", ".join(map(repr, unseen[:_LABELS_SHOWN].tolist())) + (", ..." if len(unseen) > _LABELS_SHOWN else "")
-        raise ValueError(f"y_validation must only have labels that y_train has, got also {shown}")
-    return codes.astype(np.int64), np.searchsorted(classes, validation).astype(np.int64), classes
+        missing = pd.isna(labels).any(axis=1)
+        if missing.any():
+            raise ValueError(
+                f"{name} must not have missing labels (None, NaN, NaT or NA), got them for "
+                f"{np.count_nonzero(missing)} samples, first for sample {np.argmax(missing)}"
+            )
+    codes, validation_codes = np.empty(train.shape, np.int64), np.empty(validation.shape, np.int64)
+    classes = []
+    for output, (labels, judged) in enumerate(zip(train.T, validation.T, strict=True)):
+        try:
+            of_output, codes[:, output] = np.unique(labels, return_inverse=True)
+            unseen = np.setdiff1d(judged, of_output)
+        except TypeError as error:
+            raise TypeError(f"labels must be of one kind, so that they can be sorted: {error}") from error
+        if len(unseen):
+            more = ", ..." if len(unseen) > _LABELS_SHOWN else ""
+            shown = ", ".join(map(repr, unseen[:_LABELS_SHOWN].tolist())) + more
+            raise ValueError(f"y_validation must only have labels that y_train has, got also {shown}")
+        validation_codes[:, output] = np.searchsorted(of_output, judged)
+        classes.append(of_output)
+    return codes, validation_codes, classes
 
 
 def real_targets(
-    y_train: ArrayLike, y_validation: ArrayLike, n_train: int, n_validation: int
+    y_train: ArrayLike, y_validation: ArrayLike, n_train: int, n_validation: int, *, several: bool = False
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the targets of a regression as float64 [n_train] and [n_validation].
+    """Return the targets of a regression as float64 [n_train] and [n_validation], or [.., outputs] if `several` may be.
 
     Raises
     ------
@@ -78,10 +134,34 @@ def real_targets(
     ValueError
         If shapes do not match, or a target is NaN or infinite.
     """
-    return (
-        _numbers("y_train", _one_each("y_train", y_train, n_train)),
-        _numbers("y_validation", _one_each("y_validation", y_validation, n_validation)),
-    )
+    if several and np.ndim(y_train) > 1:
+        train, validation = _of_outputs(y_train, y_validation, n_train, n_validation)
+    else:
+        train, validation = (
+            _one_each("y_train", y_train, n_train),
+            _one_each("y_validation", y_validation, n_validation),
+        )
+    return _numbers("y_train", train), _numbers("y_validation", validation)
+
+
+def sample_count(name: str, x: Any) -> int:
+    """Return the number of samples in an array, data frame, sparse matrix or list.
+
+    Raises
+    ------
+    TypeError
+        If `x` is nothing that has rows.
+    ValueError
+        If there are none.
+    """
+    if isinstance(x, str) or not (np.shape(x) if hasattr(x, "shape") else hasattr(x, "__len__")):
+        raise TypeError(
+            f"{name} must be an array, data frame, sparse matrix or list of samples, got {type(x).__name__}"
+        )
+    n = int(x.shape[0] if hasattr(x, "shape") else len(x))
+    if n == 0:
+        raise ValueError(f"{name} must have at least one sample, got none")
+    return n
 
 
 def _finite(name: str, x: ArrayLike) -> NDArray[np.float64]:
@@ -98,6 +178,23 @@ def _one_each(name: str, y: ArrayLike, n: int) -> NDArray[Any]:
     if array.shape != (n,):
         raise ValueError(f"{name} must have one entry for each of the {n} samples, shape ({n},), got {array.shape}")
     return array
+
+
+def _of_outputs(y_train: Any, y_validation: Any, n_train: int, n_validation: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    arrays: list[NDArray[Any]] = []
+    for name, y, n in (("y_train", y_train, n_train), ("y_validation", y_validation, n_validation)):
+        array: NDArray[Any] = y.toarray() if issparse(y) else np.asarray(y)
+        if array.ndim not in (1, 2) or len(array) != n:
+            raise ValueError(
+                f"{name} must have one entry, or a row of them, for each of the {n} samples, got shape {array.shape}"
+            )
+        arrays.append(array.reshape(n, -1))
+    if arrays[0].shape[1] != arrays[1].shape[1]:
+        raise ValueError(
+            "y_train and y_validation must have the same number of outputs, got "
+            f"{arrays[0].shape[1]} and {arrays[1].shape[1]}"
+        )
+    return arrays[0], arrays[1]
 
 
 def _numbers(name: str, array: NDArray[Any]) -> NDArray[np.float64]:

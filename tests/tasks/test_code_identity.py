@@ -16,6 +16,7 @@ from tasks import code_identity as code_identity_module
 from tasks.code_identity import CodeIdentityError, code_identity
 
 ESTIMATOR = """
+import functools
 from sklearn.base import BaseEstimator
 {imports}
 class Mine(BaseEstimator):
@@ -24,6 +25,11 @@ class Mine(BaseEstimator):
         return self
 def score(y, z):
     return {constant}
+def decorating(function):
+    @functools.wraps(function)
+    def wrapper(*args):
+        return function(*args)
+    return wrapper
 def closing_over(value):
     return lambda: value
 def recursive(value):
@@ -75,6 +81,7 @@ REACHING = {
     "bound method": lambda module: module.Mine().fit,
     "closure": lambda module: module.closing_over(1),
     "closed over": lambda module: functools.wraps(module.score)(lambda y, z: module.score(y, z)),
+    "decorator": lambda module: module.decorating(len),
     "in a dict": lambda module: {"a": [module.score]},
 }
 
@@ -117,12 +124,21 @@ def test_a_change_of_a_base_class_is_seen(load):
 
 def test_packages_and_their_relative_imports_are_followed(load, tmp_path):
     def identity(value, initial):
-        sources = {"pack__head": "from .part import value\nclass Head:\n    pass", "pack__part": f"value = {value}"}
+        head = f"{'from .part import value' if value else ''}\nclass Head:\n    pass"
+        sources = {"pack__head": head, "pack__part": f"value = {value}"}
         tmp_path.joinpath("pack").mkdir(exist_ok=True)
         tmp_path.joinpath("pack", "__init__.py").write_text(initial)
         return code_identity(load(**sources).Head())
 
     assert len({identity(1, ""), identity(2, ""), identity(1, "import sys")}) == 3
+    assert identity(0, "") != identity(0, "import sys")
+
+
+def test_packages_without_an_initial_module_are_followed(load):
+    before, after = (
+        code_identity(load(space__head=f"value = {value}\nclass Head:\n    pass").Head()) for value in "12"
+    )
+    assert before != after
 
 
 def test_functions_without_a_name_are_told_apart_by_their_code_and_by_what_they_close_over(load):
@@ -160,18 +176,21 @@ def test_what_is_installed_counts_by_version_and_what_was_installed_from_a_folde
     folder = tmp_path / "site-packages"
     info = folder / "theirs-1.dist-info"
     info.mkdir(parents=True)
+    folder.joinpath("theirs").mkdir()
+    folder.joinpath("theirs", "__init__.py").touch()
     sys.path.insert(0, str(folder))  # the fixture restores it
 
     def identity(*, value=1, version=1, origin="", installer="pip"):
-        folder.joinpath("theirs.py").write_text(f"value = {value}")
+        folder.joinpath("theirs", "part.py").write_text(f"value = {value}")
         info.joinpath("METADATA").write_text(f"Metadata-Version: 2.1\nName: theirs\nVersion: {version}\n")
         info.joinpath("top_level.txt").write_text("theirs")
         info.joinpath("direct_url.json").write_text(origin or "{}")
         info.joinpath("INSTALLER").write_text(installer)
         code_identity_module._owners.cache_clear()
         code_identity_module._installed.cache_clear()
-        sys.modules.pop("theirs", None)
-        return code_identity(load(mine_a=mine(imports="import theirs")).Mine())
+        for name in ("theirs", "theirs.part"):
+            sys.modules.pop(name, None)
+        return code_identity(load(mine_a=mine(imports="import theirs.part")).Mine())
 
     released = identity()
     assert identity(value=2) == released
@@ -181,6 +200,16 @@ def test_what_is_installed_counts_by_version_and_what_was_installed_from_a_folde
     from_folder = '{"url": "u", "dir_info": {}}'
     assert identity(origin=from_folder) != identity(origin=from_folder, value=2)
     assert identity(origin=from_folder, installer="conda") == released
+
+
+def test_the_standard_library_counts_by_version_and_the_project_by_version_and_defining_module(load):
+    sources, releases = code_identity_module._code_of({"functools", "builtins", "tasks.learners.ridge"})
+    assert list(sources) == ["tasks.learners.ridge"]
+    assert f"python {sys.version_info.major}.{sys.version_info.minor}" in releases
+    assert {name.split()[0] for name in releases} == {"python", "inrun-bench", "numpy", "torch"}
+    load(mine_a="import tasks.learners.ridge\ntry:\n    import absent.part\nexcept ImportError:\n    pass")
+    sources, _ = code_identity_module._code_of({"mine_a"})
+    assert list(sources) == ["mine_a"]
 
 
 def test_code_whose_source_is_not_to_be_had_is_refused(load):

@@ -11,30 +11,7 @@ from tasks.learners import LogisticGame, RidgeGame
 from tasks.learners import coalitions as coalitions_module
 from tasks.learners import design as design_module
 from tasks.learners.newton import fit_logistic
-
-
-def samples(n=24, d=4, n_classes=2, v=30, seed=0):
-    """Draw overlapping Gaussian classes; every class is among the first players."""
-    rng = np.random.default_rng(seed)
-    labels = np.concatenate([np.arange(n_classes), rng.integers(n_classes, size=n + v - n_classes)])
-    x = rng.normal(size=(n + v, d)) + 1.5 * rng.normal(size=(n_classes, d))[labels]
-    return x[:n], labels[:n], x[n:], labels[n:]
-
-
-def regression(n=24, d=4, v=30, seed=0):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(n + v, d))
-    y = x @ rng.normal(size=d) + 0.5 + 0.3 * rng.normal(size=n + v)
-    return x[:n], y[:n], x[n:], y[n:]
-
-
-def random_coalitions(n, m=20, seed=0):
-    rng = np.random.default_rng(seed)
-    return np.concatenate([np.zeros((1, n), bool), np.ones((1, n), bool), rng.random((m, n)) < rng.random((m, 1))])
-
-
-def with_constant(x):
-    return np.hstack([x, np.ones((len(x), 1))])
+from tests.tasks.small_samples import random_coalitions, regression, samples, with_constant
 
 
 def utilities_one_by_one(data, coalitions, l2):

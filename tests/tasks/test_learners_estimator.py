@@ -1,20 +1,27 @@
 """Games of scikit-learn estimators: what each coalition is worth, in any number of processes, and what is refused."""
 
+import importlib
+import random
+import sys
+from types import ModuleType
+
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.cluster import KMeans
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
 from baselines import Game
+from tasks.code_identity import CodeIdentityError
 from tasks.learners import EstimatorGame, LogisticGame, RidgeGame
-from tests.tasks.test_learners import random_coalitions, regression, samples, with_constant
+from tests.tasks.small_samples import random_coalitions, regression, samples, with_constant
 
 
 def test_utilities_are_those_of_the_batched_games():
@@ -169,20 +176,173 @@ def test_identity_changes_with_all_that_utilities_follow_from_and_with_nothing_e
         EstimatorGame(LogisticRegression(), x, y, xv, yv, random_state=1),
         EstimatorGame(LogisticRegression(), x, 1 - y, xv, yv),
         EstimatorGame(LogisticRegression(), x + 1, y, xv, yv),
+        EstimatorGame(LogisticRegression(), x.astype(np.float32), y, xv, yv),
+        EstimatorGame(LogisticRegression(), x, y, xv + 1, yv),
+        EstimatorGame(LogisticRegression(), x, y, xv, 1 - yv),
+        EstimatorGame(LogisticRegression(), x, y, xv, yv, min_classes=1),
+        EstimatorGame(LogisticRegression(), x, y, xv, yv, relabel=True),
+        EstimatorGame(LogisticRegression(), pd.DataFrame(x), y, pd.DataFrame(xv), yv),
     ]
     identities = [base.identity(), *(game.identity() for game in others)]
     assert len(set(identities)) == len(identities)
-    with pytest.raises(ValueError, match="an identity needs an estimator and a scoring that can be pickled"):
-        EstimatorGame(LogisticRegression(), x, y, xv, yv, scoring=lambda model, x, y: 0.0).identity()
 
 
-def identity_of_a_new_game():
-    return EstimatorGame(LogisticRegression(C=2), *samples(), scoring="accuracy").identity()
+def test_identity_changes_with_the_code_of_estimators_and_scorers(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    source = """
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+class Mine(ClassifierMixin, BaseEstimator):
+    def fit(self, x, y):
+        return self
+    def predict(self, x):
+        return x[:, 0] > 0
+def score(model, x, y):
+    return 1.0
+"""
+
+    def identity(source, *, mine=False, scored=False):
+        tmp_path.joinpath("mine_of_estimator.py").write_text(source)
+        sys.modules.pop("mine_of_estimator", None)
+        importlib.invalidate_caches()
+        module = importlib.import_module("mine_of_estimator")
+        learner = module.Mine() if mine else LogisticRegression()
+        return EstimatorGame(learner, *samples(), scoring=module.score if scored else "accuracy").identity()
+
+    for uses in ({"mine": True}, {"scored": True}):
+        assert identity(source, **uses) == identity(source, **uses) != identity(source.replace("0", "5"), **uses)
+    assert identity(source) == identity(source.replace("0", "5"))
+    del sys.modules["mine_of_estimator"]
 
 
-def test_identity_is_the_same_in_another_process():
-    there = joblib.Parallel(2)(joblib.delayed(identity_of_a_new_game)() for _ in range(2))
-    assert there == [identity_of_a_new_game()] * 2
+def test_code_that_is_not_in_a_file_has_no_identity():
+    notebook = ModuleType("notebook")
+    sys.modules["notebook"] = notebook
+    try:
+        exec("def score(model, x, y):\n    return 1.0", vars(notebook))  # noqa: S102
+        game = EstimatorGame(LogisticRegression(), *samples(), scoring=notebook.score)
+        assert game(np.ones((1, 24), bool)) == 1
+        with pytest.raises(CodeIdentityError, match="the source of module notebook is not to be had"):
+            game.identity()
+    finally:
+        del sys.modules["notebook"]
+
+
+def identity_of_a_new_game(kind):
+    x, y, xv, yv = samples()
+    if kind == "frame":
+        x, xv = (pd.DataFrame({"a": each[:, 0], "b": pd.Categorical(each[:, 1] > 0), "c": "word"}) for each in (x, xv))
+        y, yv = (pd.Series(np.array(["no", "yes"])[each], dtype="string") for each in (y, yv))
+    elif kind == "texts":
+        x, xv = ([" ".join(map(str, row)) for row in each] for each in (x, xv))
+    return EstimatorGame(LogisticRegression(C=2), x, y, xv, yv, scoring="accuracy").identity()
+
+
+@pytest.mark.parametrize("kind", ["array", "frame", "texts"])
+def test_identity_is_the_same_in_another_process(kind):
+    there = joblib.Parallel(2)(joblib.delayed(identity_of_a_new_game)(kind) for _ in range(2))
+    assert there == [identity_of_a_new_game(kind)] * 2
+
+
+def chance_of_the_estimator(x):
+    return x + np.random.normal(scale=3, size=x.shape)  # noqa: NPY002
+
+
+def chance_of_the_standard_library(x):
+    return x[:, [random.randrange(x.shape[1])]]  # noqa: S311
+
+
+class OfSomeForest(ClassifierMixin, BaseEstimator):
+    def fit(self, x, y):
+        self.forest_ = RandomForestClassifier(3).fit(x, y)  # no parameter of this class: its seed is out of reach
+        self.classes_ = self.forest_.classes_
+        return self
+
+    def predict(self, x):
+        return self.forest_.predict(x)
+
+
+def score_of_some_samples(model, x, y):
+    chosen = np.random.permutation(len(x))[:20]  # noqa: NPY002
+    return np.log(model.predict_proba(x[chosen])[np.arange(20), y[chosen]]).mean()
+
+
+HIDDEN = {
+    "np.random in a function": (
+        make_pipeline(FunctionTransformer(chance_of_the_estimator), LogisticRegression()),
+        None,
+    ),
+    "random in a function": (
+        make_pipeline(FunctionTransformer(chance_of_the_standard_library), LogisticRegression()),
+        None,
+    ),
+    "an estimator within": (OfSomeForest(), None),
+    "the scorer": (LogisticRegression(), score_of_some_samples),
+}
+
+
+@pytest.mark.parametrize(("kind", "n_jobs"), [*((kind, 1) for kind in HIDDEN), ("an estimator within", 2)])
+def test_hidden_chance_is_refused_with_the_coalition_that_shows_it(kind, n_jobs):
+    learner, scoring = HIDDEN[kind]
+    coalitions = np.ones((4, 24), bool)
+    coalitions[2, 6:] = False
+    game = EstimatorGame(learner, *samples(d=6), scoring=scoring, n_jobs=n_jobs)
+    pattern = r"when it is fitted again to the coalition of size 6 with members \[0, 1, 2, 3, 4, 5\], worth .*a seed"
+    for _ in range(3 - n_jobs):  # joblib starts its workers anew after an error
+        with pytest.raises(RuntimeError, match=pattern):
+            game(coalitions)
+
+
+class Counted(ClassifierMixin, BaseEstimator):
+    fits = 0
+
+    def fit(self, x, y):
+        type(self).fits += 1
+        self.classes_ = np.unique(y)
+        return self
+
+    def predict(self, x):
+        return np.full(len(x), self.classes_[0])
+
+
+class Rounding(RegressorMixin, BaseEstimator):
+    """Another one at each fit, by no more than sums over threads are; and predicts NaN for the first sample."""
+
+    fits = 0
+
+    def fit(self, x, y):
+        type(self).fits += 1
+        self.slope_ = 1 + 1e-12 * self.fits
+        return self
+
+    def predict(self, x):
+        predicted = self.slope_ * x[:, 0]
+        predicted[0] = np.nan
+        return predicted
+
+
+def score_without_gaps(model, x, y):
+    return -np.nanmean((model.predict(x) - y) ** 2)
+
+
+def test_rounding_is_not_chance():
+    x, _, xv, yv = regression()
+    game = EstimatorGame(Rounding(), x, x[:, 0], xv, yv, scoring=score_without_gaps)
+    np.testing.assert_allclose(game(np.ones((1, 24), bool)), -((xv[1:, 0] - yv[1:]) ** 2).mean())
+
+
+def test_looking_for_chance_costs_one_fit_a_game():
+    coalitions = random_coalitions(24, m=6)
+    of_one = coalitions & (samples()[1] == 0)
+    Counted.fits = 0
+    game = EstimatorGame(Counted(), *samples(), n_jobs=1)
+    game(of_one)
+    assert Counted.fits == 0  # nothing could be fitted, and so nothing be told
+    n_fitted = sum(len(np.unique(samples()[1][coalition])) == 2 for coalition in coalitions)
+    game(coalitions)
+    assert Counted.fits == n_fitted + 1
+    game(coalitions)
+    assert Counted.fits == 2 * n_fitted + 1
 
 
 def test_bad_input():
@@ -199,11 +359,40 @@ def test_bad_input():
         EstimatorGame(learner, x, y, xv, yv, min_samples=0)
     with pytest.raises(ValueError, match="scoring"):
         EstimatorGame(learner, x, y, xv, yv, scoring="praise")
-    with pytest.raises(ValueError, match="x_train must be finite"):
-        EstimatorGame(learner, np.where(x > 1, np.nan, x), y, xv, yv)
     with pytest.raises(ValueError, match="y_validation must only have labels that y_train has"):
         EstimatorGame(learner, x, y, xv, yv + 1)
     with pytest.raises(ValueError, match="y_train must be finite"):
         EstimatorGame(LinearRegression(), x, np.where(y == 0, np.nan, 1.0), xv, yv)
     with pytest.raises(ValueError, match="coalitions must be a bool array"):
         EstimatorGame(learner, x, y, xv, yv)(np.ones((2, 24)))
+    with pytest.raises(ValueError, match=r"y_train must have one entry, or .* of the 24 samples, got shape \(23,\)"):
+        EstimatorGame(learner, x, y[1:], xv, yv)
+    with pytest.raises(ValueError, match=r"y_train must have one entry for each of the 24 samples, .* got \(23,\)"):
+        EstimatorGame(LinearRegression(), x, y[1:], xv, yv)
+    with pytest.raises(ValueError, match="the same number of outputs, got 2 and 1"):
+        EstimatorGame(learner, x, np.stack([y, y], axis=1), xv, yv)
+    for missing in (None, np.nan, pd.NA, pd.NaT):
+        labels = np.where(y == 0, "a", "b").astype(object)
+        labels[3] = missing
+        with pytest.raises(ValueError, match=r"y_train must not have missing labels .* 1 samples, first for sample 3"):
+            EstimatorGame(learner, x, labels, xv, np.where(yv == 0, "a", "b"))
+    with pytest.raises(TypeError, match="labels must be of one kind, so that they can be sorted"):
+        EstimatorGame(learner, x, np.array(["a", 1], object)[y], xv, np.array(["a", 1], object)[yv])
+    with pytest.raises(ValueError, match="y_train must have at least two classes, got only"):
+        EstimatorGame(learner, x, np.zeros(24), xv, np.zeros(30))
+    for nothing in ("text", 3, None, np.float64(3)):
+        with pytest.raises(
+            TypeError, match="x_train must be an array, data frame, sparse matrix or list of samples, got"
+        ):
+            EstimatorGame(learner, nothing, y, xv, yv)
+    with pytest.raises(ValueError, match="x_validation must have at least one sample, got none"):
+        EstimatorGame(learner, x, y, xv[:0], yv[:0])
+    for bad in ({"relabel": True}, {"min_classes": "all"}):
+        with pytest.raises(ValueError, match="relabel and min_classes are for classifiers, LinearRegression is a regr"):
+            EstimatorGame(LinearRegression(), x, y, xv, yv, **bad)
+    with pytest.raises(ValueError, match="relabel must be False where y_train has several outputs, got 2 of them"):
+        EstimatorGame(learner, x, np.stack([y, y], axis=1), xv, np.stack([yv, yv], axis=1), relabel=True)
+    with pytest.raises(ValueError, match="min_classes must be at least 1, got 0"):
+        EstimatorGame(learner, x, y, xv, yv, min_classes=0)
+    with pytest.raises(TypeError, match="min_classes must be an integer of at least 1, got 'some'"):
+        EstimatorGame(learner, x, y, xv, yv, min_classes="some")
