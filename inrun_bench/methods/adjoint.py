@@ -1,7 +1,11 @@
-"""The adjoint probe: the final utility differentiated through whole training runs, see :mod:`inrun_bench.adjoint`."""
+"""The adjoint probe: the final utility differentiated through whole training runs, see :mod:`inrun_bench.adjoint`.
+
+A differentiated run counts as the trainings that it takes (:data:`~inrun_bench.adjoint.sweep.TRAININGS_A_RUN`).
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,27 +17,34 @@ from inrun_bench.adjoint import (
     few_run_shapley,
     unrolled_influence,
 )
+from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
 from tasks import Task
 
 
 def few_run(task: Task, _seed: np.random.SeedSequence, *, points: int) -> Valuation:
     """Return the Aumann-Shapley values of the trajectory game from a few differentiated runs."""
-    return few_run_shapley(task, points=points)
+    return _in_trainings(few_run_shapley(task, points=points), differentiated=points)
 
 
 def coalition_gradients(task: Task, seed: np.random.SeedSequence, *, coalitions: int) -> Valuation:
     """Return values from differentiated runs at random coalitions."""
-    return coalition_gradient_shapley(task, coalitions=coalitions, rng=seed)
+    return _in_trainings(coalition_gradient_shapley(task, coalitions=coalitions, rng=seed), differentiated=coalitions)
 
 
 def control_variate(task: Task, seed: np.random.SeedSequence, *, trainings_a_sample: int) -> Valuation:
     """Return unbiased values: differentiated runs, corrected by trainings on random coalitions."""
-    return control_variate_shapley(task, budget=trainings_a_sample * task.n_train, rng=seed)
+    found = control_variate_shapley(task, budget=trainings_a_sample * task.n_train, rng=seed)
+    return _in_trainings(found, differentiated=int(found.parameters["points"]))
 
 
 def unrolled(task: Task, _seed: np.random.SeedSequence) -> Valuation:
     """Return the influence of each sample on the one run that sees them all."""
-    return unrolled_influence(task)
+    return _in_trainings(unrolled_influence(task), differentiated=1)
+
+
+def _in_trainings(found: Valuation, differentiated: int) -> Valuation:
+    """Return the valuation with its runs, some of them differentiated, counted in trainings."""
+    return replace(found, evaluations=round(found.evaluations + (TRAININGS_A_RUN - 1) * differentiated))
 
 
 METHODS = {
