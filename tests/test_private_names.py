@@ -336,6 +336,19 @@ def test_closed_forms_read_these_settings_and_this_state(kind, settings, state):
     assert optimizer.param_groups[0].get("decoupled_weight_decay", False) is (kind is torch.optim.AdamW)
 
 
+def test_a_fused_step_under_a_gradient_scaler_finds_scale_and_overflow_on_the_optimiser():
+    """``Optimizer.grad_scale`` and ``Optimizer.found_inf``: the gradients are still scaled then."""
+    w, seen = nn.Parameter(torch.ones(1)), []
+    optimizer = torch.optim.SGD([w], lr=0.5, fused=True)
+    optimizer.register_step_pre_hook(lambda held, *_: seen.extend((held.grad_scale, held.found_inf, w.grad.clone())))
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(w.sum()).backward()
+    scaler.step(optimizer)
+    assert [value.item() for value in seen] == [8.0, 0.0, 8.0]
+    assert w.item() == 0.5
+    assert getattr(optimizer, "grad_scale", None) is None
+
+
 # --- Triton ---
 
 

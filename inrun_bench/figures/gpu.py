@@ -66,7 +66,7 @@ def _bars(ax: Axes, rows: pd.DataFrame) -> None:
         own = rows[rows["method"] == method]
         style = KERNELS.get(method) or look(method)
         centres = np.array([groups.index(group) for group in own["group"]]) + width * (place - (len(methods) - 1) / 2)
-        quartiles = [own["value"] - own["low"], own["high"] - own["value"]]
+        quartiles = np.stack([own["value"] - own["low"], own["high"] - own["value"]])
         ax.bar(centres, own["value"], width * 0.92, color=style.color, label=style.label)
         ax.errorbar(centres, own["value"], yerr=quartiles, fmt="none", ecolor="0.3", elinewidth=0.8)
         for centre, top, value in zip(centres, own["high"], own["value"], strict=True):

@@ -105,7 +105,7 @@ def _bars(ax: Axes, panel: _Panel, methods: list[str]) -> None:
         offsets = [places[groups[number]].index(method) - (len(places[groups[number]]) - 1) / 2 for number in has]
         centres = np.array(has) + width * np.array(offsets)
         ax.bar(centres, found["value"], width * 0.92, color=style.color, label=style.label)
-        quartiles = [found["value"] - found["low"], found["high"] - found["value"]]
+        quartiles = np.stack([found["value"] - found["low"], found["high"] - found["value"]])
         ax.errorbar(centres, found["value"], yerr=quartiles, fmt="none", ecolor="0.3", elinewidth=0.8)
         for centre, height, top in zip(centres, found["value"], found["high"], strict=True):
             ax.annotate(

@@ -85,7 +85,7 @@ def test_the_fit_of_all_coalitions_is_the_shapley_value(n_players, stratified):
 
 def test_what_the_size_alone_explains_is_no_noise():
     """A utility of the size of the coalition may be added to a game: the fit has an intercept for each size."""
-    by_size = np.random.default_rng(1).normal(size=7)[np.bitwise_count(np.arange(64))]
+    by_size = np.random.default_rng(1).normal(size=7)[np.array([code.bit_count() for code in range(64)])]
     one, other = (
         kernel_shapley(game, budget=100, rng=0) for game in (ANY_GAME, Table(ANY_GAME.utilities + 10 * by_size))
     )
