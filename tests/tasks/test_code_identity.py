@@ -32,6 +32,10 @@ def decorating(function):
     return wrapper
 def closing_over(value):
     return lambda: value
+def defaults(value):
+    return lambda x=value: x
+def keyword_defaults(value):
+    return lambda *, x=value: x
 def recursive(value):
     def walk(depth):
         return value if depth == 0 else walk(depth - 1)
@@ -149,14 +153,13 @@ def test_functions_without_a_name_are_told_apart_by_their_code_and_by_what_they_
         module.closing_over(1),
         module.closing_over(2),
         module.closing_over(module.score),
-        module.recursive(1),
-        module.recursive(2),
+        *(make(value) for make in (module.defaults, module.keyword_defaults, module.recursive) for value in (1, 2)),
         module.Mine(),
         module.Mine,
     ]
     identities = [code_identity(thing) for thing in things]
     assert len(set(identities)) == len(things)
-    assert code_identity(module.recursive(2)) == identities[6]
+    assert code_identity(module.recursive(2)) == identities[-3]
 
 
 def test_identity_is_the_same_in_another_process_with_another_order_of_sets(load, tmp_path):

@@ -220,6 +220,14 @@ def test_one_classifier_an_output_fails_on_single_classes_unless_they_are_not_as
         EstimatorGame(learner, x, y, xv, yv, min_classes=1)(coalitions)
 
 
+def test_an_output_needs_no_more_classes_than_there_are():
+    x, y, xv, yv = multilabel()
+    y[:, 2], yv[:, 2] = 1, 1
+    learner = KNeighborsClassifier(1)
+    expected = learner.fit(x, y).score(xv, yv)
+    np.testing.assert_allclose(EstimatorGame(learner, x, y, xv, yv, unfit="raise")(np.ones((1, 24), bool)), expected)
+
+
 def test_regressors_of_several_outputs():
     x, y, xv, yv = regression()
     y, yv = np.stack([y, y**2], axis=1), np.stack([yv, yv**2], axis=1)
