@@ -484,3 +484,12 @@ def test_without_references_an_experiment_says_how_to_make_them(tmp_path, monkey
     monkeypatch.setattr(reference, "PUBLISHED", tmp_path / "nothing")
     with pytest.raises(ValueError, match=r"references that come with inrun-bench are not beside it: .*nothing"):
         experiment_of_references.units(Plan(PROFILES["quick"], tasks=(TASK,), methods=(), seeds=(0,)))
+
+
+@pytest.mark.parametrize(
+    ("method", "trainings"), [("few-run-4", 22), ("few-run-8", 42), ("unrolled", 5), ("control-variate-10", 140)]
+)
+def test_a_differentiated_run_counts_as_the_trainings_that_it_takes(small, method, trainings):
+    found = METHODS[method](tasks.load(TASK), np.random.SeedSequence(0))
+    assert TRAININGS_A_RUN == 5
+    assert found.evaluations == pytest.approx(trainings, abs=2)  # a control variate spends its budget in pairs
