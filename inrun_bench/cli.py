@@ -334,3 +334,7 @@ def _profile(name: str) -> str:
     if name not in PROFILES:
         raise argparse.ArgumentTypeError(unknown_name("profile", name, list(PROFILES)))
     return name
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,7 @@
 """Finished runs, kept in a folder: what was run once is not run again.
 
 A run is known by all that defines it: the trajectory game (data, architecture and initial weights, batches, recipe,
-objective, see :meth:`tasks.TrajectoryGame.identity`), the utility, the weights of the samples, and the version of this
+objective, see :meth:`tasks.TrajectoryGame.identity`), the utility, the weights of the samples, and the code of this
 package. So a call that was cut off goes on where it was, and one that asks for more points or coalitions pays for what
 is new.
 
@@ -34,8 +34,8 @@ from baselines import UtilityStore
 from inrun_bench.adjoint.trajectory import Storage
 from inrun_bench.adjoint.utilities import Utility
 from inrun_bench.atomic import replacing
-from inrun_bench.version import __version__
 from tasks import Task, TrajectoryGame
+from tasks.code_identity import code_identity
 from tasks.trajectory import Part
 
 __all__ = ["KeptRuns", "kept_runs"]
@@ -115,13 +115,17 @@ class KeptRuns:
         return self.folder / f"{hashlib.sha256(definition).hexdigest()}.run"
 
 
-def kept_runs(storage: Storage, task: Task, utility: Utility, split: Part) -> KeptRuns | None:
+def kept_runs(
+    storage: Storage, task: Task, utility: Utility, split: Part, run: Callable[..., object]
+) -> KeptRuns | None:
     """Return the runs of a task that are kept in the folder ``storage.runs``, which is made; None where there is none.
+
+    They are runs by the code behind `run`: those of other code are not taken for them.
 
     Raises
     ------
     ValueError
-        If the utility is a function.
+        If the utility is a function, or the code of this package was changed after it was imported.
     OSError
         If the folder cannot be made; the message names it.
     """
@@ -136,7 +140,7 @@ def kept_runs(storage: Storage, task: Task, utility: Utility, split: Part) -> Ke
     with _naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
     identity = TrajectoryGame(task, split=split).identity()
-    return KeptRuns(folder, f"{identity} {utility} inrun-bench {__version__}")
+    return KeptRuns(folder, f"{identity} {utility} {code_identity(run)}")
 
 
 def _digest(path: Path, body: bytes) -> bytes:

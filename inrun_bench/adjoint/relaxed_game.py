@@ -59,7 +59,7 @@ class RelaxedGame:
 
     @cached_property
     def _kept(self) -> KeptRuns | None:
-        return kept_runs(self.storage, self.task, self.utility, self.split)
+        return kept_runs(self.storage, self.task, self.utility, self.split, differentiate)
 
     def _trained(self, present: NDArray[np.bool_]) -> NDArray[np.float64]:
         if self.utility == "loss":  # the batched trainer is faster where nothing is to be differentiated

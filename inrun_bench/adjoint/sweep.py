@@ -156,7 +156,7 @@ def differentiate(
     run = _prepared(task, utility, split)
     weights = _checked(weights, task.n_train)
     _check_derivative(run)
-    kept = kept_runs(storage, task, utility, split)
+    kept = kept_runs(storage, task, utility, split, differentiate)
     size, way = _plan(run, storage, len(weights))
     found = Differentiated(np.empty(len(weights)), np.empty(weights.shape), way, 0)
 

@@ -1,5 +1,7 @@
 import json
+import os
 import shutil
+import subprocess
 import sys
 import textwrap
 import warnings
@@ -349,3 +351,14 @@ def test_report_refuses_a_file_that_is_not_there(command, copied, tmp_path):
     assert code == 2
     assert "missing.md" in err
     assert not (tmp_path / "missing.md").exists()
+
+
+@pytest.mark.parametrize("mode", [(), ("-X", "utf8=0")], ids=["utf-8 mode", "without it"])
+def test_folders_may_have_any_name_whatever_the_locale(results, tmp_path, repository, mode):
+    folder = tmp_path / "données ü 数据"
+    shutil.copytree(results.root, folder / "out")
+    command = [sys.executable, *mode, "-m", "inrun_bench.cli", "report", "--out", str(folder / "out")]
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONPATH": str(repository)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    assert (folder / "out" / "summary.md").stat().st_size > 0

@@ -157,6 +157,17 @@ def test_no_run_is_taken_for_another(other, options, tmp_path, chunks):
     np.testing.assert_array_equal(found.utilities, expected.utilities)
 
 
+def test_runs_of_other_code_are_not_taken_for_those_of_the_present_one(tmp_path, chunks, monkeypatch):
+    storage = Storage(runs=tmp_path)
+    few_run_shapley(small_task(), 4, storage=storage)
+    chunks.clear()
+    few_run_shapley(small_task(), 4, storage=storage)
+    assert chunks == []
+    monkeypatch.setattr("inrun_bench.adjoint.kept.code_identity", lambda _: "of another version")
+    few_run_shapley(small_task(), 4, storage=storage)
+    assert sum(map(len, chunks)) == 4
+
+
 def test_trainings_of_one_utility_are_not_taken_for_those_of_another(tmp_path):
     coalitions = some_weights(4, 8) < 0.5
     for utility, split in itertools.product(("loss", "expected-accuracy"), ("validation", "test")):
