@@ -111,13 +111,25 @@ def _evaluated(learner: Learner, coalition: NDArray[np.bool_]) -> tuple[Any, flo
 def _refuse_chance(learner: Learner, coalition: NDArray[np.bool_], model: Any, utility: float) -> None:
     """Refuse an estimator that is another one when it is fitted again, even where that leaves the utility as it was."""
     again, utility_again = _evaluated(learner, coalition)
-    predictions = [each.predict(_validation_samples(learner)[0]) for each in (model, again)]
-    if not (_equal(utility, utility_again) and _equal(*predictions)):
+    answers = zip(_answers(model, learner), _answers(again, learner), strict=True)
+    if not (_equal(utility, utility_again) and all(_equal(*pair) for pair in answers)):
         raise RuntimeError(
             f"{learner.estimator} predicts something else when it is fitted again to {described(coalition)}, worth "
             f"{utility} and then {utility_again}; a coalition has one utility, so give each source of chance a seed: "
             "random_state to estimators made inside of functions, np.random.default_rng(seed) in place of np.random"
         )
+
+
+def _answers(model: Any, learner: Learner) -> list[Any]:
+    """Return what `model` says of the validation samples: predictions, and probabilities, which part two models first.
+
+    The probabilities of several outputs are a list of arrays.
+    """
+    answers = [model.predict(_validation_samples(learner)[0])]
+    if hasattr(model, "predict_proba"):
+        probabilities = model.predict_proba(_validation_samples(learner)[0])
+        answers += probabilities if isinstance(probabilities, list) else [probabilities]
+    return answers
 
 
 def _equal(first: Any, second: Any) -> bool:
