@@ -13,18 +13,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from inrun_bench.attribution.batch_axis import BatchAxis
-from inrun_bench.attribution.books import ONLY, Books
-from inrun_bench.attribution.capture import Capture
-from inrun_bench.attribution.kernels.backend import Backend
-from inrun_bench.attribution.late import Late, LateChoice
-from inrun_bench.attribution.ledger import Ledger, Pages
-from inrun_bench.attribution.pending import Pending
+from inrun_bench.attribution.capture.batch_axis import BatchAxis
+from inrun_bench.attribution.capture.layers import Capture
+from inrun_bench.attribution.directions import Factors
+from inrun_bench.attribution.gradient_scaling import Watcher
+from inrun_bench.attribution.ledger.books import ONLY, Books
+from inrun_bench.attribution.ledger.ledger import Ledger, Pages
+from inrun_bench.attribution.ledger.pending import Pending
 from inrun_bench.attribution.probes import PROBES, First, Probe, Step, scaled
-from inrun_bench.attribution.received import Watcher
-from inrun_bench.attribution.rules import Factors
-from inrun_bench.attribution.scores import Term
-from inrun_bench.attribution.scoring import early_scores, expect_received, expect_seen, late_scores
+from inrun_bench.attribution.products.backend import Backend
+from inrun_bench.attribution.scoring.route import Late, LateChoice
+from inrun_bench.attribution.scoring.scores import Term
+from inrun_bench.attribution.scoring.scoring import early_scores, expect_received, expect_seen, late_scores
 from inrun_bench.attribution.step import Index, OpenStep
 from inrun_bench.attribution.transfer import gathered, to_host
 from inrun_bench.attribution.updates import check_optimizer, is_linear, read_update
@@ -72,10 +72,10 @@ class InRunShapley:
         Where the ledger keeps whole steps: in memory where None; ``ParquetPages(folder)`` streams them to disk.
     rules : {"auto", "project", "weight-gradient", "gram"}
         How linear maps and convolutions are scored where the probe is known in time. ``"auto"`` picks by
-        :mod:`inrun_bench.attribution.costs`; with any but ``"weight-gradient"``, and in layers where that is not
-        picked, training's own arithmetic stays as it is, to the last bit.
+        :mod:`inrun_bench.attribution.families.costs`; with any but ``"weight-gradient"``, and in layers where that is
+        not picked, training's own arithmetic stays as it is, to the last bit.
     late : {"auto", "keep", "split", "jvp"}
-        What is done where the probe comes late; see :mod:`inrun_bench.attribution.late`.
+        What is done where the probe comes late; see :mod:`inrun_bench.attribution.scoring.route`.
     memory_budget : int, optional
         Bytes that ``late="auto"`` may keep from a step's backward pass until its probe is known; a quarter of what is
         free where None.

@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from inrun_bench.attribution.late import Way
-from inrun_bench.attribution.received import Received, dense
-from inrun_bench.attribution.scores import Scores, Term
-from inrun_bench.attribution.terms import Direction, Part
+from inrun_bench.attribution.directions import Direction
+from inrun_bench.attribution.gradient_scaling import Received, dense
+from inrun_bench.attribution.layer_terms import Part
+from inrun_bench.attribution.scoring.route import Way
+from inrun_bench.attribution.scoring.scores import Scores, Term
 from inrun_bench.attribution.transfer import Numbers, gathered, to_host
 from inrun_bench.attribution.updates import Update
 from inrun_bench.attribution.validation import ValidationLoss

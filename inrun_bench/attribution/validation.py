@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from inrun_bench.attribution.received import dense
-from inrun_bench.attribution.rules import Factors
-from inrun_bench.attribution.rules.factors import multiplied_out
+from inrun_bench.attribution.directions import Factors, multiplied_out
+from inrun_bench.attribution.gradient_scaling import dense
 from inrun_bench.attribution.transfer import gathered, to_host
 
 __all__ = ["Collected", "ValidationLoss", "moved_to"]

@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from inrun_bench import InRunShapley
 from inrun_bench.attribution import First, Integrated, ghost_rule
-from inrun_bench.attribution.rules.registry import _RULES
+from inrun_bench.attribution.families.registry import _RULES
 from tests.attribution.brute_force import BruteForce, relative_error
 
 ORDERS = ("first", "second", "integrated", "midpoint", "trapezoid")

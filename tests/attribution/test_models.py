@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 from inrun_bench import InRunShapley
-from inrun_bench.attribution.capture import Capture
+from inrun_bench.attribution.capture.layers import Capture
 from tests.attribution.brute_force import relative_error
 from tests.attribution.problem import N_VAL, N, perceptron, problem, tokens
 

@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves
 import inrun_bench
 from inrun_bench import InRunShapley
 from inrun_bench.attribution import First, transfer
-from inrun_bench.attribution.capture import Capture
-from inrun_bench.attribution.received import Watcher
+from inrun_bench.attribution.capture.layers import Capture
+from inrun_bench.attribution.gradient_scaling import Watcher
 from inrun_bench.attribution.step import OpenStep
 from inrun_bench.attribution.validation import ValidationLoss
 from tests.attribution.problem import N, problem

@@ -15,7 +15,7 @@ import torch
 from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
-from inrun_bench.attribution.kernels.backend import interpreter_obstacle
+from inrun_bench.attribution.products.backend import interpreter_obstacle
 from inrun_bench.experiments import gpu
 from inrun_bench.experiments.gpu import kernels, steps, supervisor
 from inrun_bench.experiments.gpu.__main__ import main
