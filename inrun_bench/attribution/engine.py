@@ -6,24 +6,24 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from inrun_bench.attribution.capture.batch_axis import BatchAxis
-from inrun_bench.attribution.capture.layers import Capture
+from inrun_bench.attribution.capture.batch_axis import BatchAxis, DeclaredAxes
+from inrun_bench.attribution.capture.capture import Capture
 from inrun_bench.attribution.directions import Factors
 from inrun_bench.attribution.gradient_scaling import Watcher
+from inrun_bench.attribution.layer_terms import Term
 from inrun_bench.attribution.ledger.books import ONLY, Books
 from inrun_bench.attribution.ledger.ledger import Ledger, Pages
 from inrun_bench.attribution.ledger.pending import Pending
 from inrun_bench.attribution.probes import PROBES, First, Probe, Step, scaled
 from inrun_bench.attribution.products.backend import Backend
 from inrun_bench.attribution.scoring.route import Late, LateChoice
-from inrun_bench.attribution.scoring.scores import Term
 from inrun_bench.attribution.scoring.scoring import early_scores, expect_received, expect_seen, late_scores
 from inrun_bench.attribution.step import Index, OpenStep
 from inrun_bench.attribution.transfer import gathered, to_host
@@ -79,9 +79,12 @@ class InRunShapley:
     memory_budget : int, optional
         Bytes that ``late="auto"`` may keep from a step's backward pass until its probe is known; a quarter of what is
         free where None.
-    batch_axis : int, or mapping of str to (int, None or "folded")
-        Which axis of layers' inputs and outputs numbers the samples, for all layers or by layer name. None: a layer
-        sees positions and no samples; ``"folded"``: its first axis numbers samples and positions, samples slowest.
+    batch_axis : {"observed"} or int, or mapping of str to (int, None or "folded")
+        Which axis of layers' inputs and outputs numbers the samples. It is observed, in two forward passes beside the
+        first step, by exchanging one sample for another
+        (:mod:`inrun_bench.attribution.capture.observation`); what is given here, for all layers or by layer name, is
+        believed. None: a layer sees positions and no samples; ``"folded"``: its first axis numbers samples and
+        positions, samples slowest.
     kernels : {"auto", "triton", "torch"}
         What runs the products that have kernels: Triton on a GPU and plain torch elsewhere, or always the one named.
 
@@ -124,7 +127,7 @@ class InRunShapley:
         rules: str = "auto",
         late: LateChoice = "auto",
         memory_budget: int | None = None,
-        batch_axis: BatchAxis | Mapping[str, BatchAxis] = 0,
+        batch_axis: BatchAxis | Literal["observed"] | Mapping[str, BatchAxis] = "observed",
         kernels: Backend = "auto",
     ) -> None:
         if n_samples < 1:
@@ -137,11 +140,10 @@ class InRunShapley:
         self.n_samples = n_samples
         self._model, self._optimizer, self._rules = model, optimizer, rules
         self._labels, self._pages = labels, pages
-        axes = batch_axis if isinstance(batch_axis, Mapping) else ({} if batch_axis == 0 else {"": batch_axis})
         self._late = Late(late, memory_budget)
         self._validation = None if validation is None else _named(validation)
         self._books = self._new_books(self._validation or (ONLY,))
-        self._capture = Capture(model, self._receive, axes, rules, kernels)
+        self._capture = Capture(model, self._receive, DeclaredAxes(batch_axis), rules, kernels)
         self._parameters = list(self._capture.parameters.values())
         self._watcher = Watcher(self._capture.parameters)
         self._losses = {name: self._new_loss(closure) for name, closure in (self._validation or {}).items()}
@@ -210,7 +212,7 @@ class InRunShapley:
             "copying": self._watcher.copying,
             "surprised": self._watcher.surprised,
             "kept_bytes": self._late.kept_bytes,
-            "factorable": sorted(self._capture.factorable()),
+            "factorable": sorted(self._capture.worth_factoring()),
             "ledgers": self._books.state_dict(),
         }
 
@@ -230,7 +232,7 @@ class InRunShapley:
         self._watcher.by_element, self._watcher.surprised = state["by_element"], state["surprised"]
         self._watcher.differed = state["copying"]
         self._late.kept_bytes = state["kept_bytes"]
-        self._capture.resume(set(state["factorable"]))
+        self._capture.factors.resume(set(state["factorable"]))
 
     @contextmanager
     def step(
@@ -325,7 +327,7 @@ class InRunShapley:
                 q = q if common else scaled(q, update.slope)
                 opened.known.append(dict(zip(self._capture.parameters, q, strict=True)))
             opened.losses_before = [loss.value() for loss in opened.losses.values()]
-        self._capture.aim(opened.known if opened.early else None, opened.scores, opened.checks)
+        self._capture.aim(opened.known if opened.early else None, opened.scores.add_scores)
         self._watcher.begin()
 
     def _early_direction(self, step: Step, *, split: bool) -> Sequence[Tensor | Factors]:
@@ -333,7 +335,7 @@ class InRunShapley:
             return First().direction(step)
         lasting = step.validation in self._losses.values()  # factors are trusted once they have been checked
         if type(self.probe) is First and self._rules in ("auto", "gram") and lasting:
-            step.validation.factored = self._capture.factorable()
+            step.validation.factored = self._capture.worth_factoring()
             return step.validation.factored_gradient()[1]
         return self.probe.direction(step)
 
@@ -449,7 +451,7 @@ class InRunShapley:
         return Books(self.n_samples, names, self._labels, self._pages)
 
     def _new_loss(self, closure: Closure) -> ValidationLoss:
-        return ValidationLoss(closure, self._capture.parameters, self._capture.collecting)
+        return ValidationLoss(closure, self._capture.parameters, self._capture.factors.collecting)
 
     def _present_weights(self) -> list[Tensor]:
         return [p.detach() for p in self._parameters]

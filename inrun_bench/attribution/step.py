@@ -12,9 +12,9 @@ from torch import Tensor
 
 from inrun_bench.attribution.directions import Direction
 from inrun_bench.attribution.gradient_scaling import Received, dense
-from inrun_bench.attribution.layer_terms import Part
+from inrun_bench.attribution.layer_terms import MicroBatch, Term
 from inrun_bench.attribution.scoring.route import Way
-from inrun_bench.attribution.scoring.scores import Scores, Term
+from inrun_bench.attribution.scoring.scores import Scores
 from inrun_bench.attribution.transfer import Numbers, gathered, to_host
 from inrun_bench.attribution.updates import Update
 from inrun_bench.attribution.validation import ValidationLoss
@@ -31,7 +31,7 @@ class OpenStep:
         self,
         n_samples: int,
         number: int,
-        show: Callable[[Part], None],
+        show: Callable[[MicroBatch], None],
         losses: Mapping[str, ValidationLoss],
         per_sample: Callable[[], Tensor] | None,
         device: torch.device,
@@ -88,7 +88,7 @@ class OpenStep:
             array = np.asarray(index)
             _check_form(array)
             samples.append(_checked(array.astype(np.int64), n_samples))
-        part = Part(self.size, len(index))
+        part = MicroBatch(self.size, len(index))
         self.size += part.size
         self._show(part)
 

@@ -13,30 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from inrun_bench.attribution.capture.factors import FactorCall
 from inrun_bench.attribution.directions import Factors, multiplied_out
 from inrun_bench.attribution.gradient_scaling import dense
 from inrun_bench.attribution.transfer import gathered, to_host
 
-__all__ = ["Collected", "ValidationLoss", "moved_to"]
+__all__ = ["ValidationLoss", "moved_to"]
 
 _Place: TypeAlias = tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True)
-class Collected:
-    """A call of a linear map in a validation pass: its weight's name and orientation, its input and its output."""
-
-    key: str
-    a: Tensor
-    output: Tensor
-    transposed: bool
 
 
 class ValidationLoss:
@@ -64,7 +54,7 @@ class ValidationLoss:
         self,
         closure: Callable[[], Tensor],
         parameters: Mapping[str, Tensor],
-        collecting: Callable[[Collection[str]], AbstractContextManager[list[Collected]]],
+        collecting: Callable[[Collection[str]], AbstractContextManager[list[FactorCall]]],
     ) -> None:
         self.factored: set[str] = set()
         self._closure = closure

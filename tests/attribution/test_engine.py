@@ -326,7 +326,10 @@ def test_a_rule_of_ones_own():
         ([0, 1, 7, 2, 3, 4, 5], "index 7 is out of range: samples are numbered 0 .. 6"),
         ([0, -1, 2, 3, 4, 5, 6], "index -1 is out of range"),
         ([0, 1, 2, 2, 3, 4, 5], "index 2 is repeated"),
-        ([0, 1], r"index names 2 samples, but layer '0' returned a tensor of shape \[7, 6\]"),
+        (
+            [0, 1],
+            r"layer '0' \(Linear\): index names 2 samples, but no argument of the call, of shapes \[\[7, 5\]\], has an",
+        ),
         ([], "non-empty one-dimensional array of integers"),
         ([0.0, 1.0], "array of integers, got float64"),
         ([[0, 1]], r"one-dimensional array of integers, got int64 of shape \(1, 2\)"),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-import torch
 from torch import Tensor
 
-__all__ = ["BatchAxis", "Doubt", "batch_first", "find_axis", "repeated"]
+__all__ = ["BatchAxis", "DeclaredAxes", "Unclear", "batch_first", "candidates", "repeated"]
 
 BatchAxis: TypeAlias = int | Literal["folded"] | None
 """None: no axis does, the layer sees positions and no samples; ``"folded"``: the first axis numbers samples and
@@ -16,63 +16,70 @@ positions, samples slowest."""
 
 
 @dataclass(frozen=True)
-class Doubt:
-    """What speaks against a batch axis, if `wrong` (a flag on the layer's device) is true."""
+class Unclear:
+    """No axis was observed to number the samples, and why.
 
-    wrong: Tensor
-    error: ValueError
+    Attributes
+    ----------
+    reason : str
+        Why.
+    by_size : bool
+        Whether an axis that is told by its length alone is to be believed: of an operation outside of all modules, or
+        where the user has declared the axis.
+    declared : int, optional
+        The declared one.
+    """
+
+    reason: str
+    by_size: bool = False
+    declared: int | None = None
+
+    def error(self, what: str, name: str) -> ValueError:
+        """Return the refusal of `what` (a layer or an operation) that belongs to the layer `name`."""
+        return ValueError(
+            f"{what}: {self.reason}. Name the axis that numbers the samples with batch_axis={{{name!r}: axis}} (None "
+            "where it sees no samples, 'folded' where the first axis numbers samples and positions, samples slowest)"
+        )
 
 
-def find_axis(
-    name: str, declared: BatchAxis, certain: bool, a: Any, output: Tensor, size: int
-) -> tuple[BatchAxis, Doubt | None]:
-    """Return the batch axis of one call of a layer, and what its input's numbers may say against it.
+class DeclaredAxes:
+    """What the user says about batch axes.
 
     Parameters
     ----------
-    name : str
-        The layer's name, for messages.
-    declared : BatchAxis
-        What the user, or else the layer's rule, says.
-    certain : bool
-        Whether the user says so. Otherwise, calls with positions (0, 1, 2, ..., as embeddings of them are) and calls
-        whose first axis has length 1 are taken for calls without a batch axis.
-    a : Any
-        The layer's first input.
-    output : Tensor
-        The layer's output.
-    size : int
-        Number of samples.
+    axes : int, "folded", "observed", or mapping of str to (int, "folded" or None)
+        For all layers, or by layer name.
 
-    Raises
-    ------
-    ValueError
-        If the declared axis does not number that many samples. The doubt's: if what the layer was called with may
-        number both.
+    Attributes
+    ----------
+    everywhere : BatchAxis or "observed"
+        What holds for layers that are not named.
+    by_name : mapping
+        What holds for those that are.
     """
-    if declared is None:
-        return None, None
-    axis = 0 if declared == "folded" else declared
-    length = output.shape[axis] if output.dim() > axis else -1
-    whole = isinstance(a, Tensor) and not a.is_floating_point() and a.dim() > 0
-    if length == size or (declared == "folded" and length % size == 0):
-        if size == 1 or certain or not whole or a.dim() > 1:
-            return declared, None
-        error = ValueError(
-            f"layer {name!r} was called with 0 .. {size - 1}, which may number the batch's samples or positions; "
-            f"say which, with batch_axis={{{name!r}: 0}} or batch_axis={{{name!r}: None}}"
-        )
-        return declared, Doubt(_counts(a), error)
-    if not certain and output.shape[0] == 1:
-        return None, None
-    error = ValueError(
-        f"index names {size} samples, but layer {name!r} returned a tensor of shape {list(output.shape)}, whose axis "
-        f"{axis} does not number them; name the axis that does with batch_axis={{layer: axis}} (None where the layer "
-        "sees positions and no samples, 'folded' where the first axis numbers samples and positions, samples slowest)"
-    )
-    if certain or not whole:
-        raise error
-    return None, Doubt(~_counts(a), error)
+
+    def __init__(self, axes: BatchAxis | Literal["observed"] | Mapping[str, BatchAxis]) -> None:
+        self.by_name: dict[str, BatchAxis] = {}
+        self.everywhere: BatchAxis | Literal["observed"] = "observed"
+        if isinstance(axes, Mapping):
+            self.by_name = {name: axis for name, axis in axes.items() if name}
+            self.everywhere = axes.get("", "observed")
+        else:
+            self.everywhere = axes
+        for name, axis in {**self.by_name, "": self.everywhere}.items():
+            known = axis is None or axis == "folded" or (axis == "observed" and not name)
+            if not known and (not isinstance(axis, int) or isinstance(axis, bool) or axis < 0):
+                where = f"batch_axis[{name!r}]" if name else "batch_axis"
+                raise ValueError(f"{where} must be an axis from 0 on, 'folded' or None, got {axis!r}")
+
+    @property
+    def axis(self) -> int | None:
+        """The axis that is declared for all layers, if one is."""
+        return self.everywhere if isinstance(self.everywhere, int) else None
+
+    def of(self, name: str) -> BatchAxis | Literal["observed"]:
+        """Return what is said of a layer."""
+        return self.by_name.get(name, self.everywhere)
 
 
 def batch_first(tensor: Tensor, axis: BatchAxis) -> Tensor:
@@ -80,12 +87,15 @@ def batch_first(tensor: Tensor, axis: BatchAxis) -> Tensor:
     return tensor.movedim(axis, 0) if isinstance(axis, int) and axis else tensor
 
 
+def candidates(shape: tuple[int, ...], size: int) -> list[BatchAxis]:
+    """Return the ways in which a tensor of this shape may number `size` samples."""
+    axes: list[BatchAxis] = [axis for axis, length in enumerate(shape) if length == size]
+    if shape and shape[0] > size and shape[0] % size == 0:
+        axes.append("folded")
+    return axes
+
+
 def repeated(tensor: Tensor, size: int) -> Tensor:
     """Return a tensor without a batch axis, the same for every sample, with one in front; it takes no memory."""
     one = tensor[0] if tensor.dim() and tensor.shape[0] == 1 else tensor
     return one.expand(size, *one.shape)
-
-
-def _counts(a: Tensor) -> Tensor:
-    """Return whether the numbers are 0, 1, 2, ..."""
-    return (a == torch.arange(a.shape[-1], device=a.device)).all()

@@ -25,16 +25,17 @@ _NUMBERS = itertools.count()
 def announce(owner: Any) -> int:
     """Return a number under which the owner is called, as long as it lives.
 
-    Its methods are ``receive_compiled(slot, a, b)`` and ``score_compiled(slot, a, b, with_bias) -> (weight, bias)``.
+    It has a method ``receive_compiled(slot, axis, a, b)``, or ``score_compiled(slot, a, b, with_bias)``, which returns
+    the gradients of weight and bias.
     """
     number = next(_NUMBERS)
     _OWNERS[number] = owner
     return number
 
 
-def pass_through(output: Tensor, a: Tensor, owner: int, slot: int) -> Tensor:
-    """Return `output`; its gradient b and `a` go to the owner in the backward pass."""
-    passed: Tensor = _PassThrough.apply(output, a, owner, slot)  # type: ignore[no-untyped-call]
+def pass_through(output: Tensor, a: Tensor, owner: int, slot: int, axis: int) -> Tensor:
+    """Return `output`; its gradient b and `a`, whose samples lie along `axis`, go to the owner in the backward pass."""
+    passed: Tensor = _PassThrough.apply(output, a, owner, slot, axis)  # type: ignore[no-untyped-call]
     return passed
 
 
@@ -46,15 +47,15 @@ def scored_linear(a: Tensor, weight: Tensor, bias: Tensor | None, transposed: bo
 
 class _PassThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, output: Tensor, a: Tensor, owner: int, slot: int) -> Tensor:
+    def forward(ctx: Any, output: Tensor, a: Tensor, owner: int, slot: int, axis: int) -> Tensor:
         ctx.save_for_backward(a)
-        ctx.owner, ctx.slot = owner, slot
+        ctx.owner, ctx.slot, ctx.axis = owner, slot, axis
         return output.view_as(output)
 
     @staticmethod
-    def backward(ctx: Any, b: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, b: Tensor) -> tuple[Tensor, None, None, None, None]:
         (a,) = ctx.saved_tensors
-        return _hand_over(a, b, ctx.owner, ctx.slot), None, None, None
+        return _hand_over(a, b, ctx.owner, ctx.slot, ctx.axis), None, None, None, None
 
 
 class _ScoredLinear(torch.autograd.Function):
@@ -76,15 +77,15 @@ class _ScoredLinear(torch.autograd.Function):
 
 
 @torch.library.custom_op("inrun_bench::hand_over", mutates_args=())
-def _hand_over(a: Tensor, b: Tensor, owner: int, slot: int) -> Tensor:
+def _hand_over(a: Tensor, b: Tensor, owner: int, slot: int, axis: int) -> Tensor:
     watcher = _OWNERS.get(owner)
     if watcher is not None:
-        watcher.receive_compiled(slot, a, b)
+        watcher.receive_compiled(slot, axis, a, b)
     return b.clone()
 
 
 @_hand_over.register_fake
-def _(_a: Tensor, b: Tensor, _owner: int, _slot: int) -> Tensor:
+def _(_a: Tensor, b: Tensor, _owner: int, _slot: int, _axis: int) -> Tensor:
     return torch.empty_like(b)
 
 

@@ -10,26 +10,44 @@ used as a function's argument: wherever such a parameter takes part in an operat
   derivative of the operation in the direction of the probe (forward mode, ``torch.func.jvp``; the chain rule through
   what is derived). An operation without a forward mode is differentiated backwards instead, once a sample.
 
-Both are exact. Operations inside of a layer that has rules are that layer's own affair.
+Both are exact. Which of the two it is, and which axis numbers the samples, is observed
+(:mod:`~inrun_bench.attribution.capture.observation`); an operation outside of any module's call, which cannot be, is
+accepted where only one axis of its result can number samples. Operations that draw random numbers draw the same again.
+Operations inside of a layer that has rules are that layer's own affair.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from inrun_bench.attribution.capture.batch_axis import BatchAxis, Unclear, batch_first, candidates
+from inrun_bench.attribution.capture.observation import OperationKey, Seen, key_of_operation
 from inrun_bench.attribution.capture.saved_tensors import save
 from inrun_bench.attribution.directions import Direction, multiplied_out
-from inrun_bench.attribution.layer_terms import Part
+from inrun_bench.attribution.layer_terms import MicroBatch
+from inrun_bench.attribution.random_state import RandomState
 
-__all__ = ["Followed", "OutsideTerm"]
+__all__ = ["FollowedOperations", "OperationTerm"]
+
+DRAWING = {
+    "lstm",
+    "gru",
+    "rnn_tanh",
+    "rnn_relu",
+    "multi_head_attention_forward",
+    "scaled_dot_product_attention",
+    "rrelu",
+}
+"""Operations that may draw random numbers, beside those with ``dropout`` in their names."""
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +83,12 @@ class _Operation:
     spec: TreeSpec
     sources: Mapping[int, _Source]
     output: int = 0
+    random_state: RandomState | None = None
+
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        return getattr(self.function, "__name__", "an operation")
 
     @property
     def keys(self) -> set[str]:
@@ -84,17 +108,18 @@ class _Operation:
 
     def parameters(self) -> dict[str, Tensor]:
         """Return the followed parameters that take part, at their present values."""
-        found: dict[str, Tensor] = {}
+        parameters: dict[str, Tensor] = {}
         for source in self.sources.values():
-            found |= {source.key: source.parameter} if isinstance(source, _Leaf) else source.parameters()
-        return found
+            parameters |= {source.key: source.parameter} if isinstance(source, _Leaf) else source.parameters()
+        return parameters
 
     def _call(self, *followed: Tensor) -> Tensor:
         leaves = list(self.leaves)
         for slot, tensor in zip(self.sources, followed, strict=True):
             leaves[slot] = tensor
         args, kwargs = tree_unflatten(leaves, self.spec)
-        outputs = _tensors(self.function(*args, **kwargs))
+        with nullcontext() if self.random_state is None else self.random_state.again():
+            outputs = _tensors(self.function(*args, **kwargs))
         return outputs[self.output]
 
 
@@ -102,19 +127,18 @@ _Source: TypeAlias = _Leaf | _Operation
 
 
 @dataclass(frozen=True)
-class OutsideTerm:
+class OperationTerm:
     """One operation of followed parameters on the samples: what it was, and the gradient b of its output."""
 
     operation: _Operation
-    part: Part
-    axis: int
+    micro_batch: MicroBatch
+    axis: int | Literal["folded"]
     b: Tensor
 
     @property
     def where(self) -> str:
         """The operation and its parameters, for messages."""
-        name = getattr(self.operation.function, "__name__", str(self.operation.function))
-        return f"operation {name!r} on parameter {', '.join(map(repr, sorted(self.keys)))}"
+        return f"operation {self.operation.name!r} on parameter {', '.join(map(repr, sorted(self.keys)))}"
 
     @property
     def keys(self) -> set[str]:
@@ -127,7 +151,7 @@ class OutsideTerm:
         return [leaf for leaf in (*self.operation.leaves, self.b) if isinstance(leaf, Tensor)]
 
     def score(self, probe: Direction) -> Tensor:
-        """Return the dot products with `probe`, [part.size]."""
+        """Return the samples' dot products with `probe`."""
         with torch.no_grad():
             try:
                 _, tangent = self.operation.dual(probe)
@@ -135,9 +159,9 @@ class OutsideTerm:
                 if "forward AD" not in str(error) and "forward-mode" not in str(error):
                     raise
                 return self._backwards(probe)
-            return (self.b * tangent).movedim(self.axis, 0).reshape(self.part.size, -1).sum(1)
+            return batch_first(self.b * tangent, self.axis).reshape(self.micro_batch.size, -1).sum(1)
 
-    def rounded(self, dtype: torch.dtype) -> OutsideTerm:
+    def rounded(self, dtype: torch.dtype) -> OperationTerm:
         """Return the term with the gradient in another precision; the operation needs its own."""
         return replace(self, b=self.b.to(dtype))
 
@@ -146,10 +170,13 @@ class OutsideTerm:
         weights = {key: p.detach().requires_grad_() for key, p in self.operation.parameters().items()}
         with torch.enable_grad():
             output = self.operation.value(weights)
-        scores = self.b.new_zeros(self.part.size)
-        for sample in range(self.part.size):
+        size = self.micro_batch.size
+        scores = self.b.new_zeros(size)
+        for sample in range(size):
             alone = torch.zeros_like(self.b)
-            alone.select(self.axis, sample).copy_(self.b.select(self.axis, sample))
+            for whole, own in ((batch_first(self.b, self.axis), batch_first(alone, self.axis)),):
+                rows = len(whole) // size if self.axis == "folded" else 1
+                own[sample * rows : (sample + 1) * rows] = whole[sample * rows : (sample + 1) * rows]
             gradients = torch.autograd.grad(output, list(weights.values()), alone, retain_graph=True, allow_unused=True)
             for key, gradient in zip(weights, gradients, strict=True):
                 if gradient is not None and key in probe:
@@ -157,28 +184,26 @@ class OutsideTerm:
         return scores
 
 
-class Followed:
+class FollowedOperations:
     """Follows parameters while its block lasts.
 
     Parameters
     ----------
     parameters : mapping of str to Parameter
         All trained parameters by name.
-    model : torch.nn.Module
-        Its buffers are taken to be the same for every sample.
     receive : callable
-        Called in the backward pass with an :class:`OutsideTerm` for each operation.
-    axis : int
-        The batch axis of results.
+        Called in the backward pass with an :class:`OperationTerm` for each operation.
+    seen : callable
+        Given the key of an operation, what was observed of it.
     uncovered : set of str
         Parameters that no rule covers. The others are followed until the first step has shown whether they, too, are
         used outside of their layers.
 
     Attributes
     ----------
-    part : Part or None
+    micro_batch : MicroBatch or None
         The samples of the operations to come; None: look away.
-    found : set of str
+    keys : set of str
         Parameters that no rule covers, or that are used outside of their layers.
     inside : int
         How many layers with rules are being run; their operations are not looked at.
@@ -187,25 +212,23 @@ class Followed:
     def __init__(
         self,
         parameters: Mapping[str, nn.Parameter],
-        model: nn.Module,
-        receive: Callable[[OutsideTerm], None],
-        axis: int,
+        receive: Callable[[OperationTerm], None],
+        seen: Callable[[OperationKey], Seen],
         uncovered: set[str],
     ) -> None:
-        self.part: Part | None = None
+        self.micro_batch: MicroBatch | None = None
         self.inside = 0
-        self._receive, self._axis, self._model = receive, axis, model
+        self.keys = set(uncovered)
+        self._receive, self._seen = receive, seen
         self._parameters = dict(parameters)
         self._names = set(parameters)
-        self.found = set(uncovered)
         self._announced: set[str] = set()
         self._mode: _Mode | None = None
 
     def __enter__(self) -> None:
         self.inside = 0
         if self._names:
-            constants = {buffer.untyped_storage().data_ptr() for buffer in self._model.buffers()}
-            self._mode = _Mode(self, {name: self._parameters[name] for name in self._names}, constants)
+            self._mode = _Mode(self, {name: self._parameters[name] for name in self._names})
             self._mode.__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *error: Any) -> None:
@@ -213,34 +236,59 @@ class Followed:
             self._mode.__exit__(*error)  # type: ignore[no-untyped-call]
             self._mode = None
         if error[0] is None:
-            self._names = self.found  # what the first step did not find outside of its layer is not looked for again
+            self._names = set(
+                self.keys
+            )  # what the first step did not find outside of its layer is not looked for again
 
-    def derive(self, layer: nn.Module, keys: Mapping[str, str], a: Tensor, output: Tensor) -> None:
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Look away in this block."""
+        micro_batch, self.micro_batch = self.micro_batch, None
+        try:
+            yield
+        finally:
+            self.micro_batch = micro_batch
+
+    def derive(
+        self,
+        layer: nn.Module,
+        keys: Mapping[str, str],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        output: Tensor,
+    ) -> None:
         """Follow the output of a layer that was called without samples; `keys` names its parameters in the model."""
+        if self._mode is None:
+            raise RuntimeError(
+                f"{type(layer).__name__} with parameters {', '.join(map(repr, keys.values()))} was called without "
+                "samples, which it was not in the first step; say so with batch_axis={its name: None}"
+            )
+        state = RandomState.now(_tensors((args, kwargs))) if any("dropout" in name for name in vars(layer)) else None
+        leaves, spec = tree_flatten((args, dict(kwargs)))
+        leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
-        def call(a: Tensor, *weights: Tensor) -> Tensor:
-            found: Tensor = torch.func.functional_call(layer, dict(zip(keys, weights, strict=True)), (a,))
-            return found
+        def call(*weights: Tensor) -> Tensor:
+            given, named = tree_unflatten(leaves, spec)
+            outputs = torch.func.functional_call(layer, dict(zip(keys, weights, strict=True)), given, named)
+            return _tensors(outputs)[0]
 
-        _, spec = tree_flatten(((a, *keys), {}))
-        sources = {slot: _Leaf(key, self._parameters[key]) for slot, key in enumerate(keys.values(), 1)}
-        self.found |= set(keys.values())
-        if self._mode is not None:
-            self._mode.follow(_Operation(call, (a.detach(), *(None for _ in keys)), spec, sources), output)
+        _, own_spec = tree_flatten((tuple(keys), {}))
+        sources = {slot: _Leaf(key, self._parameters[key]) for slot, key in enumerate(keys.values())}
+        self.keys |= set(keys.values())
+        self._mode.follow(_Operation(call, tuple(None for _ in keys), own_spec, sources, 0, state), output)
 
-    def meet(self, operation: _Operation, output: Tensor, size: int) -> None:
+    def meet(self, operation: _Operation, output: Tensor, axis: int | Literal["folded"]) -> None:
         """Note an operation on the samples: its term is received when the gradient of its output comes."""
-        part = self.part
-        assert part is not None
-        axis = self._axis_of(operation, output, size)
+        micro_batch = self.micro_batch
+        assert micro_batch is not None
         for key in operation.keys - self._announced:
             logger.warning(
                 "parameter %r has no ghost rule where %r uses it; its operations are differentiated one by one",
                 key,
-                getattr(operation.function, "__name__", "an operation"),
+                operation.name,
             )
         self._announced |= operation.keys
-        self.found |= operation.keys
+        self.keys |= operation.keys
         leaves = list(operation.leaves)
         slots = [number for number, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         saved = save([leaves[slot].detach() for slot in slots])
@@ -248,32 +296,41 @@ class Followed:
             leaves[slot] = None
 
         def backward(b: Tensor) -> None:
-            found = dict(zip(slots, saved(), strict=True))
-            known = tuple(found.get(slot, leaf) for slot, leaf in enumerate(leaves))
-            self._receive(OutsideTerm(replace(operation, leaves=known), part, axis, b.detach()))
+            tensors = dict(zip(slots, saved(), strict=True))
+            known = tuple(tensors.get(slot, leaf) for slot, leaf in enumerate(leaves))
+            self._receive(OperationTerm(replace(operation, leaves=known), micro_batch, axis, b.detach()))
 
         output.register_hook(backward)
 
-    def _axis_of(self, operation: _Operation, output: Tensor, size: int) -> int:
-        if output.dim() > self._axis and output.shape[self._axis] == size:
-            return self._axis
-        candidates = [axis for axis, length in enumerate(output.shape) if length == size]
-        if len(candidates) == 1:
-            return candidates[0]
-        name = getattr(operation.function, "__name__", "an operation")
+    def seen(self, key: OperationKey, operation: _Operation, output: Tensor, others: list[Tensor]) -> BatchAxis:
+        """Return what numbers the samples in the result of an operation, None where it holds none."""
+        assert self.micro_batch is not None
+        size = self.micro_batch.size
+        if size == 1:  # whatever meets anything else is the one sample's
+            return "folded" if output.dim() else 0
+        observed = self._seen(key)
+        if not isinstance(observed, Unclear):
+            return observed
+        meets = any(size in x.shape or (x.requires_grad and not x.dim()) for x in others)
+        if not meets and (output.dim() or not others):
+            return None
+        axes = [axis for axis in candidates(tuple(output.shape), size) if axis != "folded"]
+        if observed.by_size and observed.declared in axes:
+            return observed.declared
+        if observed.by_size and len(axes) == 1:
+            return axes[0]
         raise ValueError(
-            f"{name!r} joins parameter {', '.join(map(repr, sorted(operation.keys)))} with the batch's {size} samples, "
-            f"but no axis of its result, of shape {list(output.shape)}, numbers them, so it has no per-sample "
-            "gradient. A penalty on weights belongs into the optimiser (weight_decay); other layers need a rule of "
-            "their own (inrun_bench.attribution.ghost_rule)"
+            f"{operation.name!r} joins parameter {', '.join(map(repr, sorted(operation.keys)))} with the batch's "
+            f"{size} samples, but it is not clear which axis of its result, of shape {list(output.shape)}, numbers "
+            f"them: {observed.reason}. A penalty on weights belongs into the optimiser (weight_decay); other layers "
+            "need a rule of their own (inrun_bench.attribution.ghost_rule)"
         )
 
 
 class _Mode(TorchFunctionMode):
-    def __init__(self, followed: Followed, parameters: Mapping[str, nn.Parameter], constants: set[int]) -> None:
+    def __init__(self, followed: FollowedOperations, parameters: Mapping[str, nn.Parameter]) -> None:
         super().__init__()
         self._followed = followed
-        self._constants = constants
         self._sources: dict[int, _Source] = {id(p): _Leaf(key, p) for key, p in parameters.items()}
         self._alive: list[Tensor] = []  # a followed tensor's id must not pass to another
 
@@ -283,20 +340,19 @@ class _Mode(TorchFunctionMode):
         kwargs = kwargs or {}
         if torch.compiler.is_compiling():
             return func(*args, **kwargs)
-        part = self._followed.part
-        if part is None or self._followed.inside or not torch.is_grad_enabled():
+        if self._followed.micro_batch is None or self._followed.inside or not torch.is_grad_enabled():
             return func(*args, **kwargs)
         leaves, spec = tree_flatten((args, kwargs))
         sources = {slot: self._sources[id(leaf)] for slot, leaf in enumerate(leaves) if id(leaf) in self._sources}
         if not sources:
             return func(*args, **kwargs)
         function, leaves = _out_of_place(func, leaves)
+        name = getattr(func, "__name__", "")
+        state = RandomState.now(_tensors(leaves)) if name in DRAWING or "dropout" in name else None
         result = func(*args, **kwargs)
         others = [leaf for slot, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and slot not in sources]
-        meets_samples = any(self._numbers_samples(other, part.size) for other in others)
-        operation = _Operation(
-            function, tuple(None if s in sources else x for s, x in enumerate(leaves)), spec, sources
-        )
+        known = tuple(None if slot in sources else leaf for slot, leaf in enumerate(leaves))
+        operation = _Operation(function, known, spec, sources, 0, state)
         outputs, result_spec = tree_flatten(result)
         tensors = [slot for slot, output in enumerate(outputs) if isinstance(output, Tensor)]
         for number, slot in enumerate(tensors):
@@ -304,23 +360,19 @@ class _Mode(TorchFunctionMode):
             if not output.requires_grad or id(output) in self._sources:
                 continue
             own = replace(operation, output=number)
-            if meets_samples or not (output.dim() or not others):
-                if len(tensors) > 1:  # one output may be made from another, whose gradient would then hold both
-                    outputs[slot] = output = output.view_as(output)
-                self._followed.meet(own, output, part.size)
-            else:
+            axis = self._followed.seen(key_of_operation(func, own.keys, output, number), own, output, others)
+            if axis is None:
                 self.follow(own, output)
+                continue
+            if len(tensors) > 1:  # one output may be made from another, whose gradient would then hold both
+                outputs[slot] = output = output.view_as(output)
+            self._followed.meet(own, output, axis)
         return tree_unflatten(outputs, result_spec) if len(tensors) > 1 else result
 
     def follow(self, operation: _Operation, output: Tensor) -> None:
         """Follow a tensor that is derived from followed ones."""
         self._sources[id(output)] = operation
         self._alive.append(output)
-
-    def _numbers_samples(self, tensor: Tensor, size: int) -> bool:
-        return (size in tensor.shape and tensor.untyped_storage().data_ptr() not in self._constants) or (
-            tensor.requires_grad and tensor.dim() == 0  # the loss itself
-        )
 
 
 def _tensors(result: Any) -> list[Tensor]:

@@ -9,6 +9,7 @@ attention matrices [B, heads, L, S] of both, since only the plain attention kern
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from inrun_bench.attribution.families.registry import ghost_rule
 from inrun_bench.attribution.products.sample_dot import sample_dot
+from inrun_bench.attribution.random_state import RandomState
 
 _PARAMETERS = (
     *("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
@@ -25,28 +27,24 @@ _PARAMETERS = (
 )
 
 
-@ghost_rule(nn.MultiheadAttention, *_PARAMETERS, inputs="all", batch_axis=lambda layer: 0 if layer.batch_first else 1)
+@ghost_rule(
+    nn.MultiheadAttention,
+    *_PARAMETERS,
+    inputs="all",
+    batch_axis=lambda layer: 0 if layer.batch_first else 1,
+    replays=True,
+)
 def multihead_attention(layer: nn.MultiheadAttention, a: Mapping[str, Any], b: Tensor, *q: Tensor | None) -> Tensor:
-    """Differentiate the output [B, L, E] in the direction of all probes at once.
-
-    Raises
-    ------
-    ValueError
-        If attention dropout is active, since its mask cannot be drawn again in the backward pass.
-    """
-    if layer.training and layer.dropout > 0:
-        raise ValueError(
-            f"nn.MultiheadAttention drops attention weights (dropout={layer.dropout} in training mode), and the mask "
-            "cannot be drawn again in the backward pass; set its dropout to 0, or put it in eval mode"
-        )
+    """Differentiate the output [B, L, E] in the direction of all probes at once; dropout masks are drawn again."""
+    state: RandomState | None = a.get("random_state")
     probe = {name: x.to(b.dtype) for name, x in zip(_PARAMETERS, q, strict=True) if x is not None}
     weights = {name: p.detach().to(b.dtype) for name, p in layer.named_parameters(remove_duplicate=False)}
-    inputs = {name: x.to(b.dtype) if _is_real(x) else x for name, x in a.items()}
+    inputs = {name: x.to(b.dtype) if _is_real(x) else x for name, x in a.items() if name != "random_state"}
 
     def output(trained: dict[str, Tensor]) -> Tensor:
         return _attend(layer, inputs, {**weights, **trained})
 
-    with sdpa_kernel(SDPBackend.MATH):
+    with sdpa_kernel(SDPBackend.MATH), nullcontext() if state is None else state.again():
         tangent: Tensor = jvp(output, ({name: weights[name] for name in probe},), (probe,))[1]
     return sample_dot(tangent.transpose(0, 1), b)
 
@@ -62,7 +60,8 @@ def _attend(layer: nn.MultiheadAttention, a: Mapping[str, Any], weights: Mapping
         num_heads=layer.num_heads,
         use_separate_proj_weight="in_proj_weight" not in weights,
         add_zero_attn=layer.add_zero_attn,
-        dropout_p=0.0,
+        dropout_p=layer.dropout,
+        training=layer.training,
         **arguments,
     )
     return output

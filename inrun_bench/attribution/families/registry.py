@@ -36,6 +36,7 @@ class Rule:
     inputs: Literal["first", "all"] = "first"
     batch_axis: Callable[[Any], int] = lambda _layer: 0
     takes_backend: bool = False
+    replays: bool = False
 
     def score(self, layer: nn.Module, a: Any, b: Tensor, q: Sequence[Tensor | None], backend: Backend) -> Tensor:
         """Return the dot products [B] with the probes `q`, one for each of the parameters."""
@@ -52,6 +53,7 @@ def ghost_rule(
     inputs: Literal["first", "all"] = "first",
     batch_axis: Callable[[Any], int] = lambda _layer: 0,
     takes_backend: bool = False,
+    replays: bool = False,
 ) -> Callable[[GhostRule], GhostRule]:
     """Register the decorated function as the rule for some parameters of a layer type.
 
@@ -71,6 +73,9 @@ def ghost_rule(
         Given the layer, the axis of its output that numbers the samples.
     takes_backend : bool
         Whether the rule is called with ``backend=``, which says what runs the products that have kernels.
+    replays : bool
+        Whether the rule, which gets all inputs, runs the layer again: `a` then holds ``"random_state"``, the
+        :class:`~inrun_bench.attribution.random_state.RandomState` of the call.
 
     Raises
     ------
@@ -82,7 +87,7 @@ def ghost_rule(
 
     def register(function: GhostRule) -> GhostRule:
         others = tuple(rule for rule in _RULES.get(layer_type, ()) if not set(rule.parameters) & set(parameters))
-        _RULES[layer_type] = (*others, Rule(function, parameters, inputs, batch_axis, takes_backend))
+        _RULES[layer_type] = (*others, Rule(function, parameters, inputs, batch_axis, takes_backend, replays))
         return function
 
     return register

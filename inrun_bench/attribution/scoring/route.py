@@ -28,7 +28,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from inrun_bench.attribution.scoring.scores import Term
+from inrun_bench.attribution.layer_terms import Term
 
 __all__ = ["Late", "LateChoice", "Way"]
 

@@ -5,21 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from inrun_bench.attribution.capture.operations import OutsideTerm
 from inrun_bench.attribution.directions import Direction
-from inrun_bench.attribution.layer_terms import LayerTerm, Part
+from inrun_bench.attribution.layer_terms import LayerSite, MicroBatch, Term
 from inrun_bench.attribution.transfer import Numbers, gathered
 
-__all__ = ["Scores", "Term", "expect_sum", "gradient_dot"]
-
-Term: TypeAlias = LayerTerm | OutsideTerm
+__all__ = ["Scores", "expect_sum", "gradient_dot"]
 
 
 class Scores:
@@ -37,30 +33,34 @@ class Scores:
         self.precision = torch.finfo(torch.float64).eps  # the coarsest of what has been added
         self.keys: set[str] = set()  # parameters of which something has been seen
         self._n_probes, self._device = n_probes, device
-        self._terms: list[tuple[str, Part, Tensor]] = []  # where, samples, scores [probes, samples]
+        self._terms: list[tuple[str, MicroBatch, Tensor]] = []  # where, samples, scores [probes, samples]
 
     def add(self, term: Term, probes: Sequence[Direction]) -> None:
         """Score a term with each probe."""
         device = term.b.device.type
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             scores = [term.score(probe) for probe in probes]
-        self.add_scores(term.where, term.part, scores[0][None] if len(scores) == 1 else torch.stack(scores))
-        self.precision = max(self.precision, torch.finfo(term.b.dtype).eps)
+        together = scores[0][None] if len(scores) == 1 else torch.stack(scores)
+        self._terms.append((term.where, term.micro_batch, together))
+        self.precision = max(self.precision, *(torch.finfo(x.dtype).eps for x in (together, term.b)))
         self.keys |= term.keys
 
-    def add_scores(self, where: str, part: Part, scores: Tensor) -> None:
-        """Add scores, [probes, part.size], of the samples of a part of the step."""
-        self._terms.append((where, part, scores))
+    def add_scores(self, site: LayerSite, micro_batch: MicroBatch, scores: Tensor) -> None:
+        """Add scores, [probes, micro_batch.size], that a layer's own backward pass brought."""
+        self._terms.append((site.where, micro_batch, scores))
         self.precision = max(self.precision, torch.finfo(scores.dtype).eps)
+        self.keys |= site.keys
 
     def total(self, size: int) -> Tensor:
         """Return the sums, float64 [probes, size]."""
-        by_part: dict[Part, list[Tensor]] = {}
-        for _, part, scores in self._terms:
-            by_part.setdefault(part, []).append(scores)
+        by_micro_batch: dict[MicroBatch, list[Tensor]] = {}
+        for _, micro_batch, scores in self._terms:
+            by_micro_batch.setdefault(micro_batch, []).append(scores)
         total = torch.zeros(self._n_probes, size, dtype=torch.float64, device=self._device)
-        for part, scores_of_terms in by_part.items():
-            total[:, part.rows] += torch.stack([scores.double().to(self._device) for scores in scores_of_terms]).sum(0)
+        for micro_batch, scores_of_terms in by_micro_batch.items():
+            total[:, micro_batch.rows] += torch.stack(
+                [scores.double().to(self._device) for scores in scores_of_terms]
+            ).sum(0)
         return total
 
     def expect_finite(self, numbers: Numbers, total: Tensor, samples: Sequence[NDArray[np.int64]], step: int) -> None:
@@ -82,7 +82,9 @@ class Scores:
             if not bad.any():
                 return
             row = int(bad.nonzero()[0][0])
-            of_row = ((where, scores) for where, part, scores in self._terms if row in range(size)[part.rows])
+            of_row = (
+                (where, scores) for where, micro_batch, scores in self._terms if row in range(size)[micro_batch.rows]
+            )
             sources = (where for where, scores in of_row if not torch.isfinite(scores).all())
             raise FloatingPointError(
                 f"step {step}: the score of sample {np.concatenate(samples)[row]} is not finite, "

@@ -1,7 +1,5 @@
 """One law for all ghost rules: they give the dot products of the per-sample gradients that autograd finds."""
 
-import inspect
-
 import numpy as np
 import pytest
 import torch
@@ -355,17 +353,6 @@ def test_frequencies_within_bags_are_refused():
     (rule,) = find_rules(layer)
     with pytest.raises(ValueError, match=r"scale_grad_by_freq=True.*use nn.Embedding and a sum"):
         rule.function(layer, {"input": torch.zeros(4, 3, dtype=torch.int64)}, torch.zeros(4, 2), torch.zeros(3, 2))
-
-
-def test_attention_dropout_is_refused():
-    layer = nn.MultiheadAttention(4, 2, dropout=0.1)
-    (rule,) = find_rules(layer)
-    x = torch.zeros(3, 2, 4)
-    q = [torch.zeros(12, 4), *[None] * (len(rule.parameters) - 1)]
-    inputs = inspect.signature(layer.forward).bind(x, x, x).arguments
-    with pytest.raises(ValueError, match=r"dropout=0.1 in training mode"):
-        rule.function(layer, inputs, x.transpose(0, 1), *q)
-    assert rule.function(layer.eval(), inputs, x.transpose(0, 1), *q).shape == (2,)
 
 
 def test_instance_norm_leaves_running_statistics_alone():

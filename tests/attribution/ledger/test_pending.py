@@ -147,28 +147,6 @@ def test_sums_and_layers_are_checked_a_step_later(monkeypatch):
     assert len(inrun.ledger.steps) == LATE + 2  # without 5 and 7
 
 
-def test_positions_that_turn_out_to_be_samples_are_refused_a_step_later():
-    class Positions(nn.Module):
-        ids = torch.arange(3)
-
-        def __init__(self):
-            super().__init__()
-            self.position, self.head = nn.Embedding(3, 4), nn.Linear(4, 3)
-
-        def forward(self, x):
-            return self.head((x[:, None] + self.position(self.ids)).mean(1))
-
-    p = problem(Positions)
-    inrun = p.engine("first")
-    p.check("first", engine=inrun, steps=4)
-    Positions.ids = torch.tensor([2, 0, 1])
-    with inrun.step(range(N)):
-        p.take_step()
-    with pytest.raises(ValueError, match="index names 5 samples, but layer 'position'"):
-        inrun.values()
-    assert len(inrun.ledger.steps) == 4
-
-
 def test_a_pending_step_holds_nothing_of_the_size_of_weights_or_activations():
     p = problem(optimizer=adamw)
     inrun = p.engine("first")
