@@ -390,7 +390,7 @@ def test_the_count_finds_what_waits(waits, transfers):
             return v
 
     with waits:
-        run("cpu", OPTIMIZERS["sgd"], Curious(), act=lambda step: setattr(waits, "on", step > 0))
+        run("cpu", OPTIMIZERS["sgd"], Curious(), act=lambda step: setattr(waits, "on", bool(step)))
     assert {found.partition(" ")[2] for found in waits.found} == {"__float__", "_local_scalar_dense", "index"}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +14,10 @@ from torch.utils._pytree import tree_flatten
 from inrun_bench.attribution.capture.batch_axis import DeclaredAxes, Unclear
 from inrun_bench.attribution.capture.hooks import LayerHook
 from inrun_bench.attribution.capture.observation import Observation, OperationKey, Seen, observe
+from inrun_bench.attribution.capture.operations import FollowedOperations
 from inrun_bench.attribution.layer_terms import LayerSite, MicroBatch
 
 __all__ = ["ObservedCalls"]
-
-
-class _Paused(Protocol):
-    """Whatever must look away while the model is observed."""
-
-    def paused(self) -> Any: ...
 
 
 class ObservedCalls:
@@ -38,8 +33,8 @@ class ObservedCalls:
         The trained parameters by name.
     declared : DeclaredAxes
         What the user says; what is declared is not observed.
-    operations
-        Looks away in the meantime.
+    operations : FollowedOperations
+        Looks away in the meantime, and looks again at what a checkpoint computes anew.
     """
 
     def __init__(
@@ -48,13 +43,14 @@ class ObservedCalls:
         sites: list[LayerSite],
         parameters: Mapping[str, nn.Parameter],
         declared: DeclaredAxes,
-        operations: _Paused,
+        operations: FollowedOperations,
     ) -> None:
         self.micro_batch: MicroBatch | None = None
         self._declared, self._operations, self._parameters = declared, operations, parameters
         self._layers = {site.layer: site.name for site in sites}
         self._observations: dict[Any, Observation] = {}
         self._outermost: nn.Module | None = None
+        self._again: nn.Module | None = None  # the outermost module that a backward pass computes anew
         self._observation: Observation | None = None  # of the present call, or of the last
         self._calls: Counter[str] = Counter()
         self._handles: list[Any] = []
@@ -105,7 +101,12 @@ class ObservedCalls:
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling() or self.micro_batch is None or self._outermost is not None:
             return
-        if not torch.is_grad_enabled() or _in_backward_pass():  # what a checkpoint computes anew is known
+        if _in_backward_pass():  # what a checkpoint computes anew is known
+            if self._operations.suspended and self._again is None:
+                self._again = module
+                self._operations.follow_again(True)
+            return
+        if not torch.is_grad_enabled():
             return
         self._outermost = module
         self._calls.clear()
@@ -114,6 +115,9 @@ class ObservedCalls:
     def _leave(self, module: nn.Module, *_: Any) -> None:
         if module is self._outermost:
             self._outermost = None
+        if module is self._again:
+            self._again = None
+            self._operations.follow_again(False)
 
     def _observed(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], size: int

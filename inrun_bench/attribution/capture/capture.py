@@ -60,8 +60,6 @@ class Capture:
         kernels: Backend = "auto",
     ) -> None:
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        if not self.parameters:
-            raise ValueError("model has no trained parameters (none has requires_grad=True)")
         unknown = sorted(axes.by_name.keys() - {name for name, _ in model.named_modules()})
         if unknown:
             raise ValueError(f"batch_axis names {unknown[0]!r}, which is no layer of the model")

@@ -25,6 +25,9 @@ class LayerHook:
     def __deepcopy__(self, _memo: Any) -> LayerHook:
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _no_hook, ()  # a model that is saved while it is watched is saved as if it were not
+
 
 class LayerForward:
     """Stands in for the forward of a layer of one input; a copy of the layer has its plain one."""
@@ -40,6 +43,17 @@ class LayerForward:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
         return MethodType(type(self._layer).forward, copy.deepcopy(self._layer, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MethodType, (type(self._layer).forward, self._layer)
+
+
+def _no_hook() -> Callable[..., None]:
+    return _do_nothing
+
+
+def _do_nothing(*_: Any, **__: Any) -> None:
+    return None
 
 
 def plain_forward(layer: Any, *args: Any, **kwargs: Any) -> Any:

@@ -79,7 +79,8 @@ class WatchedLayers:
         for slot, site in enumerate(sites):
             enter, leave = LayerHook(site.layer, partial(self._enter, site)), partial(self._leave, slot, site)
             self._handles.append(site.layer.register_forward_pre_hook(enter, with_kwargs=True))
-            self._handles.append(site.layer.register_forward_hook(LayerHook(site.layer, leave), with_kwargs=True))
+            hook = LayerHook(site.layer, leave)  # also where the forward raises, as a checkpoint's does that has enough
+            self._handles.append(site.layer.register_forward_hook(hook, with_kwargs=True, always_call=True))
 
     def remove(self) -> None:
         """Take all hooks off the layers."""
@@ -117,7 +118,7 @@ class WatchedLayers:
         if torch.compiler.is_compiling():
             return None if scored else self._leave_compiled(slot, site, args, kwargs, output)
         seen, state = self._left(site)
-        if scored or not torch.is_grad_enabled():
+        if scored or output is None or not torch.is_grad_enabled():
             return None
         if self.micro_batch is None:
             self._factors.note(site, next(iter((*args, *kwargs.values()))), output)
@@ -139,12 +140,11 @@ class WatchedLayers:
         return None
 
     def _left(self, site: LayerSite) -> tuple[Seen, RandomState | None]:
-        """Return what is known of the call that ends; those begun later, which raised, are forgotten."""
-        entered: LayerSite | None = None
+        """Return what is known of the call that ends; nothing of one that raised before it was begun."""
         seen: Seen = None
         state = None
-        while entered is not site:
-            entered, seen, state = self._entered.pop()
+        if self._entered and self._entered[-1][0] is site:
+            _, seen, state = self._entered.pop()
             self._fused.entered.pop()
         self._operations.inside = len(self._entered)
         return seen, state

@@ -49,6 +49,8 @@ DRAWING = {
 }
 """Operations that may draw random numbers, beside those with ``dropout`` in their names."""
 
+BACKWARD = (Tensor.backward, torch.autograd.backward)
+
 logger = logging.getLogger(__name__)
 
 
@@ -207,6 +209,8 @@ class FollowedOperations:
         Parameters that no rule covers, or that are used outside of their layers.
     inside : int
         How many layers with rules are being run; their operations are not looked at.
+    suspended : bool
+        Whether a backward pass is going on, in which torch looks away.
     """
 
     def __init__(
@@ -218,6 +222,7 @@ class FollowedOperations:
     ) -> None:
         self.micro_batch: MicroBatch | None = None
         self.inside = 0
+        self.suspended = False
         self.keys = set(uncovered)
         self._receive, self._seen = receive, seen
         self._parameters = dict(parameters)
@@ -248,6 +253,13 @@ class FollowedOperations:
             yield
         finally:
             self.micro_batch = micro_batch
+
+    def follow_again(self, on: bool) -> None:
+        """Begin, or end, to follow what a checkpoint computes anew in a backward pass, as it was followed at first."""
+        if self._mode is not None and on:
+            self._mode.__enter__()  # type: ignore[no-untyped-call]
+        elif self._mode is not None:
+            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def derive(
         self,
@@ -340,6 +352,12 @@ class _Mode(TorchFunctionMode):
         kwargs = kwargs or {}
         if torch.compiler.is_compiling():
             return func(*args, **kwargs)
+        if func in BACKWARD:  # which torch runs without this mode
+            self._followed.suspended = True
+            try:
+                return func(*args, **kwargs)
+            finally:
+                self._followed.suspended = False
         if self._followed.micro_batch is None or self._followed.inside or not torch.is_grad_enabled():
             return func(*args, **kwargs)
         leaves, spec = tree_flatten((args, kwargs))

@@ -40,7 +40,7 @@ class Pending:
     def __init__(self, step: OpenStep, books: Books, before: Tensor, empty: Tensor, after: Tensor | None) -> None:
         assert step.total is not None
         self.number = step.number
-        self._books, self._names, self._samples = books, list(step.losses), step.samples
+        self._books, self._names, self._credited = books, list(step.losses), step.samples.credited
         self._numbers = Numbers()
         self._numbers.expect(before, self._settle)  # that of the step before, whatever became of this one
         if step.void is not None:
@@ -75,6 +75,7 @@ class Pending:
         return bool(void)
 
     def _hold(self, table: NDArray[np.float64]) -> None:
-        rows = zip(self._names, table, strict=True)
-        accounts = {name: Account(row[2:], optimizer=row[1], loss_before=row[0]) for name, row in rows}
-        self._books.hold(np.concatenate(self._samples), accounts)
+        index, scores = self._credited(table[:, 2:])
+        rows = zip(self._names, scores, table, strict=True)
+        accounts = {name: Account(own, optimizer=row[1], loss_before=row[0]) for name, own, row in rows}
+        self._books.hold(index, accounts)

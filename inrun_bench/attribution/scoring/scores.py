@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,6 +17,14 @@ from inrun_bench.attribution.layer_terms import LayerSite, MicroBatch, Term
 from inrun_bench.attribution.transfer import Numbers, gathered
 
 __all__ = ["Scores", "expect_sum", "gradient_dot"]
+
+
+@dataclass(frozen=True)
+class _ScoredTerm:
+    where: str
+    micro_batch: MicroBatch
+    scores: Tensor  # [probes, micro_batch.size]
+    keys: set[str]
 
 
 class Scores:
@@ -33,7 +42,7 @@ class Scores:
         self.precision = torch.finfo(torch.float64).eps  # the coarsest of what has been added
         self.keys: set[str] = set()  # parameters of which something has been seen
         self._n_probes, self._device = n_probes, device
-        self._terms: list[tuple[str, MicroBatch, Tensor]] = []  # where, samples, scores [probes, samples]
+        self._terms: list[_ScoredTerm] = []
 
     def add(self, term: Term, probes: Sequence[Direction]) -> None:
         """Score a term with each probe."""
@@ -41,21 +50,22 @@ class Scores:
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             scores = [term.score(probe) for probe in probes]
         together = scores[0][None] if len(scores) == 1 else torch.stack(scores)
-        self._terms.append((term.where, term.micro_batch, together))
+        self._terms.append(_ScoredTerm(term.where, term.micro_batch, together, term.keys))
         self.precision = max(self.precision, *(torch.finfo(x.dtype).eps for x in (together, term.b)))
         self.keys |= term.keys
 
     def add_scores(self, site: LayerSite, micro_batch: MicroBatch, scores: Tensor) -> None:
         """Add scores, [probes, micro_batch.size], that a layer's own backward pass brought."""
-        self._terms.append((site.where, micro_batch, scores))
+        self._terms.append(_ScoredTerm(site.where, micro_batch, scores, site.keys))
         self.precision = max(self.precision, torch.finfo(scores.dtype).eps)
         self.keys |= site.keys
 
-    def total(self, size: int) -> Tensor:
-        """Return the sums, float64 [probes, size]."""
+    def total(self, size: int, without: Collection[str] = ()) -> Tensor:
+        """Return the sums, float64 [probes, size], but for terms of the parameters `without`."""
         by_micro_batch: dict[MicroBatch, list[Tensor]] = {}
-        for _, micro_batch, scores in self._terms:
-            by_micro_batch.setdefault(micro_batch, []).append(scores)
+        for term in self._terms:
+            if term.keys.isdisjoint(without):
+                by_micro_batch.setdefault(term.micro_batch, []).append(term.scores)
         total = torch.zeros(self._n_probes, size, dtype=torch.float64, device=self._device)
         for micro_batch, scores_of_terms in by_micro_batch.items():
             total[:, micro_batch.rows] += torch.stack(
@@ -63,7 +73,7 @@ class Scores:
             ).sum(0)
         return total
 
-    def expect_finite(self, numbers: Numbers, total: Tensor, samples: Sequence[NDArray[np.int64]], step: int) -> None:
+    def expect_finite(self, numbers: Numbers, total: Tensor, samples_of_row: Callable[[int], str], step: int) -> None:
         """Have FloatingPointError raised if a sum is not finite, with the step, the sample, and where it came from.
 
         Parameters
@@ -72,8 +82,8 @@ class Scores:
             With which the answer travels.
         total : float64 Tensor [probes, batch]
             The sums.
-        samples : sequence of arrays
-            The samples of the batch, part by part; may be filled later.
+        samples_of_row : callable
+            Names the samples of a row of the batch.
         step : int
             The step's number.
         """
@@ -82,12 +92,10 @@ class Scores:
             if not bad.any():
                 return
             row = int(bad.nonzero()[0][0])
-            of_row = (
-                (where, scores) for where, micro_batch, scores in self._terms if row in range(size)[micro_batch.rows]
-            )
-            sources = (where for where, scores in of_row if not torch.isfinite(scores).all())
+            of_row = (term for term in self._terms if row in range(size)[term.micro_batch.rows])
+            sources = (term.where for term in of_row if not torch.isfinite(term.scores).all())
             raise FloatingPointError(
-                f"step {step}: the score of sample {np.concatenate(samples)[row]} is not finite, "
+                f"step {step}: the score of sample {samples_of_row(row)} is not finite, "
                 f"first in {next(sources, 'the sum of terms')}"
             )
 
@@ -96,7 +104,15 @@ class Scores:
 
     def finite(self) -> list[Tensor]:
         """Return of each term whether all its scores are finite."""
-        return [torch.isfinite(scores).all() for _, _, scores in self._terms]
+        return [torch.isfinite(term.scores).all() for term in self._terms]
+
+    def entangled(self, keys: set[str]) -> set[str]:
+        """Return `keys` and all parameters that share terms with them."""
+        entangled, before = set(keys), -1
+        while len(entangled) > before:
+            before = len(entangled)
+            entangled = entangled.union(*(term.keys for term in self._terms if not term.keys.isdisjoint(entangled)))
+        return entangled
 
 
 def gradient_dot(directions: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Tensor:
@@ -144,8 +160,9 @@ def expect_sum(
             raise ValueError(
                 f"step {step}: the samples' scores add up to {got:.6g}, but the gradient's dot product with the probe "
                 f"is {expected:.6g}, so that part of the gradient is not the sum of its samples' contributions. Look "
-                "for gradients that were there before the step (zero_grad), that something else changed in it, or for "
-                "parts of the model that drew random numbers anew"
+                "for gradients that were there before the step (zero_grad), a second backward pass (sharpness-aware "
+                "training, gradient penalties), something else that changed them in the step, or parts of the model "
+                "that drew random numbers anew"
             )
 
     numbers.expect(gathered([total.sum(), gradient_dot(directions, gradients), scale]), check)

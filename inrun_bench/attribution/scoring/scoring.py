@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from inrun_bench.attribution.directions import multiplied_out
+from inrun_bench.attribution.directions import Factors, multiplied_out
 from inrun_bench.attribution.gradient_scaling import Watcher
 from inrun_bench.attribution.probes import Probe, Step, scaled
 from inrun_bench.attribution.scoring.route import ROUNDED
@@ -19,6 +19,9 @@ from inrun_bench.attribution.scoring.scores import Scores, expect_sum, gradient_
 from inrun_bench.attribution.step import OpenStep
 from inrun_bench.attribution.transfer import gathered
 from inrun_bench.attribution.validation import moved_to
+
+FACTORS_CHECKED_EVERY = 100
+"""Steps: to check the sum of scores that were made from factors takes the product which they spare."""
 
 __all__ = ["early_scores", "expect_received", "expect_seen", "late_scores"]
 
@@ -80,11 +83,22 @@ def early_scores(opened: OpenStep) -> Tensor:
     assert opened.received is not None
     assert opened.known is not None
     total = opened.scores.total(opened.size)
-    opened.scores.expect_finite(opened.checks, total, opened.samples, opened.number)
+    opened.scores.expect_finite(opened.checks, total, opened.samples.of_row, opened.number)
     total = _times(total, opened.received.factor, opened.unscaled)
-    if opened.checked or not opened.received.known:
+    if not opened.received.known:
         directions = [[multiplied_out(q) for q in known.values()] for known in opened.known]
-        total = _summing(opened, total, directions, opened.gradients)
+        return _made_to_sum(opened, total, directions, opened.gradients) * opened.factor
+    left_out: set[str] = set()
+    if not opened.at_once and opened.number % FACTORS_CHECKED_EVERY:
+        left_out = opened.scores.entangled({name for name, q in opened.known[0].items() if isinstance(q, Factors)})
+    checked = opened.scores.total(opened.size, without=left_out) if left_out else total
+    if left_out:
+        checked = _times(checked, opened.received.factor, opened.unscaled)
+    names = [name for name in opened.known[0] if name not in left_out]
+    gradients = [g for name, g in zip(opened.known[0], opened.gradients, strict=True) if name not in left_out]
+    _expect_sums(
+        opened, checked, [[multiplied_out(known[name]) for name in names] for known in opened.known], gradients
+    )
     return total * opened.factor
 
 
@@ -107,9 +121,10 @@ def late_scores(opened: OpenStep, probe: Probe, model: nn.Module, parameters: Ma
     else:
         total = _kept_scores(opened, probes, list(parameters.values()))
     total = _times(total, opened.received.factor, opened.unscaled)
-    opened.scores.expect_finite(opened.checks, total, opened.samples, opened.number)
-    if opened.checked or not opened.received.known:
-        total = _summing(opened, total, directions, gradient)
+    opened.scores.expect_finite(opened.checks, total, opened.samples.of_row, opened.number)
+    if not opened.received.known:
+        return _made_to_sum(opened, total, directions, gradient)
+    _expect_sums(opened, total, directions, gradient)
     return total
 
 
@@ -119,19 +134,23 @@ def _times(total: Tensor, *factors: float | Tensor) -> Tensor:
     return total
 
 
-def _summing(
+def _made_to_sum(
     opened: OpenStep, total: Tensor, directions: Sequence[Sequence[Tensor]], gradients: Sequence[Tensor | None]
 ) -> Tensor:
-    """Have it checked that scores add up to the gradient's dot product with the probe; or make them, and warn."""
+    """Make scores add up to the gradient's dot product with the probe, after a change that nobody could foresee."""
+    _warn_of_unforeseen_change(opened.number)
+    expected = gathered([gradient_dot(direction, gradients) for direction in directions]).to(total.device)
+    return total * (expected / total.sum(1))[:, None]
+
+
+def _expect_sums(
+    opened: OpenStep, total: Tensor, directions: Sequence[Sequence[Tensor]], gradients: Sequence[Tensor | None]
+) -> None:
+    """Have it checked that scores add up to the gradient's dot product with the probe."""
     assert opened.received is not None
-    if not opened.received.known:
-        _warn_of_unforeseen_change(opened.number)
-        expected = gathered([gradient_dot(direction, gradients) for direction in directions]).to(total.device)
-        return total * (expected / total.sum(1))[:, None]
     for row, direction in zip(total, directions, strict=True):
         precision = opened.scores.precision
         expect_sum(opened.checks, row, direction, gradients, precision, opened.number, unless=opened.received.uneven)
-    return total
 
 
 def _kept_scores(opened: OpenStep, probes: list[dict[str, Tensor]], parameters: Sequence[nn.Parameter]) -> Tensor:

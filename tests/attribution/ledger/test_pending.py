@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from inrun_bench import InRunShapley
-from inrun_bench.attribution import First, engine
+from inrun_bench.attribution import First
 from tests.attribution.brute_force import relative_error
 from tests.attribution.problem import N, problem
 
@@ -126,8 +126,7 @@ def test_whoever_asks_for_the_books_learns_of_a_bad_step(ask):
     assert ask != "detach" or not p.optimizer._optimizer_step_pre_hooks
 
 
-def test_sums_and_layers_are_checked_a_step_later(monkeypatch):
-    monkeypatch.setattr(engine, "CHECKED_EVERY", LATE)
+def test_sums_and_layers_are_checked_a_step_later():
     p = problem()
     inrun = p.engine("first")
     p.train(inrun, LATE)
