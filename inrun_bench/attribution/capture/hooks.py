@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -45,11 +46,15 @@ class LayerForward:
         return MethodType(type(self._layer).forward, copy.deepcopy(self._layer, memo))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return MethodType, (type(self._layer).forward, self._layer)
+        return _own_forward, (self._layer,)
 
 
 def _no_hook() -> Callable[..., None]:
     return _do_nothing
+
+
+def _own_forward(layer: nn.Module) -> Callable[..., Any]:
+    return partial(plain_forward, layer)
 
 
 def _do_nothing(*_: Any, **__: Any) -> None:

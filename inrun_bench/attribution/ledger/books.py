@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +14,12 @@ from numpy.typing import NDArray
 from inrun_bench.attribution.ledger.ledger import Entry, Ledger, Pages
 
 __all__ = ["ONLY", "Account", "Books"]
+
+DROWNING = 10.0
+"""How many times the median step's scores those of another may be before somebody is told."""
+
+LOOKED_AT = (20, 50, 100, 200, 500, 1000)
+"""After how many steps it is looked at."""
 
 ONLY = "validation"  # the name of the one validation set, where it has none
 
@@ -58,6 +66,8 @@ class Books:
             pages = {names[0]: pages}
         self.ledgers = {name: Ledger(n_samples, labels=labels, pages=(pages or {}).get(name)) for name in names}
         self._waiting: _Waiting | None = None
+        self._spread: array[float] = array("d")  # of the first validation set's scores, step by step
+        self._told = False
 
     def values(self, name: str) -> NDArray[np.float64]:
         """Return the values by one validation set, float64 [n_samples], the waiting step included."""
@@ -69,6 +79,22 @@ class Books:
     def hold(self, index: NDArray[np.int64], accounts: Mapping[str, Account]) -> None:
         """Note a step that has been taken, until the losses to which it led are known."""
         self._waiting = _Waiting(index, accounts)
+        self._spread.append(float(np.abs(next(iter(accounts.values())).scores).max()))
+        if not self._told and len(self._spread) in LOOKED_AT:
+            self._warn_of_a_step_that_drowns_the_others()
+
+    def _warn_of_a_step_that_drowns_the_others(self) -> None:
+        median, largest = float(np.median(self._spread)), max(self._spread)
+        if largest > DROWNING * median > 0.0:
+            self._told = True
+            step = self._spread.index(largest)
+            warnings.warn(
+                f"scores of step {step} are spread {largest / median:.0f} times as far as those of the median step, so "
+                "that its batch decides the values (Adam's first steps do this without a warm-up of the learning "
+                f"rate). Warm up, or leave steps out: values(steps=slice({step + 1}, None))",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def settle(self, losses: Mapping[str, float]) -> None:
         """Book the waiting step, if there is one, now that the losses to which it led are known."""
