@@ -126,10 +126,11 @@ def observe(
     observations: list[Observation] = []
     if any(leaf.is_meta for leaf in leaves if isinstance(leaf, Tensor)):
         return _failed("tensors without numbers cannot be observed")
-    for axes in _hypotheses(leaves, size, declared):
+    hypotheses = list(_hypotheses(leaves, size, declared))
+    for axes in hypotheses:
         exchanges = _exchanges(leaves, axes, size)
         if exchanges:
-            observations.append(_observed(watch, axes, exchanges, size))
+            observations.append(_observed(watch, axes, exchanges, size, all_of_them=len(hypotheses) > 1))
     if not observations:
         return _failed(
             f"index names {size} samples, but no argument of the call, of shapes "
@@ -191,7 +192,9 @@ class _Watch:
         return recorder.outputs
 
 
-def _observed(watch: _Watch, axes: dict[int, int], exchanges: list[tuple[int, int]], size: int) -> Observation:
+def _observed(
+    watch: _Watch, axes: dict[int, int], exchanges: list[tuple[int, int]], size: int, *, all_of_them: bool
+) -> Observation:
     try:
         base = watch.run(watch.leaves, set(axes), size)
     except Exception as error:  # whatever a model raises where it is run beside training
@@ -210,7 +213,8 @@ def _observed(watch: _Watch, axes: dict[int, int], exchanges: list[tuple[int, in
         for one, two, of_output in zip(base, outputs, changes, strict=True):
             differing = {axis: _differing(one.sums[axis], two.sums[axis]) for axis in one.sums}
             of_output.append((sample, _differing(one.whole, two.whole), differing))
-        if not any(isinstance(_seen(one, each, size), _Ambiguous) for one, each in zip(base, changes, strict=True)):
+        seen = [_seen(one, each, size) for one, each in zip(base, changes, strict=True)]
+        if not all_of_them and not any(isinstance(each, _Ambiguous) for each in seen):
             break
     observation = Observation()
     for one, each in zip(base, changes, strict=True):
