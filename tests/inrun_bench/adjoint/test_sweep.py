@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from inrun_bench.adjoint import sweep
+from inrun_bench.adjoint.checkpoints import Storage
 from inrun_bench.adjoint.sweep import DivergedRunError, differentiate, utilities_at
-from inrun_bench.adjoint.trajectory import Storage
 from tasks.architectures import GPT
 from tests.inrun_bench.adjoint.small import central_differences, small_task, some_weights
 
@@ -228,7 +228,7 @@ def test_a_model_that_couples_samples_or_changes_from_pass_to_pass_is_refused(fu
     ],
 )
 def test_an_operation_without_a_derivative_is_told_before_the_run(function, message, monkeypatch):
-    monkeypatch.setattr(sweep, "there_and_back", None)
+    monkeypatch.setattr(sweep, "run_then_reverse", None)
     with pytest.raises(ValueError, match=message):
         differentiate(with_function(function), np.ones((1, 8)))
 

@@ -15,7 +15,7 @@ from baselines import exact_shapley
 from inrun_bench.attribution import InRunShapley, Integrated
 from tasks.architectures import GPT
 from tasks.recipe import Recipe
-from tasks.trajectory import DivergedError, TrajectoryGame
+from tasks.trajectory_game import DivergedError, TrajectoryGame
 
 NAMES = tasks.names(large=False)
 
@@ -167,7 +167,7 @@ def test_utilities_do_not_depend_on_what_else_is_asked(name, monkeypatch):
     task = tasks.load(name, seed=0, n_train=30)
     coalitions = random_coalitions(30, m=40)
     together = task.trajectory_game()(coalitions)
-    monkeypatch.setattr("tasks.stacks.memory.MODELS_AT_A_TIME", 7)
+    monkeypatch.setattr("tasks.stacks.sizing.MODELS_AT_A_TIME", 7)
     np.testing.assert_allclose(task.trajectory_game()(coalitions), together, rtol=3e-6)
     np.testing.assert_allclose(task.trajectory_game()(coalitions[5:6]), together[5:6], rtol=3e-6)
 
