@@ -1,6 +1,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from types import SimpleNamespace
 import joblib
 import pandas as pd
 import pytest
+import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from baselines import permutation_shapley
 from inrun_bench import fingerprint, runner
@@ -326,6 +329,37 @@ def test_rows_that_cannot_be_stored_fail_their_unit_alone(laboratory, store):
     assert failed == PARENTS[0]
     assert "not a number" in message
     assert outcome.done == 3
+
+
+# --- threads ---
+
+
+@pytest.fixture
+def two_threads():
+    """Let torch and the libraries below NumPy take two threads, as they do where nobody says otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with threadpool_limits(2):
+        yield
+    torch.set_num_threads(before)
+
+
+def test_a_unit_takes_one_thread_whatever_it_calls(laboratory, two_threads):
+    """Torch's wheels hold libraries that have threads of their own, and say how many in a text."""
+    laboratory.bodies[GRANDPARENT] = lambda: [
+        {
+            "libraries": [library["num_threads"] for library in threadpool_info()],
+            "torch": [int(n) for n in re.findall(r"max_threads\(\) : (\d+)", torch.__config__.parallel_info())],
+            "joblib": [joblib.effective_n_jobs(3)],
+        }
+    ]
+    assert any(library["num_threads"] == 2 for library in threadpool_info())
+    answer = runner._measure(laboratory.measure, GRANDPARENT, {}, runner.code_parts(GRANDPARENT))
+    assert {kind: set(numbers) for kind, numbers in answer.rows[0].items()} == {
+        "libraries": {1},
+        "torch": {1},
+        "joblib": {1},
+    }
 
 
 # --- workers ---

@@ -6,11 +6,13 @@ from torch import nn
 from torch.func import functional_call
 
 from tasks.architectures import GPT, cnn
+from tasks.data import Split
 from tasks.objective import CLASSIFICATION, REGRESSION, Objective
 from tasks.stacks.objectives import output_gradient, worth
 from tasks.stacks.program import program_of
 from tasks.stacks.sequential import Chain
 from tasks.stacks.stack import stack_of
+from tasks.stacks.training import judge
 from tasks.stacks.vmapped import Vmapped
 
 IMAGES = (2, 7, 6)
@@ -204,3 +206,15 @@ def test_regression_with_a_single_output():
     for i in range(M):
         for key, gradient in gradient_alone(model, REGRESSION, one(stack, i), x, y, weights[i]).items():
             torch.testing.assert_close(gradients[key][i], gradient, rtol=1e-10, atol=1e-12)
+
+
+def test_a_model_with_a_weight_that_is_not_finite_has_no_utility_even_if_its_outputs_are_finite():
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    split = Split(torch.randn(B, 6), torch.arange(B) % 3)
+    stack = stack_of(model, 3)
+    stack["0.bias"][1, 2] = -torch.inf  # a unit that is never active
+    stack["2.bias"][2, 0] = torch.nan
+    program = program_of(model, CLASSIFICATION, split.x[:1])
+    assert program.outputs(stack, split.x)[1].isfinite().all()
+    for utilities in judge(program, stack, CLASSIFICATION, split, 2).values():
+        assert utilities.isfinite().tolist() == [True, False, False]

@@ -286,6 +286,12 @@ CHANGES = {
     "judging labels": lambda t: dataclasses.replace(t, validation=with_first_label_changed(t.validation)),
     "activation": lambda t: dataclasses.replace(t, architecture=perceptron(nn.GELU())),
     "setting of the activation": lambda t: dataclasses.replace(t, architecture=perceptron(nn.GELU("tanh"))),
+    "float setting": lambda t: dataclasses.replace(t, architecture=perceptron(nn.LeakyReLU(0.1))),
+    "other float setting": lambda t: dataclasses.replace(t, architecture=perceptron(nn.LeakyReLU(0.2))),
+    "shape": lambda t: dataclasses.replace(t, train=tasks.Split(t.train.x.view(-1, 8, 8), t.train.y)),
+    "the same bits as integers": lambda t: dataclasses.replace(
+        t, train=tasks.Split(t.train.x.view(torch.int64), t.train.y)
+    ),
     "initial weights": lambda t: dataclasses.replace(t, architecture=perceptron(nn.ReLU(), 1.01)),
     "seed": lambda t: dataclasses.replace(t, seed=t.seed + 1),
     "learning rate": with_recipe(learning_rate=0.2),

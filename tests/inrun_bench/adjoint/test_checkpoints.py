@@ -1,6 +1,7 @@
 """All ways to walk a run backwards meet the same states."""
 
 import tempfile
+import weakref
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,24 @@ def test_recomputing_takes_at_most_one_more_run_and_holds_the_root_of_the_states
     assert len(calls) <= 2 * n_steps
     assert states_held("recomputed", n_steps) <= 2 * n_steps**0.5 + 2
     assert states_held("memory", n_steps) == states_held("disk", n_steps) == n_steps
+
+
+@pytest.mark.parametrize("way", ["memory", "recomputed"])
+@given(n_steps=st.integers(1, 40))
+def test_no_more_states_are_held_than_is_said_and_none_of_a_step_that_is_done(way, n_steps):
+    alive = weakref.WeakSet()
+
+    def step(number, state):
+        after = (state[0] + 1,)
+        alive.add(after[0])
+        return after
+
+    first = (torch.zeros(1, dtype=torch.float64),)
+    alive.add(first[0])
+    backwards = run_then_reverse(first, step, n_steps, way)[1]
+    del first
+    for number, _ in backwards:
+        assert len(alive) <= min(number + 1, states_held(way, n_steps))
 
 
 def test_a_full_disk_is_an_error_that_says_what_is_needed(monkeypatch):
