@@ -45,14 +45,14 @@ FAULTS = [
         f"{ADJOINT}/sweep.py",
         "        cache.check_room()\n",
         "",
-        f"{TESTS}/test_run_cache.py",
+        f"{TESTS}/test_run_cache.py::test_whether_runs_can_be_kept_is_found_out_before_they_are_made",
     ),
     Fault(
-        "a disk that was too small is tried again as it is",
+        "a chunk too large for the disk is made run by run",
         f"{ADJOINT}/sweep.py",
         "size, missing = len(rows) // 2, chain(rows, missing)",
         "size, missing = 1, chain(rows, missing)",
-        f"{TESTS}/test_run_cache.py",
+        f"{TESTS}/test_run_cache.py::test_a_disk_too_small_for_a_chunk_is_asked_for_half_as_much_and_no_less",
     ),
     Fault(
         "the root is rounded down in checkpoints",
@@ -227,7 +227,7 @@ FAULTS = [
         f"{ADJOINT}/relaxed_game.py",
         "TrajectoryGame(self.task, split=self.split, ",
         "TrajectoryGame(self.task, ",
-        f"{TESTS}/test_diagonal.py {TESTS}/test_control_variate.py {TESTS}/test_run_cache.py::test_trainings_of_one_utility_are_not_taken_for_those_of_another",
+        f"{TESTS}/test_run_cache.py::test_trainings_of_one_utility_are_not_taken_for_those_of_another",
     ),
     Fault(
         "the runs behind the surrogate are not taken off a rule's budget",

@@ -290,7 +290,7 @@ CHANGES = {
     "other float setting": lambda t: dataclasses.replace(t, architecture=perceptron(nn.LeakyReLU(0.2))),
     "shape": lambda t: dataclasses.replace(t, train=tasks.Split(t.train.x.view(-1, 8, 8), t.train.y)),
     "the same bits as integers": lambda t: dataclasses.replace(
-        t, train=tasks.Split(t.train.x.view(torch.int64), t.train.y)
+        t, train=tasks.Split(t.train.x.view(torch.int64), t.train.y), dtype=torch.float64
     ),
     "initial weights": lambda t: dataclasses.replace(t, architecture=perceptron(nn.ReLU(), 1.01)),
     "seed": lambda t: dataclasses.replace(t, seed=t.seed + 1),
