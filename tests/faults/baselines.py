@@ -159,11 +159,4 @@ FAULTS = [
         "[0 for k in range(shifts)]",
         f"{TESTS}/test_permutation.py",
     ),
-    Fault(
-        "the shifts of a permutation are added to a walk that others see",
-        "baselines/permutation.py",
-        "draw = walk.copy()",
-        "draw = walk",
-        f"{TESTS}/test_permutation.py",
-    ),
 ]

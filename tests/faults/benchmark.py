@@ -192,7 +192,7 @@ FAULTS = [
         "inrun_bench/reference.py",
         "np.stack([valuation.values for valuation in self.valuations.values()])",
         "next(iter(self.valuations.values())).values",
-        f"{TESTS}/test_reference.py",
+        f"{TESTS}/test_reference.py::test_references_that_differ_in_any_utility_are_told_apart",
     ),
     Fault(
         "the first block loses its utilities where none are to be kept",

@@ -171,14 +171,14 @@ FAULTS = [
         "tasks/stacks/sizing.py",
         "outputs.nbytes) + judged",
         "outputs.nbytes)",
-        f"{TESTS}/test_stacks_sizing.py",
+        f"{TESTS}/test_stacks_sizing.py::test_samples_which_all_models_see_are_not_counted_and_outputs_of_judges_are",
     ),
     Fault(
         "the samples are counted for each model",
         "tasks/stacks/sizing.py",
         "        saved.pop(shared.untyped_storage().data_ptr(), None)\n",
         "        pass\n",
-        f"{TESTS}/test_stacks_sizing.py",
+        f"{TESTS}/test_stacks_sizing.py::test_samples_which_all_models_see_are_not_counted_and_outputs_of_judges_are",
     ),
     Fault(
         "all that is free is taken",

@@ -213,6 +213,16 @@ def test_blocks_without_utilities_are_made_anew_and_hold(medium, store):
         assert proof.holds
 
 
+def test_references_that_differ_in_any_utility_are_told_apart(small, store):
+    found = extend(store, TASK, jobs=1)
+    digests = {found.digest()}
+    for utility, valuation in found.valuations.items():
+        values = valuation.values + (np.arange(N) == 3)
+        other = {**found.valuations, utility: dataclasses.replace(valuation, values=values)}
+        digests.add(dataclasses.replace(found, valuations=other).digest())
+    assert len(digests) == 3
+
+
 def test_a_proof_tells_the_largest_error_of_what_is_trained_again(medium, store, monkeypatch):
     extend(store, TASK, seconds=0, jobs=1)
     game = tasks.load(TASK).trajectory_game()

@@ -91,6 +91,14 @@ OTHERS = {
     "frozen weights": ((6,), frozen),
     "grouped convolution": (IMAGES, lambda: flat(nn.Conv2d(2, 4, 3, groups=2), features=80)),
     "convolution padded by name": (IMAGES, lambda: flat(nn.Conv2d(2, 1, 3, padding="same"), features=42)),
+    "convolution padded in a circle": (
+        IMAGES,
+        lambda: flat(nn.Conv2d(2, 1, 3, padding=1, padding_mode="circular"), features=42),
+    ),
+    "pooling beyond the edge": (IMAGES, lambda: flat(nn.AvgPool2d(2, ceil_mode=True), features=24)),
+    "sums over windows": (IMAGES, lambda: flat(nn.AvgPool2d(2, divisor_override=1), features=18)),
+    "averages over a grid": (IMAGES, lambda: flat(nn.AdaptiveAvgPool2d((2, 3)), features=12)),
+    "layer norm of each position": ((4, 6), lambda: flat(nn.LayerNorm(6), features=24)),
     "padded pooling": (IMAGES, lambda: flat(nn.MaxPool2d(3, padding=1), features=12)),
     "linear on positions": ((4, 6), lambda: flat(nn.Linear(6, 2), nn.ReLU(), features=8)),
 }
