@@ -165,8 +165,14 @@ class TrajectoryGame:
         """Return a SHA-256 of all that defines :meth:`measure`, as 64 hexadecimal digits: a key for stored utilities.
 
         It covers the bits of the training samples and of the split that judges, the architecture and its initial
-        weights, the batch order, the recipe, the objective, and `renormalised`. Not covered is what changes utilities
-        by no more than rounding: chunks, device, versions; nor `utility`, which only picks a column.
+        weights, the batch order, the recipe, the objective, and `renormalised`; of layers of classes of one's own, the
+        code. Not covered is what changes utilities by no more than rounding: chunks, device, versions; nor `utility`,
+        which only picks a column.
+
+        Raises
+        ------
+        CodeIdentityError
+            A ValueError, if the code of a layer cannot be seen; see :mod:`tasks.code_identity`.
         """
         judge: Split = getattr(self.task, self.split)
         model = self.task.model()

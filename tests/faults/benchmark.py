@@ -31,7 +31,7 @@ FAULTS = [
         "inrun_bench/runner.py",
         "if code != code_parts(unit):",
         "if False:",
-        f"{TESTS}/test_runner.py",
+        f"{TESTS}/test_runner.py::test_a_worker_with_other_code_or_libraries_measures_nothing",
     ),
     Fault(
         "half an estimate leaves rows",
@@ -52,7 +52,7 @@ FAULTS = [
         "inrun_bench/runner.py",
         "    if rows.up_to_date(unit):  # another run was faster\n",
         "    if False:\n",
-        f"{TESTS}/test_runner.py",
+        f"{TESTS}/test_runner.py::test_what_another_run_has_measured_in_the_meantime_is_not_measured_again",
     ),
     Fault(
         "a unit may cost as many workers as there are",
@@ -122,21 +122,21 @@ FAULTS = [
         "inrun_bench/manifest.py",
         '"seeds": list(seeds), **_environment()}',
         '"seeds": list(seeds)}',
-        f"{TESTS}/test_store.py",
+        f"{TESTS}/test_store.py::test_the_manifest_says_what_each_run_ran_on",
     ),
     Fault(
         "the libraries are no part of a fingerprint",
         "inrun_bench/fingerprint.py",
         ', "libraries": _libraries()}',
         "}",
-        f"{TESTS}/test_fingerprint.py",
+        f"{TESTS}/test_fingerprint.py::test_versions_of_libraries_count_but_not_how_they_were_built",
     ),
     Fault(
         "rows of code that cannot be seen are up to date",
         "inrun_bench/fingerprint.py",
         ' or now.get(p, "").startswith(UNKNOWN)]',
         "]",
-        f"{TESTS}/test_fingerprint.py",
+        f"{TESTS}/test_fingerprint.py::test_a_method_whose_code_cannot_be_seen_is_never_up_to_date",
     ),
     Fault(
         "a reference is as reliable as its best utility",
@@ -162,16 +162,23 @@ FAULTS = [
     Fault(
         "of several blocks the last replay alone is looked at",
         "inrun_bench/reference_proof.py",
-        "error = max(error, _largest(estimate(replay, unit).values, _values(rows, utility)))",
-        "error = _largest(estimate(replay, unit).values, _values(rows, utility))",
+        "errors.append(_largest(estimate(replay, unit).values, _values(rows, utility)))",
+        "errors = [_largest(estimate(replay, unit).values, _values(rows, utility))]",
         f"{TESTS}/test_reference.py::test_a_proof_tells_the_largest_error_of_values_in_units_of_their_spread",
     ),
     Fault(
         "of several blocks made anew the best one proves",
         "inrun_bench/reference_proof.py",
-        "{u: max(errors[u] for errors in remade)",
-        "{u: min(errors[u] for errors in remade)",
+        "_most([errors[u] for errors in remade])",
+        "min([errors[u] for errors in remade])",
         f"{TESTS}/test_reference.py::test_a_proof_tells_the_largest_error_of_values_in_units_of_their_spread",
+    ),
+    Fault(
+        "an error that is no number is passed over in a proof",
+        "inrun_bench/reference_proof.py",
+        "return float(np.max(errors))",
+        "return max(errors)",
+        f"{TESTS}/test_reference.py::test_values_that_are_no_numbers_prove_nothing",
     ),
     Fault(
         "standard errors of a reference do not fall with its blocks",
@@ -185,7 +192,7 @@ FAULTS = [
         "inrun_bench/reference.py",
         "    if len(contents) > 1:\n",
         "    if False:\n",
-        f"{TESTS}/test_reference.py",
+        f"{TESTS}/test_reference.py::test_blocks_of_two_contents_of_a_task_are_not_mixed",
     ),
     Fault(
         "a reference tells values of one utility apart",
@@ -199,7 +206,7 @@ FAULTS = [
         "inrun_bench/reference_making.py",
         ">= max(keep, 1)",
         ">= keep",
-        f"{TESTS}/test_reference.py",
+        f"{TESTS}/test_reference.py::test_enumerated_utilities_are_never_dropped",
     ),
     Fault(
         "the headline's time is a mean",

@@ -8,9 +8,37 @@ FAULTS = [
     Fault(
         "float settings of layers are left out of a game's identity",
         "tasks/layer_settings.py",
-        "bool | int | float | str | tuple | None",
-        "bool | int | str | tuple | None",
+        "                yield key, _told(value)\n",
+        "                yield key, None if isinstance(value, float) else _told(value)\n",
         f"{TESTS}/test_trajectory_game.py::test_the_identity_tells_games_apart_by_all_that_changes_their_utilities",
+    ),
+    Fault(
+        "settings that are functions are left out of a game's identity",
+        "tasks/layer_settings.py",
+        "    return code_identity(value)\n",
+        "    return None\n",
+        f"{TESTS}/test_layer_settings.py",
+    ),
+    Fault(
+        "settings that are tensors are left out of a game's identity",
+        "tasks/layer_settings.py",
+        "list(array.shape), hashlib.sha256(bits).hexdigest()",
+        "list(array.shape)",
+        f"{TESTS}/test_layer_settings.py",
+    ),
+    Fault(
+        "private settings are left out of a game's identity",
+        "tasks/layer_settings.py",
+        'and not (released and key.startswith("_"))',
+        'and not key.startswith("_")',
+        f"{TESTS}/test_layer_settings.py",
+    ),
+    Fault(
+        "the code of one's own layers is left out of a game's identity",
+        "tasks/layer_settings.py",
+        '        if not released:\n            yield "code", code_identity(type(layer))\n',
+        "",
+        f"{TESTS}/test_layer_settings.py",
     ),
     Fault(
         "dtype and shape are left out of a game's identity",
@@ -444,7 +472,7 @@ FAULTS = [
         "tasks/content.py",
         "(*layer_settings(model), *_summaries(model))",
         "layer_settings(model)",
-        f"{TESTS}/test_task.py {TESTS}/test_catalog.py tests/inrun_bench/test_fingerprint.py",
+        f"tests/inrun_bench/test_fingerprint.py::test_a_changed_task_is_noticed",
     ),
     Fault(
         "a game imports the task that makes it",

@@ -250,6 +250,22 @@ def test_a_proof_tells_the_largest_error_of_values_in_units_of_their_spread(medi
     assert verify(store, TASK, remake=2, rng=0).remade_errors["loss"] == pytest.approx(expected)
 
 
+def test_values_that_are_no_numbers_prove_nothing(medium, store):
+    extend(store, TASK, seconds=0, jobs=1)
+
+    def change(rows):
+        rows.loc[(rows["metric"] == "value") & (rows["sample"] == 4), "value"] = -np.inf
+
+    rewrite(store, change)
+    with np.errstate(invalid="ignore"):
+        proof = verify(store, TASK, coalitions=1, rng=0)
+        store.drop_column(reference.block(TASK, 0, 0), "utilities")
+        remade = verify(store, TASK, remake=1, rng=0)
+    assert np.isnan([proof.replay_error, *remade.remade_errors.values()]).all()
+    assert not proof.holds
+    assert not remade.holds
+
+
 def test_altered_values_of_a_block_without_utilities_are_found_out(medium, store):
     extend(store, TASK, seconds=0, jobs=1)
     store.drop_column(reference.block(TASK, 0, 0), "utilities")
