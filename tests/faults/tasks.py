@@ -472,7 +472,7 @@ FAULTS = [
         "tasks/content.py",
         "(*layer_settings(model), *_summaries(model))",
         "layer_settings(model)",
-        f"tests/inrun_bench/test_fingerprint.py::test_a_changed_task_is_noticed",
+        "tests/inrun_bench/test_fingerprint.py::test_a_changed_task_is_noticed",
     ),
     Fault(
         "a game imports the task that makes it",
