@@ -226,3 +226,13 @@ def test_a_model_with_a_weight_that_is_not_finite_has_no_utility_even_if_its_out
     assert program.outputs(stack, split.x)[1].isfinite().all()
     for utilities in judge(program, stack, CLASSIFICATION, split, 2).values():
         assert utilities.isfinite().tolist() == [True, False, False]
+
+
+def test_a_model_with_a_utility_that_is_not_finite_has_none_even_if_its_weights_and_outputs_are_finite():
+    model = nn.Linear(2, 1).double()
+    split = Split(torch.ones(B, 2, dtype=torch.float64), torch.zeros(B, dtype=torch.float64))
+    stack = stack_of(model, 2)
+    stack["bias"][1] = 1e200  # its square is too large
+    program = program_of(model, REGRESSION, split.x[:1])
+    assert program.outputs(stack, split.x).isfinite().all()
+    assert judge(program, stack, REGRESSION, split, 2)["loss"].isnan().tolist() == [False, True]
