@@ -91,9 +91,9 @@ def test_the_budget_chooses_the_way_and_changes_no_values(tmp_path):
         np.testing.assert_allclose(found.gradients, ample.gradients, rtol=1e-9, atol=1e-14)
 
 
-@pytest.mark.parametrize(("way", "runs"), [("memory", 3), ("disk", 12), ("recomputed", 6)])
+@pytest.mark.parametrize(("way", "runs"), [("memory", 6), ("disk", 24)])
 def test_the_peak_stays_below_the_bound_and_uses_a_good_part_of_it(way, runs, monkeypatch):
-    """States included: of Adam there are three rows a step, which are most of what a run of 32 steps takes."""
+    """Twice as many runs as fit; states included, of which Adam has three rows a step: most of what 32 steps take."""
     monkeypatch.setattr(sizing, "LARGEST_TENSOR", 2**40)
     task, bound = small_task(recipe="adamw", n=64, batch_size=32, epochs=16), 2**23
     storage = Storage(way, memory_bytes=bound)
