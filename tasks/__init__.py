@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from tasks.data import Split
     from tasks.loading import CATALOG, load, names
     from tasks.recipe import Recipe
-    from tasks.step import StepGame
+    from tasks.step_game import StepGame
     from tasks.task import Task, TaskSpec
-    from tasks.trajectory import DivergedError, TrajectoryGame, retrain
+    from tasks.trajectory_game import DivergedError, TrajectoryGame, retrain
 
 __all__ = [
     "CATALOG",
@@ -40,15 +40,15 @@ __getattr__ = lazy_names(
     __name__,
     {
         "CATALOG": "loading",
-        "DivergedError": "trajectory",
+        "DivergedError": "trajectory_game",
         "Recipe": "recipe",
         "Split": "data",
-        "StepGame": "step",
+        "StepGame": "step_game",
         "Task": "task",
         "TaskSpec": "task",
-        "TrajectoryGame": "trajectory",
+        "TrajectoryGame": "trajectory_game",
         "load": "loading",
         "names": "loading",
-        "retrain": "trajectory",
+        "retrain": "trajectory_game",
     },
 )

@@ -10,18 +10,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
 from tasks.code_identity import code_identity
+from tasks.layer_settings import layer_settings
+from tasks.task import TaskSpec
 
-if TYPE_CHECKING:
-    from tasks.task import TaskSpec
-
-__all__ = ["content_identity", "layers"]
+__all__ = ["content_identity"]
 
 DIGITS = 3  # of a weight's norm: far below any change, far above rounding
 
@@ -58,19 +56,10 @@ def content_identity(task: TaskSpec, seed: int, recipe: str) -> str:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = task.architecture()
-    for name, value in (*layers(model), *_summaries(model)):
+    for name, value in (*layer_settings(model), *_summaries(model)):
         digest.update(f"{name}: {value!r}\n".encode())
     digest.update(code_identity([type(layer) for layer in model.modules()]).encode())
     return digest.hexdigest()
-
-
-def layers(model: nn.Module) -> Iterator[tuple[str, object]]:
-    """Yield what tells one architecture from another: of each layer the name, the class, and the settings by name."""
-    for name, layer in model.named_modules():
-        yield name, f"{type(layer).__module__}.{type(layer).__qualname__}"
-        for key, value in sorted(vars(layer).items()):
-            if not key.startswith("_") and isinstance(value, bool | int | float | str | tuple | None):
-                yield key, value
 
 
 def _summaries(model: nn.Module) -> Iterator[tuple[str, object]]:

@@ -11,9 +11,12 @@ import torch
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
-__all__ = ["Split", "exchange_targets", "flip_labels", "partition", "standardise"]
+__all__ = ["HeldOut", "Split", "exchange_targets", "flip_labels", "partition", "standardise"]
 
 Scaling = Literal["feature", "global"]
+
+HeldOut = Literal["validation", "test"]
+"""Names of the parts of a dataset that judge a trained model."""
 
 Number = TypeVar("Number", np.int64, np.float64)
 

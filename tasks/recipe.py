@@ -35,7 +35,7 @@ class Recipe:
     """Optimiser, learning rate, batch size and number of epochs of a training run.
 
     Every optimiser named here is element-wise: it treats each number of a tensor alone. That is what lets one optimiser
-    train a stack of models at once (:mod:`tasks.trajectory`), without a second implementation of its formula.
+    train a stack of models at once (:mod:`tasks.trajectory_game`), without a second implementation of its formula.
 
     Parameters
     ----------

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tasks.data import Scaling, Split, exchange_targets, flip_labels, partition, standardise
+from tasks.data import HeldOut, Scaling, Split, exchange_targets, flip_labels, partition, standardise
 from tasks.learners import LogisticGame, RidgeGame
 from tasks.learners.parameters import one_of
 from tasks.objective import CLASSIFICATION, REGRESSION, Objective
 from tasks.recipe import Recipe
-from tasks.trajectory import Part, TrajectoryGame
+from tasks.trajectory_game import TrajectoryGame
 
 __all__ = ["Task", "TaskSpec"]
 
@@ -138,16 +138,16 @@ class Task:
         optimizer.zero_grad()
 
     def trajectory_game(
-        self, utility: str = "loss", split: Part = "validation", *, renormalised: bool = False
+        self, utility: str = "loss", split: HeldOut = "validation", *, renormalised: bool = False
     ) -> TrajectoryGame:
         """Return the game of retraining: players are training samples, worth is the utility of the trained model.
 
-        `utility` is one of those of the objective; see :class:`tasks.trajectory.TrajectoryGame`.
+        `utility` is one of those of the objective; see :class:`tasks.trajectory_game.TrajectoryGame`.
         """
         return TrajectoryGame(self, utility, split, renormalised=renormalised)
 
     def optimum_game(
-        self, utility: str = "loss", split: Part = "validation", *, l2: float = 1.0
+        self, utility: str = "loss", split: HeldOut = "validation", *, l2: float = 1.0
     ) -> LogisticGame | RidgeGame:
         """Return the convex twin of the trajectory game: the task's model, fitted to its optimum on each coalition.
 
@@ -177,7 +177,7 @@ class Task:
                 f"task {self.name!r} declares no learner ('logistic' or 'ridge'): its model need not have a single "
                 "optimum, so that only trajectory_game() can judge it"
             )
-        judges: Split = getattr(self, one_of("split", split, get_args(Part)))
+        judges: Split = getattr(self, one_of("split", split, get_args(HeldOut)))
         samples = (array.numpy() for part in (self.train, judges) for array in (part.x.flatten(1), part.y))
         game: Any = {"logistic": LogisticGame, "ridge": RidgeGame}[self.learner]
         return cast(LogisticGame | RidgeGame, game(*samples, l2=l2, utility=utility))

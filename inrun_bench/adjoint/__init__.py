@@ -6,11 +6,11 @@
 (16,)
 """
 
+from inrun_bench.adjoint.checkpoints import Storage
 from inrun_bench.adjoint.coalitions import coalition_gradient_shapley
 from inrun_bench.adjoint.control_variate import control_variate_shapley
 from inrun_bench.adjoint.diagonal import few_run_shapley, unrolled_influence
 from inrun_bench.adjoint.sweep import Differentiated, DivergedRunError, differentiate
-from inrun_bench.adjoint.trajectory import Storage
 
 __all__ = [
     "Differentiated",

@@ -35,13 +35,13 @@ from baselines.arguments import whole_number
 from baselines.convergence import StoppingRule
 from baselines.draws import Moments, Rng, random_coalitions, random_streams
 from baselines.monte_carlo import draw_limits, estimate_by_draws, from_moments
+from inrun_bench.adjoint.checkpoints import AUTOMATIC, Storage
 from inrun_bench.adjoint.relaxed_game import RelaxedGame, relaxed_game
 from inrun_bench.adjoint.smoothing import SMOOTHING
 from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
-from inrun_bench.adjoint.trajectory import AUTOMATIC, Storage
 from inrun_bench.adjoint.utilities import Utility
 from tasks import Task
-from tasks.trajectory import Part
+from tasks.data import HeldOut
 
 __all__ = ["coalition_gradient_shapley"]
 
@@ -59,7 +59,7 @@ def coalition_gradient_shapley(
     stop: StoppingRule | None = None,
     rng: Rng = None,
     utility: Utility = "loss",
-    split: Part = "validation",
+    split: HeldOut = "validation",
     groups: ArrayLike | None = None,
     storage: Storage = AUTOMATIC,
     progress: bool = False,

@@ -33,14 +33,14 @@ from baselines import Game, Valuation, complementary_shapley
 from baselines.arguments import whole_number
 from baselines.convergence import Estimate, Rule, StoppingRule, allowance, name_of
 from baselines.draws import Rng
+from inrun_bench.adjoint.checkpoints import AUTOMATIC, Storage
 from inrun_bench.adjoint.relaxed_game import relaxed_game
 from inrun_bench.adjoint.smoothing import SMOOTHING
 from inrun_bench.adjoint.surrogate import taylor_surrogate
 from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
-from inrun_bench.adjoint.trajectory import AUTOMATIC, Storage
 from inrun_bench.adjoint.utilities import Utility
 from tasks import Task
-from tasks.trajectory import Part
+from tasks.data import HeldOut
 
 __all__ = ["control_variate_shapley"]
 
@@ -54,7 +54,7 @@ def control_variate_shapley(
     smoothing: float = SMOOTHING,
     rng: Rng = None,
     utility: Utility = "loss",
-    split: Part = "validation",
+    split: HeldOut = "validation",
     groups: ArrayLike | None = None,
     storage: Storage = AUTOMATIC,
     progress: bool = False,

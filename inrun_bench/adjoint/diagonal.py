@@ -41,13 +41,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from baselines import Valuation
 from baselines.arguments import whole_number
+from inrun_bench.adjoint.checkpoints import AUTOMATIC, Storage
 from inrun_bench.adjoint.relaxed_game import RelaxedGame, relaxed_game
 from inrun_bench.adjoint.smoothing import SMOOTHING
 from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
-from inrun_bench.adjoint.trajectory import AUTOMATIC, Storage
 from inrun_bench.adjoint.utilities import Utility
 from tasks import Task
-from tasks.trajectory import Part
+from tasks.data import HeldOut
 
 __all__ = ["few_run_shapley", "gauss_legendre", "unrolled_influence"]
 
@@ -58,7 +58,7 @@ def few_run_shapley(
     *,
     smoothing: float = SMOOTHING,
     utility: Utility = "loss",
-    split: Part = "validation",
+    split: HeldOut = "validation",
     groups: ArrayLike | None = None,
     storage: Storage = AUTOMATIC,
 ) -> Valuation:
@@ -122,7 +122,7 @@ def unrolled_influence(
     task: Task,
     *,
     utility: Utility = "loss",
-    split: Part = "validation",
+    split: HeldOut = "validation",
     groups: ArrayLike | None = None,
     storage: Storage = AUTOMATIC,
 ) -> Valuation:

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from baselines.grouped import numbered_groups
-from inrun_bench.adjoint.kept import KeptRuns, kept_runs
+from inrun_bench.adjoint.checkpoints import Storage
+from inrun_bench.adjoint.run_cache import RunCache, run_cache
 from inrun_bench.adjoint.smoothing import smoothed
 from inrun_bench.adjoint.sweep import Differentiated, differentiate, utilities_at
-from inrun_bench.adjoint.trajectory import Storage
 from inrun_bench.adjoint.utilities import Utility
 from tasks import Task, TrajectoryGame
-from tasks.trajectory import Part
+from tasks.data import HeldOut
 
 __all__ = ["RelaxedGame", "relaxed_game"]
 
@@ -49,17 +49,17 @@ class RelaxedGame:
     groups: NDArray[np.int64]
     n_players: int
     utility: Utility
-    split: Part
+    split: HeldOut
     storage: Storage
 
     def __call__(self, coalitions: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Return the utility, float64 [m], of each coalition of bool [m, k]."""
         present = coalitions[:, self.groups]
-        return self._trained(present) if self._kept is None else self._kept.trained(present, self._trained)
+        return self._trained(present) if self._cache is None else self._cache.trained(present, self._trained)
 
     @cached_property
-    def _kept(self) -> KeptRuns | None:
-        return kept_runs(self.storage, self.task, self.utility, self.split, differentiate)
+    def _cache(self) -> RunCache | None:
+        return run_cache(self.storage, self.task, self.utility, self.split, differentiate)
 
     def _trained(self, present: NDArray[np.bool_]) -> NDArray[np.float64]:
         if self.utility == "loss":  # the batched trainer is faster where nothing is to be differentiated
@@ -85,7 +85,7 @@ class RelaxedGame:
 def relaxed_game(
     task: Task,
     utility: Utility,
-    split: Part,
+    split: HeldOut,
     groups: ArrayLike | None,
     storage: Storage,
     smoothing: float,

@@ -26,12 +26,12 @@ another backward pass.
 
 **Cost.** A differentiated run takes the time of :data:`TRAININGS_A_RUN` plain ones, one more with states recomputed;
 all n derivatives come from it. :mod:`inrun_bench.experiments.sweeps` measures both for every task, recipe and way to
-keep the states. Memory: see :mod:`~inrun_bench.adjoint.trajectory`.
+keep the states. Memory: see :mod:`~inrun_bench.adjoint.checkpoints`.
 
 **What is refused**: models that draw random numbers or mix the samples of a batch
-(:mod:`~inrun_bench.adjoint.refused`), and those of which a step has no derivative, which is found by differentiating
-one. A run that stops being finite is an error that names the step; the others may be kept
-(:mod:`~inrun_bench.adjoint.kept`).
+(:mod:`~inrun_bench.adjoint.model_checks`), and those of which a step has no derivative, which is found by
+differentiating one. A run that stops being finite is an error that names the step; the others may be kept
+(:mod:`~inrun_bench.adjoint.run_cache`).
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import vmap
 
-from inrun_bench.adjoint.kept import KeptRuns, kept_runs
-from inrun_bench.adjoint.refused import check_model
-from inrun_bench.adjoint.trajectory import AUTOMATIC, Storage, Way, states_held, there_and_back
+from inrun_bench.adjoint.checkpoints import AUTOMATIC, StateStorage, Storage, run_then_reverse, states_held
+from inrun_bench.adjoint.model_checks import check_model
+from inrun_bench.adjoint.run_cache import RunCache, run_cache
 from inrun_bench.adjoint.updates import State, first_state, updated
 from inrun_bench.adjoint.utilities import Utility, utility_of_stacks
 from tasks import Recipe, Split, Task, stacks
-from tasks.memory import free_bytes
+from tasks.data import HeldOut
+from tasks.free_memory import free_bytes
 from tasks.objective import Objective
-from tasks.stacks.memory import SHARE_OF_FREE_MEMORY, Footprint
 from tasks.stacks.objectives import output_gradient
-from tasks.trajectory import Part
+from tasks.stacks.sizing import SHARE_OF_FREE_MEMORY, Footprint
 
 __all__ = ["TRAININGS_A_RUN", "Differentiated", "DivergedRunError", "differentiate", "utilities_at"]
 
@@ -110,7 +110,7 @@ class Differentiated:
 
     utilities: NDArray[np.float64]
     gradients: NDArray[np.float64]
-    way: Way
+    way: StateStorage
     stored_bytes: int
 
 
@@ -119,7 +119,7 @@ def differentiate(
     weights: NDArray[np.float64],
     *,
     utility: Utility = "loss",
-    split: Part = "validation",
+    split: HeldOut = "validation",
     storage: Storage = AUTOMATIC,
 ) -> Differentiated:
     """Train at each of m weightings of the samples and differentiate the final utilities by the weights.
@@ -156,19 +156,19 @@ def differentiate(
     run = _prepared(task, utility, split)
     weights = _checked(weights, task.n_train)
     _check_derivative(run)
-    kept = kept_runs(storage, task, utility, split, differentiate)
+    cache = run_cache(storage, task, utility, split, differentiate)
     size, way = _plan(run, storage, len(weights))
     found = Differentiated(np.empty(len(weights)), np.empty(weights.shape), way, 0)
 
     def make(rows: Sequence[int]) -> None:
         found.utilities[rows], found.gradients[rows] = _sweep(run, weights, rows, way, storage)
 
-    if kept is None:
+    if cache is None:
         largest = min(size, len(weights))
         for start in range(0, len(weights), size):
             make(range(start, min(start + size, len(weights))))
     else:
-        largest = _make_and_keep(make, found, kept, weights, size)
+        largest = _make_and_cache(make, found, cache, weights, size)
     return replace(found, stored_bytes=largest * states_held(way, len(run.batches)) * run.state_bytes)
 
 
@@ -177,7 +177,7 @@ def utilities_at(
     weights: NDArray[np.float64],
     *,
     utility: Utility = "loss",
-    split: Part = "validation",
+    split: HeldOut = "validation",
     storage: Storage = AUTOMATIC,
 ) -> NDArray[np.float64]:
     """Return the utilities of the same runs, float64 [m], without their derivatives; see :func:`differentiate`.
@@ -285,10 +285,10 @@ class _Run:
             raise DivergedRunError(what, number, rows[int(finite.long().argmin())])
 
 
-def _make_and_keep(
+def _make_and_cache(
     make: Callable[[Sequence[int]], None],
     found: Differentiated,
-    kept: KeptRuns,
+    cache: RunCache,
     weights: NDArray[np.float64],
     size: int,
 ) -> int:
@@ -298,9 +298,9 @@ def _make_and_keep(
     chunk, it is halved. The first error is raised when all that can be finished is kept.
     """
     diverged: list[DivergedRunError] = []
-    largest, missing = 0, _missing(found, kept, weights)
+    largest, missing = 0, _missing(found, cache, weights)
     while rows := list(islice(missing, size)):
-        kept.check_room()
+        cache.check_room()
         try:
             make(rows)
         except DivergedRunError as error:
@@ -309,21 +309,21 @@ def _make_and_keep(
             missing = chain(rows, missing)
         except OSError as error:
             if len(rows) == 1:
-                raise OSError(error.errno, f"{error.strerror}; {kept.progress(weights)}") from error
+                raise OSError(error.errno, f"{error.strerror}; {cache.progress(weights)}") from error
             size, missing = len(rows) // 2, chain(rows, missing)
         else:
-            kept.write(weights[rows], found.utilities[rows], found.gradients[rows])
+            cache.write(weights[rows], found.utilities[rows], found.gradients[rows])
             largest = max(largest, len(rows))
     if diverged:
         first = diverged[0]
-        raise DivergedRunError(first.what, first.step, first.weighting, kept.progress(weights))
+        raise DivergedRunError(first.what, first.step, first.weighting, cache.progress(weights))
     return largest
 
 
-def _missing(found: Differentiated, kept: KeptRuns, weights: NDArray[np.float64]) -> Iterator[int]:
+def _missing(found: Differentiated, cache: RunCache, weights: NDArray[np.float64]) -> Iterator[int]:
     """Yield the numbers of the runs that are not kept, each looked up when its turn comes; fill in the others."""
     for row, counted in enumerate(weights):
-        run = kept.read(counted)
+        run = cache.read(counted)
         if run is None:
             yield row
         else:
@@ -331,7 +331,7 @@ def _missing(found: Differentiated, kept: KeptRuns, weights: NDArray[np.float64]
 
 
 def _sweep(
-    run: _Run, weights: NDArray[np.float64], rows: Sequence[int], way: Way, storage: Storage
+    run: _Run, weights: NDArray[np.float64], rows: Sequence[int], way: StateStorage, storage: Storage
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return utilities [k] and derivatives [k, n] of k `rows` of the weights [m, n], which fit into memory together."""
     counted = run.tensor(weights[rows])
@@ -339,7 +339,7 @@ def _sweep(
     def step(number: int, state: State) -> State:
         return run.step(number, state, counted, rows)
 
-    last, backwards = there_and_back(run.first(len(rows)), step, len(run.batches), way, storage.directory)
+    last, backwards = run_then_reverse(run.first(len(rows)), step, len(run.batches), way, storage.directory)
     utilities, slope = _judged(run, last[0])
     adjoint: State = (slope, *(torch.zeros_like(row) for row in last[1:]))
     gradients = torch.zeros(counted.shape, dtype=torch.float64, device=counted.device)
@@ -366,9 +366,9 @@ def _judged(run: _Run, flat: Tensor) -> tuple[Tensor, Tensor]:
     return utilities.detach(), total
 
 
-def _prepared(task: Task, utility: Utility, split: Part) -> _Run:
-    if split not in get_args(Part):
-        raise ValueError(f"split must be one of {', '.join(map(repr, get_args(Part)))}, got {split!r}")
+def _prepared(task: Task, utility: Utility, split: HeldOut) -> _Run:
+    if split not in get_args(HeldOut):
+        raise ValueError(f"split must be one of {', '.join(map(repr, get_args(HeldOut)))}, got {split!r}")
     model = task.model().to(task.train.x.device)
     check_model(model, task.train.x)
     judge: Split = getattr(task, split)
@@ -409,7 +409,7 @@ def _checked(weights: NDArray[np.float64], n: int) -> NDArray[np.float64]:
     return weights
 
 
-def _plan(run: _Run, storage: Storage, m: int) -> tuple[int, Way]:
+def _plan(run: _Run, storage: Storage, m: int) -> tuple[int, StateStorage]:
     """Return how many runs to differentiate at a time, and how to keep their states."""
     device, n_steps = run.train.x.device, len(run.batches)
     plain = stacks.footprint(
@@ -419,7 +419,10 @@ def _plan(run: _Run, storage: Storage, m: int) -> tuple[int, Way]:
         copies=stacks.optimizer_copies(run.recipe.build_optimizer),
         n_judged=len(run.judge),
     )
-    working, held = GRAPH * plain.total, {way: states_held(way, n_steps) * run.state_bytes for way in get_args(Way)}
+    working, held = (
+        GRAPH * plain.total,
+        {way: states_held(way, n_steps) * run.state_bytes for way in get_args(StateStorage)},
+    )
     least = held["memory"] if storage.way == "memory" else 0 if storage.way == "disk" else held["recomputed"]
     size = stacks.stack_size(Footprint(working + least, GRAPH * plain.largest), device, storage.memory_bytes)
     if storage.way is not None:

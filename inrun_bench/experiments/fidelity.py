@@ -1,9 +1,9 @@
 """Fidelity: how close each order of In-Run Data Shapley comes to the Shapley values of single steps.
 
 At several moments of training, for each recipe of a task and several learning rates, the Shapley values of the step
-game (:mod:`tasks.step`) are computed from real optimiser steps: by enumeration for batches of at most 12 samples, by
-antithetic Monte Carlo with standard errors above. Then the engine scores the same step, from the same weights and the
-same state of the optimiser, in float64.
+game (:mod:`tasks.step_game`) are computed from real optimiser steps: by enumeration for batches of at most 12 samples,
+by antithetic Monte Carlo with standard errors above. Then the engine scores the same step, from the same weights and
+the same state of the optimiser, in float64.
 
 The relative error is ``||scores - shapley|| / ||shapley||``; its standard error is the noise of the judge,
 ``||stderr|| / ||shapley||``: an error below it cannot be told from none. ``residual_share`` is ``|residual| / |drop|``

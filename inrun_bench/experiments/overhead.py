@@ -38,7 +38,7 @@ from torch import nn
 import tasks
 from inrun_bench.attribution import InRunShapley
 from inrun_bench.experiments.values import reference_blocks, values_unit
-from inrun_bench.memory import peak_bytes
+from inrun_bench.peak_memory import peak_bytes
 from inrun_bench.plan import Plan
 from inrun_bench.unit import REFERENCE, Row, Setting, Unit
 from tasks.architectures import GPT, cnn, mlp

@@ -5,8 +5,8 @@ plainly (:func:`tasks.retrain`), both in stacks as large as they choose. Both ta
 turn, and the median over turns is reported; one thread.
 
 Rows, for each way: ``trainings``, the time of a differentiated run in plain ones; ``peak_ratio``, its peak memory over
-theirs (:func:`inrun_bench.memory.peak_bytes`; of states on disk what is read of them at a time); ``stored_bytes``, what
-was kept of states.
+theirs (:func:`inrun_bench.peak_memory.peak_bytes`; of states on disk what is read of them at a time);
+``stored_bytes``, what was kept of states.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import pandas as pd
 
 import tasks
 from inrun_bench.adjoint import Differentiated, Storage, differentiate
-from inrun_bench.adjoint.trajectory import Way
+from inrun_bench.adjoint.checkpoints import StateStorage
 from inrun_bench.experiments.rivals.turns import compare
-from inrun_bench.memory import peak_bytes
+from inrun_bench.peak_memory import peak_bytes
 from inrun_bench.plan import Plan
 from inrun_bench.unit import Row, Unit
 
@@ -52,9 +52,9 @@ def measure(unit: Unit, _needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
 
     plain_peak = peak_bytes(train)
     rows: list[Row] = []
-    for way in get_args(Way):
+    for way in get_args(StateStorage):
 
-        def sweep(way: Way = way) -> Differentiated:
+        def sweep(way: StateStorage = way) -> Differentiated:
             return differentiate(task, coalitions.astype(np.float64), storage=Storage(way))
 
         peak = peak_bytes(sweep)

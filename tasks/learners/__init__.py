@@ -1,8 +1,8 @@
 """Learners as games: what a model fitted to a coalition of training samples is worth, retrained to the optimum.
 
 Players are training samples; the utility of a coalition is that of the learner fitted to its members alone, judged on
-validation samples. Unlike a trajectory game (`tasks.trajectory`) there is no recipe: a convex learner has one optimum,
-which needs neither initial weights nor a batch order.
+validation samples. Unlike a trajectory game (`tasks.trajectory_game`) there is no recipe: a convex learner has one
+optimum, which needs neither initial weights nor a batch order.
 
 ================  ============================================  =====================================================
 game              learner                                       how

@@ -8,7 +8,7 @@ from threading import Lock
 
 import torch
 
-from tasks.memory import free_bytes
+from tasks.free_memory import free_bytes
 
 __all__ = ["in_chunks"]
 

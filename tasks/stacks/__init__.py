@@ -7,8 +7,8 @@ training loop.
 """
 
 from tasks.stacks.clipping import clip_factors, clipped
-from tasks.stacks.memory import footprint, optimizer_copies, stack_size
 from tasks.stacks.program import Program, program_of
+from tasks.stacks.sizing import footprint, optimizer_copies, stack_size
 from tasks.stacks.stack import Stack, stack_of
 from tasks.stacks.training import judge, train
 

@@ -93,3 +93,24 @@ def test_halves_are_there_if_both_are_estimates(draws, needed, has_halves):
     estimate = estimator.estimate()
     assert (estimate.halves is not None) is has_halves
     assert (estimate.draws, estimate.evaluations) == (draws, 2 + 2 * draws)
+
+
+def test_the_halves_are_those_of_the_even_and_of_the_odd_draws_in_this_order():
+    """Draw number k is worth k: the even ones of 0 to 7 are worth 3 on average, the odd ones 4."""
+
+    class Numbered:
+        n_players = 2
+        asked = 0
+
+        def __call__(self, coalitions):
+            first, self.asked = self.asked, self.asked + len(coalitions)
+            return np.arange(first, self.asked) // 2.0
+
+    def formula(_members, utilities):
+        return np.full(2, utilities.mean()), None
+
+    blocks = repeat(np.array([[[True, False], [False, True]]] * 3))
+    estimator = SampledCoalitions(Numbered(), blocks, formula, fixed_cost=0, least_draws=1, batch_size=4)
+    assert list(estimator.extend(8)) == [2] * 8
+    assert estimator.estimate().halves.tolist() == [[3, 3], [4, 4]]
+    assert estimator.estimate().values.tolist() == [3.5, 3.5]

@@ -166,6 +166,26 @@ def test_agreement_shows_means_and_the_ceiling(results):
     assert sorted(levels) == pytest.approx(sorted([ceiling, chance]))
 
 
+def test_agreement_shows_the_median_of_times():
+    seconds = (1.0, 2.0, 300.0)
+    rows = pd.DataFrame(
+        {"task": "t", "method": "knn", "metric": "spearman", "seed": seed, "value": 0.5 + 0.1 * seed, "seconds": s}
+        for seed, s in enumerate(seconds)
+    )
+    (ax,) = paint("agreement", rows).axes
+    assert [2.0] in [line.get_xdata().tolist() for line in ax.lines]
+
+
+def test_numbers_above_bars_are_rounded():
+    runs = [
+        {"task": "t", "method": method, "metric": "run_ratio", "value": value, "width": np.nan}
+        for method, value in (("inrun-first", 1.2345), ("knn", 12345.6))
+    ]
+    net = {"task": "mlp", "method": "inrun-first", "metric": "net_ratio", "value": 0.1234567, "low": 0.1, "high": 0.2}
+    shown = texts(paint("overhead", pd.DataFrame([*runs, net])))
+    assert {"1.2", "12,346", "0.12"} <= shown
+
+
 def test_removal_shows_means_over_seeds(results):
     rows = results.read_all("removal")
     figure = paint("removal", rows)

@@ -1,6 +1,7 @@
 """Reference values: blocks add up, reliability decides when they are enough, and what was altered is found out."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ from scipy.stats import spearmanr
 
 import tasks
 from baselines import exact_shapley, permutation_shapley
-from inrun_bench import reference
+from inrun_bench import reference, reference_making, reference_proof
 from inrun_bench.adjoint import relaxed_game
 from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
 from inrun_bench.cli import main
@@ -21,7 +22,7 @@ from inrun_bench.plan import PROFILES, Plan
 from inrun_bench.reference_making import extend, thin
 from inrun_bench.reference_proof import verify
 from inrun_bench.report import write_summary
-from inrun_bench.runner import run
+from inrun_bench.runner import Outcome, run
 from inrun_bench.store import Store
 from inrun_bench.unit import Unit
 from tests.inrun_bench.tiny import PROFILE, TASK, files
@@ -92,6 +93,20 @@ def test_blocks_are_added_until_the_halves_agree(medium, store):
     assert again.blocks == first.blocks
     more = extend(store, TASK, reliability=1 - 1e-12, seconds=1, jobs=1)
     assert more.blocks > first.blocks
+
+
+def test_a_reference_is_as_reliable_as_its_least_reliable_utility(monkeypatch, store):
+    """Blocks are added until all utilities have reached the reliability, not one of them."""
+    made = []
+    of_blocks = [{"loss": 0.999, "accuracy": level} for level in (0.2, 0.6, 0.9, 0.95)]
+    monkeypatch.setattr(reference_making, "blocks", lambda *_: made)
+    monkeypatch.setattr(
+        reference_making,
+        "read",
+        lambda *_: SimpleNamespace(exact=False, blocks=len(made), reliability=lambda: of_blocks[len(made) - 1]),
+    )
+    monkeypatch.setattr(reference_making, "run", lambda units, *_, **__: made.extend(units) or Outcome(1, 0, ()))
+    assert extend(store, TASK, reliability=0.85, jobs=1).blocks == 3
 
 
 def test_no_block_is_started_when_the_time_is_up(medium, store):
@@ -196,6 +211,59 @@ def test_blocks_without_utilities_are_made_anew_and_hold(medium, store):
         assert (proof.blocks, proof.replayed, proof.retrained, len(proof.remade)) == (4, 2, 20, blocks)
         assert set(proof.remade) <= {2, 3}
         assert proof.holds
+
+
+def test_references_that_differ_in_any_utility_are_told_apart(small, store):
+    found = extend(store, TASK, jobs=1)
+    digests = {found.digest()}
+    for utility, valuation in found.valuations.items():
+        values = valuation.values + (np.arange(N) == 3)
+        other = {**found.valuations, utility: dataclasses.replace(valuation, values=values)}
+        digests.add(dataclasses.replace(found, valuations=other).digest())
+    assert len(digests) == 3
+
+
+def test_a_proof_tells_the_largest_error_of_what_is_trained_again(medium, store, monkeypatch):
+    extend(store, TASK, seconds=0, jobs=1)
+    game = tasks.load(TASK).trajectory_game()
+    coalitions = np.arange(30) < np.arange(1, 6)[:, None]
+    stored = game.measure(coalitions)
+    stored[3] += [stored[3, 0], 0.25]
+    monkeypatch.setattr(reference_proof, "_replay", lambda *_: (0.0, coalitions, stored))
+    assert verify(store, TASK).errors == pytest.approx({"loss": 0.5, "accuracy": 0.25})  # of a loss twice as large
+
+
+def test_a_proof_tells_the_largest_error_of_values_in_units_of_their_spread(medium, store):
+    run([reference.block(TASK, 0, number) for number in range(2)], store)
+
+    def change(rows):
+        of_loss = (rows["metric"] == "value") & (rows["utility"] == "loss")
+        rows.loc[of_loss & (rows["sample"] == 4), "value"] += 1.0
+        changed.append(rows.loc[of_loss, "value"])
+
+    changed = []
+    rewrite(store, change)
+    expected = 1 / changed[0].std(ddof=0)
+    assert verify(store, TASK, coalitions=1, rng=0).replay_error == pytest.approx(expected)
+    for number in range(2):
+        store.drop_column(reference.block(TASK, 0, number), "utilities")
+    assert verify(store, TASK, remake=2, rng=0).remade_errors["loss"] == pytest.approx(expected)
+
+
+def test_values_that_are_no_numbers_prove_nothing(medium, store):
+    extend(store, TASK, seconds=0, jobs=1)
+
+    def change(rows):
+        rows.loc[(rows["metric"] == "value") & (rows["sample"] == 4), "value"] = -np.inf
+
+    rewrite(store, change)
+    with np.errstate(invalid="ignore"):
+        proof = verify(store, TASK, coalitions=1, rng=0)
+        store.drop_column(reference.block(TASK, 0, 0), "utilities")
+        remade = verify(store, TASK, remake=1, rng=0)
+    assert np.isnan([proof.replay_error, *remade.remade_errors.values()]).all()
+    assert not proof.holds
+    assert not remade.holds
 
 
 def test_altered_values_of_a_block_without_utilities_are_found_out(medium, store):

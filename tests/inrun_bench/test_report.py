@@ -2,7 +2,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from baselines import Valuation
+from inrun_bench import report
 from inrun_bench.figures.style import look
+from inrun_bench.reference import block, value_rows
 from inrun_bench.report import BEGIN, END, headline, update_section, write_summary
 from inrun_bench.store import Store
 from inrun_bench.unit import Unit, recipe_setting
@@ -223,6 +226,52 @@ def test_estimators_without_standard_errors_have_no_efficiency(tmp_path):
     summary = write_summary(store)
     assert "**Estimators**" in summary
     assert "**Efficiency**" not in summary
+
+
+def test_times_are_medians_over_seeds_and_what_is_measured_is_a_mean(tmp_path):
+    """Three seeds, of which one is far off."""
+    store = Store(tmp_path / "results")
+    for seed, (value, seconds) in enumerate(((0.1, 1.0), (0.2, 2.0), (0.6, 300.0))):
+        cost = {"evaluations": int(10 * seconds), "seconds": seconds}
+        store.write(Unit("agreement", "some-task", "acme", seed), [{"metric": "top10_overlap", "value": value, **cost}])
+        store.write(Unit("agreement", "some-task", "knn", seed), [{"metric": "spearman", "value": 0.5, **cost}])
+        for method in ("reference", "acme"):
+            rows = [{"metric": metric, "value": value, **cost} for metric in ("error", "spearman", "cost")]
+            rows.append({"metric": "value", "player": 0, "name": "a", "value": 1.0})
+            store.write(Unit("groups", "some-task", method, seed, {"groups": "classes"}), rows)
+    summary = write_summary(store)
+    by_task, groups = tables_in(headline(store))[0], tables_in(summary[summary.index("**Groups**") :])[0]
+    methods = next(t for t in tables_in(summary) if "trainings" in t[look("knn").label])
+    assert by_task[look("knn").label]["some-task"] == "0.500 [0.500, 0.500], 2 s"
+    assert [methods[look("knn").label][head] for head in ("trainings", "time (s)")] == ["20", "2"]
+    assert methods["acme"]["top 10 %"] == "0.300"
+    assert [groups["acme"][head] for head in ("runs", "time (s)", "error")] == ["20", "2", "0.300"]
+
+
+def test_long_times_are_whole_seconds_and_short_ones_have_two_digits(tmp_path):
+    for seconds, shown in ((0.01234, "0.012"), (1.26, "1.3"), (99.4, "99"), (12345.6, "12,346")):
+        store = Store(tmp_path / f"results-{seconds}")
+        row = {"metric": "spearman", "value": 0.5, "evaluations": 1, "seconds": seconds}
+        store.write(Unit("agreement", "some-task", "acme", 0), [row])
+        (table,) = tables_in(write_summary(store).partition("\n\n**some-task**")[2])
+        assert table["acme"]["time (s)"] == shown
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [(0.0, "0 %"), (1e-7, "< 0.0001 %"), (0.012345, "1.2 %"), (0.999, "1e+02 %"), (12.3456, "1,235 %"), (None, "")],
+)
+def test_shares_have_two_digits_and_those_that_are_rounding_say_so(share, shown):
+    assert report._percent(share) == shown
+
+
+def test_the_noise_of_a_reference_is_a_root_mean_square_in_units_of_the_spread(tmp_path):
+    store = Store(tmp_path / "results")
+    values, stderr = np.array([1.0, 2.0, 6.0]), np.array([0.1, 0.2, 0.5])
+    valuation = Valuation(values, stderr, 30, 1.0, "reference", halves=np.stack([values, values]))
+    store.write(block("iris-logreg", 0, 0), [{**row, "identity": "x"} for row in value_rows(valuation, "loss")])
+    (line,) = lines_of(write_summary(store), "Reference values")
+    assert line["standard error"] == f"{np.sqrt(np.mean(stderr**2)) / np.std(values):.2g}"
 
 
 def test_nothing_is_reported_of_nothing(tmp_path):

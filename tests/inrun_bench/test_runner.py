@@ -1,6 +1,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,11 +15,14 @@ from types import SimpleNamespace
 import joblib
 import pandas as pd
 import pytest
+import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from baselines import permutation_shapley
 from inrun_bench import fingerprint, runner
 from inrun_bench.backends import BACKENDS, Workers
 from inrun_bench.cli import main
+from inrun_bench.run_rows import RunRows
 from inrun_bench.runner import run
 from inrun_bench.store import Store
 from inrun_bench.unit import Unit
@@ -218,6 +222,22 @@ def test_what_follows_from_changed_code_is_measured_again_and_what_it_took_the_p
     assert run(CHILDREN, store).done == 0
 
 
+def test_what_another_run_has_measured_in_the_meantime_is_not_measured_again(laboratory, store, code):
+    """It stores the rows of a child while the parent is measured, as another run does that was faster."""
+    child = unit("child", GRANDPARENT)
+
+    def another_run():
+        run_rows = RunRows(Store(store.root))
+        run_rows.write(GRANDPARENT, [{"metric": "needed", "value": 1.0}])
+        run_rows.write(child, [{"metric": "needed", "value": 5.0}])
+        return [{"metric": "needed", "value": 1.0}]
+
+    laboratory.bodies[GRANDPARENT] = another_run
+    assert run([child], store).failed == ()
+    assert laboratory.measured == [GRANDPARENT]
+    assert store.read(child)["value"].item() == 5
+
+
 def test_rows_of_which_nobody_noted_what_they_follow_from_are_measured_again(laboratory, store, code):
     store.write(GRANDPARENT, [{"metric": "needed", "value": 7.0}])
     assert run([GRANDPARENT], store).outdated == {"nobody noted what they follow from": 1}
@@ -326,6 +346,37 @@ def test_rows_that_cannot_be_stored_fail_their_unit_alone(laboratory, store):
     assert failed == PARENTS[0]
     assert "not a number" in message
     assert outcome.done == 3
+
+
+# --- threads ---
+
+
+@pytest.fixture
+def two_threads():
+    """Let torch and the libraries below NumPy take two threads, as they do where nobody says otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with threadpool_limits(2):
+        yield
+    torch.set_num_threads(before)
+
+
+def test_a_unit_takes_one_thread_whatever_it_calls(laboratory, two_threads):
+    """Torch's wheels hold libraries that have threads of their own, and say how many in a text."""
+    laboratory.bodies[GRANDPARENT] = lambda: [
+        {
+            "libraries": [library["num_threads"] for library in threadpool_info()],
+            "torch": [int(n) for n in re.findall(r"max_threads\(\) : (\d+)", torch.__config__.parallel_info())],
+            "joblib": [joblib.effective_n_jobs(3)],
+        }
+    ]
+    assert any(library["num_threads"] == 2 for library in threadpool_info())
+    answer = runner._measure(laboratory.measure, GRANDPARENT, {}, runner.code_parts(GRANDPARENT))
+    assert {kind: set(numbers) for kind, numbers in answer.rows[0].items()} == {
+        "libraries": {1},
+        "torch": {1},
+        "joblib": {1},
+    }
 
 
 # --- workers ---

@@ -1,5 +1,7 @@
 """Convex learners' games: agreement with scikit-learn, with the conditions of optimality, and among themselves."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import sklearn
@@ -7,10 +9,11 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from baselines import Game, evaluate, exact_shapley
-from inrun_bench.memory import peak_bytes
-from tasks.learners import LogisticGame, RidgeGame
+from inrun_bench.peak_memory import peak_bytes
+from tasks.learners import LogisticGame, RidgeGame, newton
 from tasks.learners import coalitions as coalitions_module
 from tasks.learners import design as design_module
+from tasks.learners.identity import identity_of
 from tasks.learners.newton import fit_logistic
 from tests.tasks.small_samples import random_coalitions, regression, samples, with_constant
 
@@ -94,6 +97,33 @@ def test_the_gradient_vanishes_at_the_coefficients_and_the_bound_holds(n_classes
     distance = (rough - coefficients.detach()).flatten(1).norm(dim=1)
     assert distance.max() > 1e-9  # it did stop early
     assert (distance <= 1.1 * rough_bounds + 1e-9).all()
+
+
+@pytest.mark.parametrize("penalty", [1e-8, 1e-3, 1.0])
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_every_step_lowers_the_objective_and_fits_converge_from_anywhere(n_classes, penalty, monkeypatch):
+    """Classes overlap, so that the optimum is near 0: full steps from afar overshoot it, further and further."""
+    x = torch.tensor([[1.0], [1.0], [1.0], [-2.0], [-2.0], [-2.0]], dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2]) % n_classes
+    targets = (torch.arange(n_classes)[1 if n_classes == 2 else 0 :, None] == labels).double()
+    grid = torch.linspace(-30, 30, 21, dtype=torch.float64)
+    start = torch.zeros(21, len(targets), 1, dtype=torch.float64)
+    start[:, 0, 0] = grid
+    weights, penalties = torch.ones(21, 6, dtype=torch.float64), torch.full((21,), penalty, dtype=torch.float64)
+
+    def objective(factors, steps=2):
+        monkeypatch.setattr(newton, "_STEPS_A_FACTOR", steps)
+        fit = newton.fit_logistic(design, targets, weights, penalties, start, tolerance=1e-300, max_factors=factors)
+        return newton._objective(fit[0], newton._margins(fit[0], x), targets, weights, penalties)
+
+    design = design_module.DesignMatrix(x)
+    path = [newton._objective(start, newton._margins(start, x), targets, weights, penalties)]
+    path += [objective(1, steps=1), *(objective(factors) for factors in range(1, 6))]
+    for before, after in pairwise(path):
+        assert (after <= before + 1e-12).all()
+    monkeypatch.undo()
+    _, bounds = newton.fit_logistic(design, targets, weights, penalties, start, tolerance=1e-6, max_factors=60)
+    assert (bounds <= 1e-6).all()
 
 
 @pytest.mark.parametrize("l2", [1e-8, 1e3])
@@ -239,12 +269,22 @@ def test_no_coalitions_have_no_utilities(name):
     assert all_games()[name]()(np.empty((0, 10), bool)).shape == (0,)
 
 
+OTHER_SETTINGS = ({"l2": 2.0}, {"renormalised": True}, {"dtype": torch.float32}, {"tolerance": 1e-6})
+
+
+def test_an_identity_tells_the_same_numbers_in_other_arrays_apart():
+    numbers = np.arange(6.0)
+    splits = [(numbers,), (numbers[:2], numbers[2:]), (numbers[:3], numbers[3:])]
+    shapes = [(numbers.reshape(2, 3),), (numbers.reshape(3, 2),), (numbers.view(np.int64),)]
+    assert len({identity_of("game", {}, *arrays) for arrays in splits + shapes}) == 6
+
+
 def test_identity_changes_with_all_that_utilities_follow_from_and_with_nothing_else():
     data = samples()
     base = LogisticGame(*data).identity()
     assert base == LogisticGame(*data, utility="accuracy", l2=1).identity()  # both utilities come from one fit
     assert len(base) == 64
-    others = [LogisticGame(*data, **p) for p in ({"l2": 2.0}, {"renormalised": True}, {"dtype": torch.float32})]
+    others = [LogisticGame(*data, **p) for p in OTHER_SETTINGS]
     for part in (0, 2):
         changed = [array.copy() for array in data]
         changed[part][3, 1] = np.nextafter(changed[part][3, 1], 9)
@@ -276,6 +316,18 @@ def test_a_penalty_below_the_working_precision_is_refused():
     game = RidgeGame(x, [1.0, 2.0, 3.0], x, [1.0, 2.0, 3.0], l2=1e-12, dtype=torch.float32)
     with pytest.raises(ValueError, match=r"l2=1e-12 is too small for torch.float32.*size 1 with members \[1\]"):
         game(np.array([[False, True, False]]))
+
+
+def test_normal_equations_that_rounding_makes_indefinite_are_refused_too():
+    """Two samples, four features: below the working precision, pivots are as often negative as they are 0."""
+    generator, pair, refused = np.random.default_rng(0), np.arange(6)[None] < 2, 0
+    for _ in range(20):
+        x, y = 10 * generator.normal(size=(6, 3)), generator.normal(size=6)
+        try:
+            RidgeGame(x, y, x, y, l2=1e-12, dtype=torch.float32)(pair)
+        except ValueError as error:
+            refused += "is too small for torch.float32" in str(error)
+    assert refused >= 18
 
 
 def test_ridge_stays_accurate_with_hardly_any_penalty():

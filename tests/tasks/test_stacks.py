@@ -6,11 +6,13 @@ from torch import nn
 from torch.func import functional_call
 
 from tasks.architectures import GPT, cnn
+from tasks.data import Split
 from tasks.objective import CLASSIFICATION, REGRESSION, Objective
 from tasks.stacks.objectives import output_gradient, worth
 from tasks.stacks.program import program_of
 from tasks.stacks.sequential import Chain
 from tasks.stacks.stack import stack_of
+from tasks.stacks.training import judge
 from tasks.stacks.vmapped import Vmapped
 
 IMAGES = (2, 7, 6)
@@ -89,6 +91,14 @@ OTHERS = {
     "frozen weights": ((6,), frozen),
     "grouped convolution": (IMAGES, lambda: flat(nn.Conv2d(2, 4, 3, groups=2), features=80)),
     "convolution padded by name": (IMAGES, lambda: flat(nn.Conv2d(2, 1, 3, padding="same"), features=42)),
+    "convolution padded in a circle": (
+        IMAGES,
+        lambda: flat(nn.Conv2d(2, 1, 3, padding=1, padding_mode="circular"), features=42),
+    ),
+    "pooling beyond the edge": (IMAGES, lambda: flat(nn.AvgPool2d(2, ceil_mode=True), features=24)),
+    "sums over windows": (IMAGES, lambda: flat(nn.AvgPool2d(2, divisor_override=1), features=18)),
+    "averages over a grid": (IMAGES, lambda: flat(nn.AdaptiveAvgPool2d((2, 3)), features=12)),
+    "layer norm of each position": ((4, 6), lambda: flat(nn.LayerNorm(6), features=24)),
     "padded pooling": (IMAGES, lambda: flat(nn.MaxPool2d(3, padding=1), features=12)),
     "linear on positions": ((4, 6), lambda: flat(nn.Linear(6, 2), nn.ReLU(), features=8)),
 }
@@ -204,3 +214,25 @@ def test_regression_with_a_single_output():
     for i in range(M):
         for key, gradient in gradient_alone(model, REGRESSION, one(stack, i), x, y, weights[i]).items():
             torch.testing.assert_close(gradients[key][i], gradient, rtol=1e-10, atol=1e-12)
+
+
+def test_a_model_with_a_weight_that_is_not_finite_has_no_utility_even_if_its_outputs_are_finite():
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    split = Split(torch.randn(B, 6), torch.arange(B) % 3)
+    stack = stack_of(model, 3)
+    stack["0.bias"][1, 2] = -torch.inf  # a unit that is never active
+    stack["2.bias"][2, 0] = torch.nan
+    program = program_of(model, CLASSIFICATION, split.x[:1])
+    assert program.outputs(stack, split.x)[1].isfinite().all()
+    for utilities in judge(program, stack, CLASSIFICATION, split, 2).values():
+        assert utilities.isfinite().tolist() == [True, False, False]
+
+
+def test_a_model_with_a_utility_that_is_not_finite_has_none_even_if_its_weights_and_outputs_are_finite():
+    model = nn.Linear(2, 1).double()
+    split = Split(torch.ones(B, 2, dtype=torch.float64), torch.zeros(B, dtype=torch.float64))
+    stack = stack_of(model, 2)
+    stack["bias"][1] = 1e200  # its square is too large
+    program = program_of(model, REGRESSION, split.x[:1])
+    assert program.outputs(stack, split.x).isfinite().all()
+    assert judge(program, stack, REGRESSION, split, 2)["loss"].isnan().tolist() == [False, True]

@@ -26,7 +26,7 @@ from inrun_bench.experiments.gpu.rounds import (
     take_turns,
     wall_seconds,
 )
-from inrun_bench.memory import peak_bytes
+from inrun_bench.peak_memory import peak_bytes
 from inrun_bench.unit import Row, Unit
 from tasks.architectures import GPT, cnn, mlp
 

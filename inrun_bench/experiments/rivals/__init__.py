@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 
 import pandas as pd
 
-from inrun_bench.experiments.rivals import estimators, logistic, neighbours, training_loop
+from inrun_bench.experiments.rivals import logistic, neighbours, overhead_of_estimators, training_loop
 from inrun_bench.experiments.rivals.turns import threads
 from inrun_bench.plan import Plan
 from inrun_bench.unit import Row, Unit
@@ -31,7 +31,7 @@ _MEASURES: dict[str, Callable[[Unit], list[Row]]] = {
     "knn-large": neighbours.large,
     "logistic": logistic.against_pydvl,
     "training-loop": training_loop.against_batches,
-    "estimators": estimators.overhead,
+    "estimators": overhead_of_estimators.overhead,
 }
 
 _TASKS = {"logistic": "breast-cancer-logreg", "training-loop": "digits-mlp", "estimators": "none"}

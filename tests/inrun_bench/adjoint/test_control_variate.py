@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from baselines import InterruptedEstimateWarning, budget, complementary_shapley, exact_shapley, stderr_below
 from inrun_bench.adjoint import control_variate_shapley
+from inrun_bench.adjoint.checkpoints import AUTOMATIC
 from inrun_bench.adjoint.relaxed_game import relaxed_game
 from inrun_bench.adjoint.surrogate import SizeDependentAdditiveGame, taylor_surrogate
-from inrun_bench.adjoint.trajectory import AUTOMATIC
 from tests.inrun_bench.adjoint.small import quadratic_task, small_task
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.func import functional_call
 
+from inrun_bench.adjoint.checkpoints import Storage
 from inrun_bench.adjoint.sweep import differentiate, utilities_at
-from inrun_bench.adjoint.trajectory import Storage
 from tests.inrun_bench.adjoint.small import central_differences, small_task, some_weights
 
 RECIPES = {

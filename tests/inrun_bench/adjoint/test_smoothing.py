@@ -32,6 +32,19 @@ def test_eps_is_a_share_of_the_size_of_the_gradients():
     assert smoothed(one_step, 0.3).recipe.eps == pytest.approx(0.3 * size, rel=1e-12)
 
 
+def test_the_size_is_the_root_mean_square_over_the_steps_each_with_a_gradient_of_its_own():
+    task = adam_task(batch_size=4, epochs=2)
+    model = task.model()
+    optimizer, parameters, squares = task.optimizer(model), list(model.parameters()), []
+    for index in task.batches():
+        gradients = torch.autograd.grad(task.loss(model, task.train, index), parameters)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        squares.append(float(torch.cat([g.flatten() for g in gradients]).square().mean()))
+        optimizer.step()
+    assert smoothed(task, 0.3).recipe.eps == pytest.approx(0.3 * math.sqrt(np.mean(squares)), rel=1e-12)
+
+
 def test_gradients_are_measured_as_they_are_received():
     clipped = adam_task(clip_norm=0.01)
     numbers = sum(p.numel() for p in clipped.model().parameters())

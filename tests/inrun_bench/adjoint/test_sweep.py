@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from inrun_bench.adjoint import sweep
+from inrun_bench.adjoint.checkpoints import Storage
 from inrun_bench.adjoint.sweep import DivergedRunError, differentiate, utilities_at
-from inrun_bench.adjoint.trajectory import Storage
+from inrun_bench.peak_memory import peak_bytes
 from tasks.architectures import GPT
+from tasks.stacks import sizing
 from tests.inrun_bench.adjoint.small import central_differences, small_task, some_weights
 
 
@@ -89,6 +91,25 @@ def test_the_budget_chooses_the_way_and_changes_no_values(tmp_path):
         np.testing.assert_allclose(found.gradients, ample.gradients, rtol=1e-9, atol=1e-14)
 
 
+@pytest.mark.parametrize(("way", "runs"), [("memory", 6), ("disk", 24)])
+def test_the_peak_stays_below_the_bound_and_uses_a_good_part_of_it(way, runs, monkeypatch):
+    """Twice as many runs as fit; states included, of which Adam has three rows a step: most of what 32 steps take."""
+    monkeypatch.setattr(sizing, "LARGEST_TENSOR", 2**40)
+    task, bound = small_task(recipe="adamw", n=64, batch_size=32, epochs=16), 2**23
+    storage = Storage(way, memory_bytes=bound)
+    peak = peak_bytes(lambda: differentiate(task, some_weights(runs, 64), storage=storage))
+    assert bound / 3 < peak <= bound
+
+
+def test_states_of_all_runs_at_a_time_must_fit_to_be_kept_in_memory():
+    task, one = small_task(epochs=20), some_weights(1, 8)
+    alone = differentiate(task, one, storage=Storage("memory"))
+    budget = 5 * alone.stored_bytes
+    several = differentiate(task, some_weights(30, 8), storage=Storage(memory_bytes=budget))
+    assert differentiate(task, one, storage=Storage(memory_bytes=budget)).way == "memory"
+    assert (several.way, several.stored_bytes <= budget) == ("recomputed", True)
+
+
 @pytest.mark.parametrize(
     "utility", ["expected-accuracy", lambda outputs, y: -(outputs.square().mean() + outputs.logsumexp(-1).mean())]
 )
@@ -117,6 +138,18 @@ def test_a_run_that_diverges_is_named_with_its_step():
     alone = Storage(memory_bytes=20_000)  # one run at a time
     with pytest.raises(DivergedRunError, match=r"weights\[1\]"):
         utilities_at(task, weights, storage=alone)
+
+
+def test_a_derivative_that_is_not_finite_is_an_error_where_the_run_itself_is_finite():
+    with pytest.raises(DivergedRunError, match=r"derivatives by the weights are not finite in step \d of the run"):
+        differentiate(small_task(), np.ones((1, 8)), utility=lambda outputs, _y: 1e308 * outputs.square().sum())
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e9])
+def test_whether_samples_are_coupled_does_not_depend_on_the_unit_of_the_outputs(scale):
+    differentiate(with_function(lambda h: h * scale), np.ones((1, 8)), utility=lambda o, y: o.sum() / scale)
+    with pytest.raises(ValueError, match="depends on the others in its batch"):
+        differentiate(with_function(lambda h: (h - h.mean(0)) * scale), np.ones((1, 8)))
 
 
 def with_layer(layer):
@@ -228,7 +261,7 @@ def test_a_model_that_couples_samples_or_changes_from_pass_to_pass_is_refused(fu
     ],
 )
 def test_an_operation_without_a_derivative_is_told_before_the_run(function, message, monkeypatch):
-    monkeypatch.setattr(sweep, "there_and_back", None)
+    monkeypatch.setattr(sweep, "run_then_reverse", None)
     with pytest.raises(ValueError, match=message):
         differentiate(with_function(function), np.ones((1, 8)))
 

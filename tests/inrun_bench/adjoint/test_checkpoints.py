@@ -1,6 +1,7 @@
 """All ways to walk a run backwards meet the same states."""
 
 import tempfile
+import weakref
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inrun_bench.adjoint.trajectory import Storage, states_held, there_and_back
+from inrun_bench.adjoint.checkpoints import Storage, run_then_reverse, states_held
 
 WAYS = ["memory", "disk", "recomputed"]
 
@@ -29,7 +30,7 @@ def test_states_come_back_to_the_last_bit(way, n_steps):
     states = [first_state(torch.float32)]
     for number in range(n_steps):
         states.append(logistic_map(number, states[-1]))
-    last, backwards = there_and_back(states[0], logistic_map, n_steps, way)
+    last, backwards = run_then_reverse(states[0], logistic_map, n_steps, way)
     assert all(map(torch.equal, last, states[-1]))
     visited = list(backwards)
     assert [number for number, _ in visited] == list(reversed(range(n_steps)))
@@ -45,24 +46,42 @@ def test_recomputing_takes_at_most_one_more_run_and_holds_the_root_of_the_states
         calls.append(number)
         return state
 
-    _, backwards = there_and_back(first_state(), step, n_steps, "recomputed")
+    _, backwards = run_then_reverse(first_state(), step, n_steps, "recomputed")
     list(backwards)
     assert len(calls) <= 2 * n_steps
     assert states_held("recomputed", n_steps) <= 2 * n_steps**0.5 + 2
     assert states_held("memory", n_steps) == states_held("disk", n_steps) == n_steps
 
 
+@pytest.mark.parametrize("way", ["memory", "recomputed"])
+@given(n_steps=st.integers(1, 40))
+def test_no_more_states_are_held_than_is_said_and_none_of_a_step_that_is_done(way, n_steps):
+    alive = weakref.WeakSet()
+
+    def step(number, state):
+        after = (state[0] + 1,)
+        alive.add(after[0])
+        return after
+
+    first = (torch.zeros(1, dtype=torch.float64),)
+    alive.add(first[0])
+    backwards = run_then_reverse(first, step, n_steps, way)[1]
+    del first
+    for number, _ in backwards:
+        assert len(alive) <= min(number + 1, states_held(way, n_steps))
+
+
 def test_a_full_disk_is_an_error_that_says_what_is_needed(monkeypatch):
     full = Path("/dev/full").open("w+b")  # noqa: SIM115 - to be closed by the code under test
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: full)
     with pytest.raises(OSError, match=r"this run, 400 bytes, could not be kept in .*: No space left"):
-        there_and_back(first_state(), logistic_map, 5, "disk")
+        run_then_reverse(first_state(), logistic_map, 5, "disk")
     assert full.closed
 
 
 def test_a_missing_directory_is_named(tmp_path):
     with pytest.raises(OSError, match="absent"):
-        there_and_back(first_state(), logistic_map, 5, "disk", tmp_path / "absent")
+        run_then_reverse(first_state(), logistic_map, 5, "disk", tmp_path / "absent")
 
 
 def test_the_file_is_gone_after_a_run_that_failed(tmp_path):
@@ -72,7 +91,7 @@ def test_the_file_is_gone_after_a_run_that_failed(tmp_path):
         return state
 
     with pytest.raises(ValueError, match="diverged"):
-        there_and_back(first_state(), failing, 5, "disk", tmp_path)
+        run_then_reverse(first_state(), failing, 5, "disk", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tasks.memory import free_bytes
+from tasks.free_memory import free_bytes
 from tasks.stacks.program import Program
 from tasks.stacks.stack import Stack
 

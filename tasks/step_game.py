@@ -8,7 +8,7 @@ steps with the summed gradient contributions of S only::
 The contributions are parts of what the optimiser receives. Where a recipe clips by norm, g_i is the sample's part of
 the batch's mean gradient times the factor by which the whole batch's gradient is clipped: a number of the step, the
 same for every coalition. That is the game which the engine scores
-(:mod:`inrun_bench.attribution.gradient_scaling`). Training on the coalition alone, as in :mod:`tasks.trajectory`,
+(:mod:`inrun_bench.attribution.gradient_scaling`). Training on the coalition alone, as in :mod:`tasks.trajectory_game`,
 would clip by the norm of the coalition's own gradient instead.
 
 Shapley values of this game are what one step of In-Run Data Shapley approximates (arXiv 2406.11011, section 4). Here
@@ -17,7 +17,7 @@ they are computed the plain way, from per-sample gradients and real optimiser st
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,9 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tasks import stacks
 from tasks.objective import Objective
 from tasks.stacks import Stack
-
-if TYPE_CHECKING:
-    from tasks.task import Task
+from tasks.task import Task
 
 __all__ = ["StepGame"]
 

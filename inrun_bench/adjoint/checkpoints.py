@@ -31,10 +31,10 @@ import torch
 
 from inrun_bench.adjoint.updates import State
 
-__all__ = ["AUTOMATIC", "Storage", "Way", "states_held", "there_and_back"]
+__all__ = ["AUTOMATIC", "StateStorage", "Storage", "run_then_reverse", "states_held"]
 
-Way: TypeAlias = Literal["memory", "disk", "recomputed"]
-Step: TypeAlias = Callable[[int, State], State]
+StateStorage: TypeAlias = Literal["memory", "disk", "recomputed"]
+Transition: TypeAlias = Callable[[int, State], State]
 
 
 @dataclass(frozen=True)
@@ -50,30 +50,31 @@ class Storage:
     directory : path, optional
         Where the temporary file of ``"disk"`` is made. Default for ``way="disk"``: that of the system.
     runs : path, optional
-        Folder in which finished runs are kept, and found again: see :mod:`~inrun_bench.adjoint.kept`. Default: they are
-        not kept.
+        Folder in which finished runs are kept, and found again: see :mod:`~inrun_bench.adjoint.run_cache`. Default:
+        they are not kept.
     """
 
-    way: Way | None = None
+    way: StateStorage | None = None
     memory_bytes: int | None = None
     directory: Path | None = None
     runs: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.way is not None and self.way not in get_args(Way):
-            raise ValueError(f"way must be one of {', '.join(map(repr, get_args(Way)))} or None, got {self.way!r}")
+        allowed = get_args(StateStorage)
+        if self.way is not None and self.way not in allowed:
+            raise ValueError(f"way must be one of {', '.join(map(repr, allowed))} or None, got {self.way!r}")
 
 
 AUTOMATIC = Storage()
 
 
-def states_held(way: Way, n_steps: int) -> int:
+def states_held(way: StateStorage, n_steps: int) -> int:
     """Return how many states are kept at most, in memory or on disk."""
     return min(n_steps, 2 * _segment(n_steps)) if way == "recomputed" else n_steps
 
 
-def there_and_back(
-    first: State, step: Step, n_steps: int, way: Way, directory: Path | None = None
+def run_then_reverse(
+    first: State, step: Transition, n_steps: int, way: StateStorage, directory: Path | None = None
 ) -> tuple[State, Iterator[tuple[int, State]]]:
     """Run all steps and return the last state, and an iterator over the others, latest first.
 
@@ -109,7 +110,7 @@ def there_and_back(
     return _recomputed(first, step, n_steps)
 
 
-def _from_memory(first: State, step: Step, n_steps: int) -> tuple[State, Iterator[tuple[int, State]]]:
+def _from_memory(first: State, step: Transition, n_steps: int) -> tuple[State, Iterator[tuple[int, State]]]:
     states = _segment_states(first, step, range(n_steps))
     last = step(n_steps - 1, states[-1])
 
@@ -120,7 +121,7 @@ def _from_memory(first: State, step: Step, n_steps: int) -> tuple[State, Iterato
     return last, backwards()
 
 
-def _recomputed(first: State, step: Step, n_steps: int) -> tuple[State, Iterator[tuple[int, State]]]:
+def _recomputed(first: State, step: Transition, n_steps: int) -> tuple[State, Iterator[tuple[int, State]]]:
     length = _segment(n_steps)
     kept: dict[int, State] = {}
     state = first
@@ -140,7 +141,7 @@ def _recomputed(first: State, step: Step, n_steps: int) -> tuple[State, Iterator
 
 
 def _from_disk(
-    first: State, step: Step, n_steps: int, directory: Path | None
+    first: State, step: Transition, n_steps: int, directory: Path | None
 ) -> tuple[State, Iterator[tuple[int, State]]]:
     shape, dtype, device = (n_steps, len(first), len(first[0])), first[0].dtype, first[0].device
     file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - closed by the iterator, or below
@@ -173,7 +174,7 @@ def _from_disk(
     return state, backwards()
 
 
-def _segment_states(first: State, step: Step, numbers: range) -> list[State]:
+def _segment_states(first: State, step: Transition, numbers: range) -> list[State]:
     """Return the states before each of the numbered steps."""
     states = [first]
     for number in numbers[:-1]:

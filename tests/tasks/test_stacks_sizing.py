@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 import tasks
-from inrun_bench.memory import peak_bytes
+from inrun_bench.peak_memory import peak_bytes
 from tasks.architectures import cnn
+from tasks.objective import CLASSIFICATION
 from tasks.recipe import Recipe
-from tasks.stacks import memory
-from tasks.stacks.memory import Footprint, optimizer_copies, stack_size
+from tasks.stacks import footprint, program_of, sizing, stack_of
+from tasks.stacks.sizing import Footprint, optimizer_copies, stack_size
 
 CPU = torch.device("cpu")
 
@@ -49,7 +50,7 @@ def task_of(architecture, recipe, n_validation=60):
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_peak_stays_below_the_bound_and_uses_a_good_part_of_it(architecture, recipe, monkeypatch):
-    monkeypatch.setattr(memory, "LARGEST_TENSOR", 2**40)
+    monkeypatch.setattr(sizing, "LARGEST_TENSOR", 2**40)
     bound = 8 * 2**20
     game = task_of(architecture, recipe).trajectory_game()
     game.memory_bytes = bound
@@ -69,16 +70,24 @@ def test_a_bound_below_one_model_is_refused_and_one_model_fits_into_what_is_aske
 def test_sizes_follow_from_the_bound_the_caches_and_what_is_free(monkeypatch):
     each = Footprint(total=1000, largest=100)
     assert stack_size(each, CPU, 5999) == 5
-    assert stack_size(each, CPU, 10**9) == memory.MODELS_AT_A_TIME
-    assert stack_size(Footprint(1000, memory.LARGEST_TENSOR // 3), CPU, 10**9) == 3
-    assert stack_size(Footprint(1000, 2 * memory.LARGEST_TENSOR), CPU, 10**9) == 1
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 6000)
+    assert stack_size(each, CPU, 10**9) == sizing.MODELS_AT_A_TIME
+    assert stack_size(Footprint(1000, sizing.LARGEST_TENSOR // 3), CPU, 10**9) == 3
+    assert stack_size(Footprint(1000, 2 * sizing.LARGEST_TENSOR), CPU, 10**9) == 1
+    monkeypatch.setattr(sizing, "free_bytes", lambda device: 6000)
     assert stack_size(each, CPU) == 3
     assert stack_size(Footprint(10**6, 100), CPU) == 1
 
 
 def test_only_caches_limit_a_processor():
     assert stack_size(Footprint(1000, 100), torch.device("meta"), 10**9) == 10**6
+
+
+def test_samples_which_all_models_see_are_not_counted_and_outputs_of_judges_are():
+    model, batch = nn.Linear(1000, 2), torch.randn(64, 1000)
+    program = program_of(model, CLASSIFICATION, batch[:1])
+    few, many = (footprint(program, stack_of(model, 1), batch, copies=4, n_judged=n).total for n in (64, 10064))
+    assert few < batch.nbytes
+    assert many - few >= 10_000 * 2 * batch.element_size()
 
 
 def test_optimizers_hold_their_state():

@@ -35,7 +35,7 @@ def chunks(monkeypatch):
         made.append(list(rows))
         return found
 
-    monkeypatch.setattr("tasks.stacks.memory.MODELS_AT_A_TIME", 2)
+    monkeypatch.setattr("tasks.stacks.sizing.MODELS_AT_A_TIME", 2)
     monkeypatch.setattr(sweep, "_sweep", recorded)
     return made
 
@@ -163,7 +163,7 @@ def test_runs_of_other_code_are_not_taken_for_those_of_the_present_one(tmp_path,
     chunks.clear()
     few_run_shapley(small_task(), 4, storage=storage)
     assert chunks == []
-    monkeypatch.setattr("inrun_bench.adjoint.kept.code_identity", lambda _: "of another version")
+    monkeypatch.setattr("inrun_bench.adjoint.run_cache.code_identity", lambda _: "of another version")
     few_run_shapley(small_task(), 4, storage=storage)
     assert sum(map(len, chunks)) == 4
 
@@ -233,7 +233,7 @@ def test_the_error_of_a_run_that_diverged_is_the_same_without_the_others():
 
 def disk_of(n_runs, monkeypatch):
     """A disk that is full when it has the states of so many runs."""
-    original = sweep.there_and_back
+    original = sweep.run_then_reverse
     size = sum(parameter.numel() for parameter in small_task().model().parameters())
 
     def stored(first, *rest):
@@ -241,7 +241,7 @@ def disk_of(n_runs, monkeypatch):
             raise OSError(errno.ENOSPC, "the states do not fit")
         return original(first, *rest)
 
-    monkeypatch.setattr(sweep, "there_and_back", stored)
+    monkeypatch.setattr(sweep, "run_then_reverse", stored)
 
 
 def test_a_disk_too_small_for_a_chunk_holds_its_halves(tmp_path, chunks, monkeypatch):
@@ -255,6 +255,13 @@ def test_a_disk_too_small_for_a_chunk_holds_its_halves(tmp_path, chunks, monkeyp
     assert found.stored_bytes == expected.stored_bytes // 2
     with pytest.raises(OSError, match="the states do not fit"):  # nothing is kept, and nothing tried
         differentiate(small_task(), weights, storage=Storage("disk"))
+
+
+def test_a_disk_too_small_for_a_chunk_is_asked_for_half_as_much_and_no_less(tmp_path, chunks, monkeypatch):
+    monkeypatch.setattr("tasks.stacks.sizing.MODELS_AT_A_TIME", 4)
+    disk_of(2, monkeypatch)
+    differentiate(small_task(), some_weights(5, 8), storage=Storage("disk", runs=tmp_path))
+    assert chunks == [[0, 1], [2, 3], [4]]
 
 
 def test_a_disk_too_small_for_a_run_says_what_is_kept(tmp_path, monkeypatch):
@@ -280,6 +287,16 @@ def test_a_folder_that_cannot_be_made_or_written_is_named(tmp_path, monkeypatch,
     with pytest.raises(OSError, match=r"runs cannot be kept in .*runs': No space left on device"):
         differentiate(small_task(), some_weights(1, 8), storage=Storage(runs=tmp_path / "runs"))
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_whether_runs_can_be_kept_is_found_out_before_they_are_made(tmp_path, monkeypatch, chunks):
+    def full(**_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(OSError, match=r"runs cannot be kept in .*: No space left on device"):
+        differentiate(small_task(), some_weights(1, 8), storage=Storage("memory", runs=tmp_path))
+    assert chunks == []
 
 
 def test_runs_of_a_function_cannot_be_kept(tmp_path):

@@ -1,9 +1,9 @@
 """Finished runs, kept in a folder: what was run once is not run again.
 
 A run is known by all that defines it: the trajectory game (data, architecture and initial weights, batches, recipe,
-objective, see :meth:`tasks.TrajectoryGame.identity`), the utility, the weights of the samples, and the code of this
-package. So a call that was cut off goes on where it was, and one that asks for more points or coalitions pays for what
-is new.
+objective, and the code of layers of one's own, see :meth:`tasks.TrajectoryGame.identity`), the utility, the weights of
+the samples, and the code of this package. So a call that was cut off goes on where it was, and one that asks for more
+points or coalitions pays for what is new.
 
 **Files**: one for each differentiated run, named by the SHA-256 of what defines it. It holds the utility and the n
 derivatives, float64, and before them a SHA-256 of name and content: a file that is damaged is not believed, and its run
@@ -31,21 +31,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baselines import UtilityStore
-from inrun_bench.adjoint.trajectory import Storage
+from inrun_bench.adjoint.checkpoints import Storage
 from inrun_bench.adjoint.utilities import Utility
 from inrun_bench.atomic import replacing
 from tasks import Task, TrajectoryGame
 from tasks.code_identity import code_identity
-from tasks.trajectory import Part
+from tasks.data import HeldOut
 
-__all__ = ["KeptRuns", "kept_runs"]
+__all__ = ["RunCache", "run_cache"]
 
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True)
-class KeptRuns:
-    """The finished runs of one task, utility and split; see :func:`kept_runs`.
+class RunCache:
+    """The finished runs of one task, utility and split; see :func:`run_cache`.
 
     Attributes
     ----------
@@ -115,9 +115,9 @@ class KeptRuns:
         return self.folder / f"{hashlib.sha256(definition).hexdigest()}.run"
 
 
-def kept_runs(
-    storage: Storage, task: Task, utility: Utility, split: Part, run: Callable[..., object]
-) -> KeptRuns | None:
+def run_cache(
+    storage: Storage, task: Task, utility: Utility, split: HeldOut, run: Callable[..., object]
+) -> RunCache | None:
     """Return the runs of a task that are kept in the folder ``storage.runs``, which is made; None where there is none.
 
     They are runs by the code behind `run`: those of other code are not taken for them.
@@ -140,7 +140,7 @@ def kept_runs(
     with _naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
     identity = TrajectoryGame(task, split=split).identity()
-    return KeptRuns(folder, f"{identity} {utility} {code_identity(run)}")
+    return RunCache(folder, f"{identity} {utility} {code_identity(run)}")
 
 
 def _digest(path: Path, body: bytes) -> bytes:

@@ -15,7 +15,7 @@ from baselines import exact_shapley
 from inrun_bench.attribution import InRunShapley, Integrated
 from tasks.architectures import GPT
 from tasks.recipe import Recipe
-from tasks.trajectory import DivergedError, TrajectoryGame
+from tasks.trajectory_game import DivergedError, TrajectoryGame
 
 NAMES = tasks.names(large=False)
 
@@ -167,7 +167,7 @@ def test_utilities_do_not_depend_on_what_else_is_asked(name, monkeypatch):
     task = tasks.load(name, seed=0, n_train=30)
     coalitions = random_coalitions(30, m=40)
     together = task.trajectory_game()(coalitions)
-    monkeypatch.setattr("tasks.stacks.memory.MODELS_AT_A_TIME", 7)
+    monkeypatch.setattr("tasks.stacks.sizing.MODELS_AT_A_TIME", 7)
     np.testing.assert_allclose(task.trajectory_game()(coalitions), together, rtol=3e-6)
     np.testing.assert_allclose(task.trajectory_game()(coalitions[5:6]), together[5:6], rtol=3e-6)
 
@@ -286,6 +286,13 @@ CHANGES = {
     "judging labels": lambda t: dataclasses.replace(t, validation=with_first_label_changed(t.validation)),
     "activation": lambda t: dataclasses.replace(t, architecture=perceptron(nn.GELU())),
     "setting of the activation": lambda t: dataclasses.replace(t, architecture=perceptron(nn.GELU("tanh"))),
+    "float setting": lambda t: dataclasses.replace(t, architecture=perceptron(nn.LeakyReLU(0.1))),
+    "other float setting": lambda t: dataclasses.replace(t, architecture=perceptron(nn.LeakyReLU(0.2))),
+    "shape": lambda t: dataclasses.replace(t, train=tasks.Split(t.train.x.view(-1, 8, 8), t.train.y)),
+    "the same bits as integers": lambda t: dataclasses.replace(
+        t, train=tasks.Split(t.train.x.view(torch.int64), t.train.y), dtype=torch.float64
+    ),
+    "squared errors of the same labels": lambda t: dataclasses.replace(t, n_classes=None),
     "initial weights": lambda t: dataclasses.replace(t, architecture=perceptron(nn.ReLU(), 1.01)),
     "seed": lambda t: dataclasses.replace(t, seed=t.seed + 1),
     "learning rate": with_recipe(learning_rate=0.2),
@@ -304,9 +311,18 @@ CHANGES = {
 }
 
 
+class Backwards(tasks.Task):
+    """A task with its batches in the opposite order."""
+
+    def batches(self):
+        return super().batches()[::-1]
+
+
 def test_the_identity_tells_games_apart_by_all_that_changes_their_utilities():
     identities = {name: change(small()).trajectory_game().identity() for name, change in CHANGES.items()}
     identities["task"] = small().trajectory_game().identity()
+    parts = {field.name: getattr(small(), field.name) for field in dataclasses.fields(tasks.Task)}
+    identities["batches"] = Backwards(**parts).trajectory_game().identity()
     identities["split"] = small().trajectory_game("loss", "test").identity()
     identities["renormalised"] = TrajectoryGame(small(), renormalised=True).identity()
     identities["dtype"] = tasks.load("digits-mlp", seed=3, n_train=12).trajectory_game().identity()

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -37,15 +37,11 @@ from torch import Tensor
 
 from baselines.game import described
 from tasks import stacks
-from tasks.content import layers
-from tasks.data import Split
-
-if TYPE_CHECKING:
-    from tasks.task import Task
+from tasks.data import HeldOut, Split
+from tasks.layer_settings import layer_settings
+from tasks.trainable import Trainable
 
 __all__ = ["DivergedError", "TrajectoryGame", "retrain"]
-
-Part = Literal["validation", "test"]
 
 
 class DivergedError(ValueError):
@@ -78,7 +74,7 @@ class TrajectoryGame:
 
     Parameters
     ----------
-    task : Task
+    task : Task (or another :class:`tasks.trainable.Trainable`)
         Data, model and recipe.
     utility : str
         Which of the objective's utilities: ``"loss"``, minus the mean loss (of classification in nats), or
@@ -112,9 +108,9 @@ class TrajectoryGame:
 
     def __init__(
         self,
-        task: Task,
+        task: Trainable,
         utility: str = "loss",
-        split: Part = "validation",
+        split: HeldOut = "validation",
         *,
         renormalised: bool = False,
         memory_bytes: int | None = None,
@@ -123,7 +119,7 @@ class TrajectoryGame:
         _check_measure(task, utility, split)
         self.task = task
         self.utility = utility
-        self.split: Part = split
+        self.split: HeldOut = split
         self.renormalised = renormalised
         self.memory_bytes = memory_bytes
         self.device = device
@@ -169,8 +165,14 @@ class TrajectoryGame:
         """Return a SHA-256 of all that defines :meth:`measure`, as 64 hexadecimal digits: a key for stored utilities.
 
         It covers the bits of the training samples and of the split that judges, the architecture and its initial
-        weights, the batch order, the recipe, the objective, and `renormalised`. Not covered is what changes utilities
-        by no more than rounding: chunks, device, versions; nor `utility`, which only picks a column.
+        weights, the batch order, the recipe, the objective, and `renormalised`; of layers of classes of one's own, the
+        code. Not covered is what changes utilities by no more than rounding: chunks, device, versions; nor `utility`,
+        which only picks a column.
+
+        Raises
+        ------
+        CodeIdentityError
+            A ValueError, if the code of a layer cannot be seen; see :mod:`tasks.code_identity`.
         """
         judge: Split = getattr(self.task, self.split)
         model = self.task.model()
@@ -179,7 +181,7 @@ class TrajectoryGame:
             ("train y", self.task.train.y),
             ("judge x", judge.x),
             ("judge y", judge.y),
-            *layers(model),
+            *layer_settings(model),
             *model.state_dict().items(),
             *(("batch", index) for index in self.task.batches()),
             ("recipe", self.task.recipe),
@@ -190,9 +192,9 @@ class TrajectoryGame:
 
 
 def retrain(
-    task: Task,
+    task: Trainable,
     coalitions: NDArray[np.bool_],
-    measures: Sequence[tuple[str, Part]],
+    measures: Sequence[tuple[str, HeldOut]],
     *,
     renormalised: bool = False,
     memory_bytes: int | None = None,
@@ -202,7 +204,7 @@ def retrain(
 
     Parameters
     ----------
-    task : Task
+    task : Task (or another :class:`tasks.trainable.Trainable`)
         Data, model and recipe.
     coalitions : bool [m, n_train]
         Which training samples each model sees.
@@ -258,8 +260,8 @@ def retrain(
     return out
 
 
-def _check_measure(task: Task, utility: str, split: str) -> None:
-    for name, value, allowed in (("utility", utility, task.objective.utilities), ("split", split, get_args(Part))):
+def _check_measure(task: Trainable, utility: str, split: str) -> None:
+    for name, value, allowed in (("utility", utility, task.objective.utilities), ("split", split, get_args(HeldOut))):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
