@@ -165,8 +165,15 @@ class TrajectoryGame:
         """Return a SHA-256 of all that defines :meth:`measure`, as 64 hexadecimal digits: a key for stored utilities.
 
         It covers the bits of the training samples and of the split that judges, the architecture and its initial
-        weights, the batch order, the recipe, the objective, and `renormalised`. Not covered is what changes utilities
-        by no more than rounding: chunks, device, versions; nor `utility`, which only picks a column.
+        weights, the code of layers that are not torch's own and of functions that layers hold, which parameters are
+        trained, the batch order, the recipe, the objective, and `renormalised`. Not covered is what changes utilities
+        by no more than rounding: chunks, device, versions of torch; nor `utility`, which only picks a column.
+
+        Raises
+        ------
+        CodeIdentityError
+            A ValueError, if the code of a layer cannot be seen: classes belong at the head of a file's module, not in a
+            notebook's cell or a function.
         """
         judge: Split = getattr(self.task, self.split)
         model = self.task.model()
@@ -176,7 +183,8 @@ class TrajectoryGame:
             ("judge x", judge.x),
             ("judge y", judge.y),
             *layer_settings(model),
-            *model.state_dict().items(),
+            *(state := model.state_dict()).items(),
+            *((name, buffer) for name, buffer in model.named_buffers() if name not in state),
             *(("batch", index) for index in self.task.batches()),
             ("recipe", self.task.recipe),
             ("objective", self.task.objective.name),

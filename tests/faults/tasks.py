@@ -8,8 +8,8 @@ FAULTS = [
     Fault(
         "float settings of layers are left out of a game's identity",
         "tasks/layer_settings.py",
-        "bool | int | float | str | tuple | None",
-        "bool | int | str | tuple | None",
+        "bool | int | float | str | None",
+        "bool | int | str | None",
         f"{TESTS}/test_trajectory_game.py::test_the_identity_tells_games_apart_by_all_that_changes_their_utilities",
     ),
     Fault(
@@ -452,5 +452,40 @@ FAULTS = [
         "from tasks.recipe import Recipe\n",
         "from tasks.recipe import Recipe\nfrom tasks import task  # noqa: F401\n",
         "tests/test_arrows.py",
+    ),
+    Fault(
+        "the content of a task knows the sizes of initial weights alone",
+        "tasks/content.py",
+        "STEPS if norm > 0 else ()",
+        "()",
+        f"{TESTS}/test_layer_settings.py",
+    ),
+    Fault(
+        "functions that layers hold are left out of a game's identity",
+        "tasks/layer_settings.py",
+        "others.append((key, _without_handles(key, value)))",
+        "pass",
+        f"{TESTS}/test_layer_settings.py",
+    ),
+    Fault(
+        "the classes of layers are left out of a game's identity",
+        "tasks/layer_settings.py",
+        "more.append((name, classes, others))",
+        "more.append((name, others))",
+        f"{TESTS}/test_layer_settings.py",
+    ),
+    Fault(
+        "a game's identity does not know which parameters are trained",
+        "tasks/layer_settings.py",
+        "if not parameter.requires_grad",
+        "if False",
+        f"{TESTS}/test_layer_settings.py",
+    ),
+    Fault(
+        "buffers that are not saved are left out of a game's identity",
+        "tasks/trajectory_game.py",
+        "for name, buffer in model.named_buffers() if name not in state",
+        "for name, buffer in ()",
+        f"{TESTS}/test_layer_settings.py",
     ),
 ]
