@@ -377,13 +377,6 @@ FAULTS = [
         f"{TESTS}/test_learners.py::test_ridge_stays_accurate_with_hardly_any_penalty",
     ),
     Fault(
-        "a singular ridge has a utility",
-        "tasks/learners/ridge.py",
-        "exact & (slowness <= _SLOWEST) & (singular == 0)",
-        "exact & (slowness <= _SLOWEST)",
-        f"{TESTS}/test_learners.py::test_a_penalty_below_the_working_precision_is_refused",
-    ),
-    Fault(
         "a ridge that rounding has moved has a utility",
         "tasks/learners/ridge.py",
         "exact & (slowness <= _SLOWEST) & (singular == 0)",
