@@ -495,4 +495,18 @@ FAULTS = [
         "for name, buffer in ()",
         f"{TESTS}/test_layer_settings.py",
     ),
+    Fault(
+        "draws from generators that everyone shares are not looked for",
+        "tasks/learners/fitting.py",
+        "    if drawn:\n",
+        "    if False:\n",
+        f"{TESTS}/test_learners_estimator.py",
+    ),
+    Fault(
+        "an estimator that seeds a shared generator is refused",
+        "tasks/learners/shared_generators.py",
+        "end[name] not in (start[name], after[name])",
+        "end[name] != start[name]",
+        f"{TESTS}/test_learners_estimator.py",
+    ),
 ]
