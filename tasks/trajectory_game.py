@@ -38,6 +38,7 @@ from torch import Tensor
 from baselines.game import described
 from tasks import stacks
 from tasks.data import HeldOut, Split
+from tasks.fixed_attributes import FixedAttributes
 from tasks.layer_settings import layer_settings
 from tasks.trainable import Trainable
 
@@ -69,7 +70,7 @@ class DivergedError(ValueError):
         )
 
 
-class TrajectoryGame:
+class TrajectoryGame(FixedAttributes):
     """The retraining game of a task (see the module's docstring), evaluated in batches.
 
     Parameters
@@ -95,6 +96,9 @@ class TrajectoryGame:
     measures : tuple of str
         Names of the columns of :meth:`measure`: all utilities of the task's objective, in the objective's order.
 
+    Samples are the task's own tensors and not copied. A game whose samples torch has changed in place since it was made
+    is refused; changes by NumPy, of an array that a tensor shares, are not seen.
+
     Examples
     --------
     >>> import numpy as np, tasks
@@ -105,6 +109,8 @@ class TrajectoryGame:
     >>> game.measures
     ('loss', 'accuracy')
     """
+
+    fixed = ("measures", "n_players", "renormalised", "split", "task", "utility")
 
     def __init__(
         self,
@@ -125,6 +131,7 @@ class TrajectoryGame:
         self.device = device
         self.n_players = task.n_train
         self.measures = tuple(task.objective.utilities)
+        self._versions = self._versions_of_samples()
 
     def __call__(self, coalitions: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Return the utility, float64 [m], of each coalition of bool [m, n_players].
@@ -152,6 +159,7 @@ class TrajectoryGame:
         float64 [m, len(measures)]
             One column for each of `measures`; a row of NaN where the model diverged.
         """
+        self._check_samples()
         return retrain(
             self.task,
             coalitions,
@@ -175,6 +183,7 @@ class TrajectoryGame:
             A ValueError, if the code of a layer cannot be seen: classes belong at the head of a file's module, not in a
             notebook's cell or a function.
         """
+        self._check_samples()
         judge: Split = getattr(self.task, self.split)
         model = self.task.model()
         entries = [
@@ -191,6 +200,24 @@ class TrajectoryGame:
             ("renormalised", self.renormalised),
         ]
         return _digest(entries)
+
+    def _versions_of_samples(self) -> dict[str, int]:
+        """Return how often torch has changed each tensor of samples in place, by name."""
+        return {
+            f"{part}.{name}": getattr(getattr(self.task, part), name)._version
+            for part in ("train", self.split)
+            for name in ("x", "y")
+            if not getattr(getattr(self.task, part), name).is_inference()
+        }
+
+    def _check_samples(self) -> None:
+        then, now = self._versions, self._versions_of_samples()
+        changed = [name for name in then if now.get(name) != then[name]]
+        if changed:
+            raise ValueError(
+                f"{' and '.join(changed)} of the task was changed in place since this game was made, so "
+                "that utilities of two games would pass for those of one; make the game anew, of a task with copies"
+            )
 
 
 def retrain(

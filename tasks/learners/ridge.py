@@ -33,6 +33,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from baselines.game import described
+from tasks.fixed_attributes import FixedAttributes
 from tasks.learners.coalitions import in_chunks
 from tasks.learners.design import DesignMatrix, along_the_mean, with_intercept
 from tasks.learners.identity import identity_of
@@ -51,7 +52,7 @@ _TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}  # of a mean squared er
 _OF_ZERO = 1e-3  # or that of predicting 0 times this
 
 
-class RidgeGame:
+class RidgeGame(FixedAttributes):
     """The game of ridge regression (see the module's docstring).
 
     Parameters
@@ -97,6 +98,8 @@ class RidgeGame:
     >>> game(np.array([[False, False], [True, True]])).round(3) + 0.0
     array([-36.,   0.])
     """
+
+    fixed = ("l2", "n_players", "renormalised", "utility")
 
     def __init__(
         self,

@@ -509,4 +509,18 @@ FAULTS = [
         "end[name] != start[name]",
         f"{TESTS}/test_learners_estimator.py",
     ),
+    Fault(
+        "a game whose samples were changed goes on",
+        "tasks/trajectory_game.py",
+        "        if changed:\n",
+        "        if False:\n",
+        f"{TESTS}/test_samples_as_given.py",
+    ),
+    Fault(
+        "what an identity follows from can be changed",
+        "tasks/fixed_attributes.py",
+        "if name in self.fixed and name in vars(self):",
+        "if False:",
+        f"{TESTS}/test_samples_as_given.py",
+    ),
 ]

@@ -1,10 +1,14 @@
 """What a learner's game is given is taken as it is or refused: labels, masks, columns of frames, collections."""
 
+import copy
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.tree import DecisionTreeClassifier
 
+import tasks
+from baselines import CachedGame, UtilityStore
 from tasks.learners import EstimatorGame, LogisticGame, RidgeGame
 from tasks.learners.samples import class_codes, class_codes_of_outputs, real_targets
 
@@ -85,3 +89,27 @@ def test_targets_that_float64_does_not_hold_are_refused():
 def test_samples_are_rows_that_can_be_picked(x):
     with pytest.raises(TypeError, match="x_train must be an array, data frame, sparse matrix or list of samples, got"):
         EstimatorGame(DecisionTreeClassifier(), x, [0, 1], [[1.0]], [0])
+
+
+def test_what_an_identity_follows_from_cannot_be_changed(tmp_path):
+    task = tasks.load("iris-logreg", n_train=5)
+    changes = {"l2": 50.0, "renormalised": True, "utility": "accuracy"}
+    games = [(game, changes) for game in (GAMES["logistic"](), GAMES["ridge"]())]
+    games.append((task.trajectory_game(), {"split": "test", "renormalised": True, "utility": "accuracy", "task": task}))
+    for game, others in games:
+        for name, value in others.items():
+            with pytest.raises(AttributeError, match=rf"{name} of a \w+Game cannot be changed"):
+                setattr(game, name, value)
+        assert copy.deepcopy(game).identity() == game.identity()
+
+
+def test_a_trajectory_game_whose_samples_were_changed_is_refused(tmp_path):
+    task = tasks.load("iris-logreg", n_train=5)
+    game, everyone = task.trajectory_game(), np.ones((1, 5), bool)
+    cached = CachedGame(game, UtilityStore(tmp_path / "u.db"))
+    cached(everyone)
+    task.train.x.mul_(-1)
+    for call in (lambda: game(everyone), lambda: cached(~everyone), game.identity):
+        with pytest.raises(ValueError, match=r"train.x of the task was changed in place since this game"):
+            call()
+    assert task.trajectory_game()(everyone) != cached(everyone)
