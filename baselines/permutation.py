@@ -203,8 +203,7 @@ class Permutations:
         """Follow so many permutations, each with its shifts and reverses."""
         k = self._orders_a_draw
         walks = self._marginal_contributions(islice(self._orders, n_draws * k))
-        for walk in walks:
-            draw = walk.copy()
+        for draw in walks:
             for other in islice(walks, k - 1):
                 draw += other
             self._moments = self._moments.with_draw(draw / k)

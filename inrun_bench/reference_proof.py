@@ -131,7 +131,7 @@ def verify(
         retrained=len(drawn),
         errors=dict(zip(game.measures, difference.max(axis=0, initial=0.0).tolist(), strict=True)),
         remade=tuple(int(others[number][0].settings["block"]) for number in chosen),
-        remade_errors={u: max(errors[u] for errors in remade) for u in game.measures} if remade else {},
+        remade_errors={u: _most([errors[u] for errors in remade]) for u in game.measures} if remade else {},
     )
 
 
@@ -144,18 +144,18 @@ def _replay(
     """Return the largest error of values, coalitions drawn at random, bool [m, n], and their utilities, [m, k]."""
     sizes = [len(_utilities(rows)["loss"]) for _, rows in replayed]
     positions = random.integers(sum(sizes), size=coalitions if sizes else 0)
-    error, first = 0.0, 0
+    errors, first = [0.0], 0
     drawn, stored = [np.empty((0, game.n_players), dtype=bool)], []
     for (unit, rows), size in zip(replayed, sizes, strict=True):
         watched = frozenset((positions[(positions >= first) & (positions < first + size)] - first).tolist())
         of_utility = _utilities(rows)
         for utility, utilities in of_utility.items():
             replay = Replay(game.n_players, utilities, watched)
-            error = max(error, _largest(estimate(replay, unit).values, _values(rows, utility)))
+            errors.append(_largest(estimate(replay, unit).values, _values(rows, utility)))
         drawn += [replay.seen[position][None] for position in sorted(watched)]
         stored += [[of_utility[measure][position] for measure in game.measures] for position in sorted(watched)]
         first += size
-    return error, np.concatenate(drawn), np.array(stored).reshape(-1, len(game.measures))
+    return _most(errors), np.concatenate(drawn), np.array(stored).reshape(-1, len(game.measures))
 
 
 def _remake(unit: Unit, rows: pd.DataFrame) -> dict[str, float]:
@@ -166,6 +166,10 @@ def _remake(unit: Unit, rows: pd.DataFrame) -> dict[str, float]:
 
 def _largest(values: NDArray[np.float64], kept: NDArray[np.float64]) -> float:
     return float(np.abs(values - kept).max()) / (float(kept.std()) or 1.0)
+
+
+def _most(errors: Sequence[float]) -> float:
+    return float(np.max(errors))  # NaN where one is: Python's own max may pass over it
 
 
 def _values(rows: pd.DataFrame, utility: str) -> NDArray[np.float64]:

@@ -201,6 +201,14 @@ class TrajectoryGame(FixedAttributes):
         ]
         return _digest(entries)
 
+    def __getstate__(self) -> dict[str, object]:
+        self._check_samples()
+        return {name: value for name, value in vars(self).items() if name != "_versions"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self._versions = self._versions_of_samples()  # copies count anew
+
     def _versions_of_samples(self) -> dict[str, int]:
         """Return how often torch has changed each tensor of samples in place, by name."""
         return {

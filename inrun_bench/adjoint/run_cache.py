@@ -1,9 +1,9 @@
 """Finished runs, kept in a folder: what was run once is not run again.
 
 A run is known by all that defines it: the trajectory game (data, architecture and initial weights, batches, recipe,
-objective, see :meth:`tasks.TrajectoryGame.identity`), the utility, the weights of the samples, and the code of this
-package. So a call that was cut off goes on where it was, and one that asks for more points or coalitions pays for what
-is new.
+objective, and the code of layers of one's own, see :meth:`tasks.TrajectoryGame.identity`), the utility, the weights of
+the samples, and the code of this package. So a call that was cut off goes on where it was, and one that asks for more
+points or coalitions pays for what is new.
 
 **Files**: one for each differentiated run, named by the SHA-256 of what defines it. It holds the utility and the n
 derivatives, float64, and before them a SHA-256 of name and content: a file that is damaged is not believed, and its run

@@ -213,6 +213,16 @@ def test_blocks_without_utilities_are_made_anew_and_hold(medium, store):
         assert proof.holds
 
 
+def test_references_that_differ_in_any_utility_are_told_apart(small, store):
+    found = extend(store, TASK, jobs=1)
+    digests = {found.digest()}
+    for utility, valuation in found.valuations.items():
+        values = valuation.values + (np.arange(N) == 3)
+        other = {**found.valuations, utility: dataclasses.replace(valuation, values=values)}
+        digests.add(dataclasses.replace(found, valuations=other).digest())
+    assert len(digests) == 3
+
+
 def test_a_proof_tells_the_largest_error_of_what_is_trained_again(medium, store, monkeypatch):
     extend(store, TASK, seconds=0, jobs=1)
     game = tasks.load(TASK).trajectory_game()
@@ -238,6 +248,22 @@ def test_a_proof_tells_the_largest_error_of_values_in_units_of_their_spread(medi
     for number in range(2):
         store.drop_column(reference.block(TASK, 0, number), "utilities")
     assert verify(store, TASK, remake=2, rng=0).remade_errors["loss"] == pytest.approx(expected)
+
+
+def test_values_that_are_no_numbers_prove_nothing(medium, store):
+    extend(store, TASK, seconds=0, jobs=1)
+
+    def change(rows):
+        rows.loc[(rows["metric"] == "value") & (rows["sample"] == 4), "value"] = -np.inf
+
+    rewrite(store, change)
+    with np.errstate(invalid="ignore"):
+        proof = verify(store, TASK, coalitions=1, rng=0)
+        store.drop_column(reference.block(TASK, 0, 0), "utilities")
+        remade = verify(store, TASK, remake=1, rng=0)
+    assert np.isnan([proof.replay_error, *remade.remade_errors.values()]).all()
+    assert not proof.holds
+    assert not remade.holds
 
 
 def test_altered_values_of_a_block_without_utilities_are_found_out(medium, store):

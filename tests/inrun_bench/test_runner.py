@@ -22,6 +22,7 @@ from baselines import permutation_shapley
 from inrun_bench import fingerprint, runner
 from inrun_bench.backends import BACKENDS, Workers
 from inrun_bench.cli import main
+from inrun_bench.run_rows import RunRows
 from inrun_bench.runner import run
 from inrun_bench.store import Store
 from inrun_bench.unit import Unit
@@ -219,6 +220,22 @@ def test_what_follows_from_changed_code_is_measured_again_and_what_it_took_the_p
     assert len(rows) == 8
     assert rows["child-0"] == 1 + 2 + 10 + 2
     assert run(CHILDREN, store).done == 0
+
+
+def test_what_another_run_has_measured_in_the_meantime_is_not_measured_again(laboratory, store, code):
+    """It stores the rows of a child while the parent is measured, as another run does that was faster."""
+    child = unit("child", GRANDPARENT)
+
+    def another_run():
+        run_rows = RunRows(Store(store.root))
+        run_rows.write(GRANDPARENT, [{"metric": "needed", "value": 1.0}])
+        run_rows.write(child, [{"metric": "needed", "value": 5.0}])
+        return [{"metric": "needed", "value": 1.0}]
+
+    laboratory.bodies[GRANDPARENT] = another_run
+    assert run([child], store).failed == ()
+    assert laboratory.measured == [GRANDPARENT]
+    assert store.read(child)["value"].item() == 5
 
 
 def test_rows_of_which_nobody_noted_what_they_follow_from_are_measured_again(laboratory, store, code):

@@ -12,6 +12,7 @@ from torch import nn
 from tasks import Recipe, Split, Task, TaskSpec
 from tasks.code_identity import CodeIdentityError
 from tasks.content import content_identity
+from tasks.layer_settings import layer_settings
 
 SGD = Recipe("sgd", learning_rate=0.1, batch_size=4, epochs=1)
 X = np.random.default_rng(0).normal(size=(12, 4))
@@ -144,3 +145,23 @@ def test_the_content_is_the_same_where_weights_are_rounded_otherwise(architectur
 
     assert content_of(rounded_otherwise) == content_of(architecture)
     assert identity_of(perceptron()) == identity_of(perceptron())
+
+
+class Mine(nn.Module):
+    def __init__(self, setting=0, private=0):
+        super().__init__()
+        self.setting, self._private = setting, private
+
+
+def told(model):
+    return repr(list(layer_settings(model)))
+
+
+SETTINGS = [0, 0.5, 0.25, True, "0", (1, 2), None, [1, 2], {"a": 1}, torch.float32, torch.relu, torch.tanh]
+SETTINGS += [torch.zeros(2), torch.zeros(3), torch.ones(2), nn.functional.relu, nn.functional.gelu]
+
+
+def test_settings_of_all_kinds_are_told_apart_and_told_alike_each_time():
+    models = [Mine(setting) for setting in SETTINGS] + [Mine(private=setting) for setting in SETTINGS[1:]]
+    assert len({told(model) for model in models}) == len(models)
+    assert [told(Mine(setting)) for setting in SETTINGS] == [told(Mine(setting)) for setting in SETTINGS]

@@ -378,6 +378,18 @@ def utility_or_refusal(game, coalition):
         return str(error)
 
 
+def test_normal_equations_that_rounding_makes_indefinite_are_refused_too():
+    """Two samples, four features: below the working precision, pivots are as often negative as they are 0."""
+    generator, pair, refused = np.random.default_rng(0), np.arange(6)[None] < 2, 0
+    for _ in range(20):
+        x, y = 10 * generator.normal(size=(6, 3)), generator.normal(size=6)
+        try:
+            RidgeGame(x, y, x, y, l2=1e-12, dtype=torch.float32)(pair)
+        except ValueError as error:
+            refused += "is too small for torch.float32" in str(error)
+    assert refused >= 18
+
+
 def test_ridge_stays_accurate_with_hardly_any_penalty():
     """Where there are fewer samples than features the normal equations alone lose as many digits as l2 is small."""
     x, y, xv, yv = regression(n=24, d=12)

@@ -91,6 +91,14 @@ OTHERS = {
     "frozen weights": ((6,), frozen),
     "grouped convolution": (IMAGES, lambda: flat(nn.Conv2d(2, 4, 3, groups=2), features=80)),
     "convolution padded by name": (IMAGES, lambda: flat(nn.Conv2d(2, 1, 3, padding="same"), features=42)),
+    "convolution padded in a circle": (
+        IMAGES,
+        lambda: flat(nn.Conv2d(2, 1, 3, padding=1, padding_mode="circular"), features=42),
+    ),
+    "pooling beyond the edge": (IMAGES, lambda: flat(nn.AvgPool2d(2, ceil_mode=True), features=24)),
+    "sums over windows": (IMAGES, lambda: flat(nn.AvgPool2d(2, divisor_override=1), features=18)),
+    "averages over a grid": (IMAGES, lambda: flat(nn.AdaptiveAvgPool2d((2, 3)), features=12)),
+    "layer norm of each position": ((4, 6), lambda: flat(nn.LayerNorm(6), features=24)),
     "padded pooling": (IMAGES, lambda: flat(nn.MaxPool2d(3, padding=1), features=12)),
     "linear on positions": ((4, 6), lambda: flat(nn.Linear(6, 2), nn.ReLU(), features=8)),
 }
@@ -218,3 +226,13 @@ def test_a_model_with_a_weight_that_is_not_finite_has_no_utility_even_if_its_out
     assert program.outputs(stack, split.x)[1].isfinite().all()
     for utilities in judge(program, stack, CLASSIFICATION, split, 2).values():
         assert utilities.isfinite().tolist() == [True, False, False]
+
+
+def test_a_model_with_a_utility_that_is_not_finite_has_none_even_if_its_weights_and_outputs_are_finite():
+    model = nn.Linear(2, 1).double()
+    split = Split(torch.ones(B, 2, dtype=torch.float64), torch.zeros(B, dtype=torch.float64))
+    stack = stack_of(model, 2)
+    stack["bias"][1] = 1e200  # its square is too large
+    program = program_of(model, REGRESSION, split.x[:1])
+    assert program.outputs(stack, split.x).isfinite().all()
+    assert judge(program, stack, REGRESSION, split, 2)["loss"].isnan().tolist() == [False, True]

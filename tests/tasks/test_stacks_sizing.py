@@ -10,8 +10,9 @@ from torch import nn
 import tasks
 from inrun_bench.peak_memory import peak_bytes
 from tasks.architectures import cnn
+from tasks.objective import CLASSIFICATION
 from tasks.recipe import Recipe
-from tasks.stacks import sizing
+from tasks.stacks import footprint, program_of, sizing, stack_of
 from tasks.stacks.sizing import Footprint, optimizer_copies, stack_size
 
 CPU = torch.device("cpu")
@@ -79,6 +80,14 @@ def test_sizes_follow_from_the_bound_the_caches_and_what_is_free(monkeypatch):
 
 def test_only_caches_limit_a_processor():
     assert stack_size(Footprint(1000, 100), torch.device("meta"), 10**9) == 10**6
+
+
+def test_samples_which_all_models_see_are_not_counted_and_outputs_of_judges_are():
+    model, batch = nn.Linear(1000, 2), torch.randn(64, 1000)
+    program = program_of(model, CLASSIFICATION, batch[:1])
+    few, many = (footprint(program, stack_of(model, 1), batch, copies=4, n_judged=n).total for n in (64, 10064))
+    assert few < batch.nbytes
+    assert many - few >= 10_000 * 2 * batch.element_size()
 
 
 def test_optimizers_hold_their_state():

@@ -14,7 +14,7 @@ from inrun_bench.adjoint import Storage, few_run_shapley
 from inrun_bench.methods import METHODS
 from tasks.catalog import stdlib_gpt
 from tasks.data import exchange_targets
-from tests.tasks.test_trajectory import judged_alone, random_coalitions, trained_alone
+from tests.tasks.test_trajectory_game import judged_alone, random_coalitions, trained_alone
 
 NAME = "stdlib-gpt"
 PARTS = ("train", "validation", "test")

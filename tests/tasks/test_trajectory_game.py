@@ -290,8 +290,9 @@ CHANGES = {
     "other float setting": lambda t: dataclasses.replace(t, architecture=perceptron(nn.LeakyReLU(0.2))),
     "shape": lambda t: dataclasses.replace(t, train=tasks.Split(t.train.x.view(-1, 8, 8), t.train.y)),
     "the same bits as integers": lambda t: dataclasses.replace(
-        t, train=tasks.Split(t.train.x.view(torch.int64), t.train.y)
+        t, train=tasks.Split(t.train.x.view(torch.int64), t.train.y), dtype=torch.float64
     ),
+    "squared errors of the same labels": lambda t: dataclasses.replace(t, n_classes=None),
     "initial weights": lambda t: dataclasses.replace(t, architecture=perceptron(nn.ReLU(), 1.01)),
     "seed": lambda t: dataclasses.replace(t, seed=t.seed + 1),
     "learning rate": with_recipe(learning_rate=0.2),
@@ -310,9 +311,18 @@ CHANGES = {
 }
 
 
+class Backwards(tasks.Task):
+    """A task with its batches in the opposite order."""
+
+    def batches(self):
+        return super().batches()[::-1]
+
+
 def test_the_identity_tells_games_apart_by_all_that_changes_their_utilities():
     identities = {name: change(small()).trajectory_game().identity() for name, change in CHANGES.items()}
     identities["task"] = small().trajectory_game().identity()
+    parts = {field.name: getattr(small(), field.name) for field in dataclasses.fields(tasks.Task)}
+    identities["batches"] = Backwards(**parts).trajectory_game().identity()
     identities["split"] = small().trajectory_game("loss", "test").identity()
     identities["renormalised"] = TrajectoryGame(small(), renormalised=True).identity()
     identities["dtype"] = tasks.load("digits-mlp", seed=3, n_train=12).trajectory_game().identity()

@@ -44,6 +44,13 @@ def test_every_size_comes_equally_often_and_every_player_half_of_the_time(n):
     np.testing.assert_array_equal(members.mean(axis=1), np.full((4000, n), 0.5))
 
 
+def test_each_draw_has_a_pair_from_each_quarter_of_the_sizes_up_to_a_half():
+    rng = np.random.default_rng(0)
+    levels = np.array([_weights(rng, 3, 0.0)[:, 0] for _ in range(100)])  # [draws, 8]
+    assert (np.sort(np.floor(8 * levels), axis=1) == np.arange(8)).all()
+    np.testing.assert_allclose(levels[:, 4:], 1 - levels[:, :4])
+
+
 def test_in_between_weights_lie_between_the_diagonal_and_the_coalition():
     diagonal, between, corner = (_weights(np.random.default_rng(0), 7, c) for c in (0.0, 0.25, 1.0))
     np.testing.assert_allclose(between, 0.75 * diagonal + 0.25 * corner)

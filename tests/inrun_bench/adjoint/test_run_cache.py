@@ -257,6 +257,13 @@ def test_a_disk_too_small_for_a_chunk_holds_its_halves(tmp_path, chunks, monkeyp
         differentiate(small_task(), weights, storage=Storage("disk"))
 
 
+def test_a_disk_too_small_for_a_chunk_is_asked_for_half_as_much_and_no_less(tmp_path, chunks, monkeypatch):
+    monkeypatch.setattr("tasks.stacks.sizing.MODELS_AT_A_TIME", 4)
+    disk_of(2, monkeypatch)
+    differentiate(small_task(), some_weights(5, 8), storage=Storage("disk", runs=tmp_path))
+    assert chunks == [[0, 1], [2, 3], [4]]
+
+
 def test_a_disk_too_small_for_a_run_says_what_is_kept(tmp_path, monkeypatch):
     weights, storage = some_weights(3, 8), Storage("disk", runs=tmp_path)
     differentiate(small_task(), weights[:2], storage=storage)
@@ -280,6 +287,16 @@ def test_a_folder_that_cannot_be_made_or_written_is_named(tmp_path, monkeypatch,
     with pytest.raises(OSError, match=r"runs cannot be kept in .*runs': No space left on device"):
         differentiate(small_task(), some_weights(1, 8), storage=Storage(runs=tmp_path / "runs"))
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_whether_runs_can_be_kept_is_found_out_before_they_are_made(tmp_path, monkeypatch, chunks):
+    def full(**_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(OSError, match=r"runs cannot be kept in .*: No space left on device"):
+        differentiate(small_task(), some_weights(1, 8), storage=Storage("memory", runs=tmp_path))
+    assert chunks == []
 
 
 def test_runs_of_a_function_cannot_be_kept(tmp_path):

@@ -91,14 +91,14 @@ def test_the_budget_chooses_the_way_and_changes_no_values(tmp_path):
         np.testing.assert_allclose(found.gradients, ample.gradients, rtol=1e-9, atol=1e-14)
 
 
-@pytest.mark.parametrize("way", ["memory", "disk", "recomputed"])
-@pytest.mark.parametrize("recipe", ["sgd", "adamw"])
-def test_the_peak_stays_below_the_bound_and_uses_a_good_part_of_it(recipe, way, monkeypatch):
+@pytest.mark.parametrize(("way", "runs"), [("memory", 6), ("disk", 24)])
+def test_the_peak_stays_below_the_bound_and_uses_a_good_part_of_it(way, runs, monkeypatch):
+    """Twice as many runs as fit; states included, of which Adam has three rows a step: most of what 32 steps take."""
     monkeypatch.setattr(sizing, "LARGEST_TENSOR", 2**40)
-    task, bound = small_task(recipe=recipe, n=64, batch_size=32), 2**24
+    task, bound = small_task(recipe="adamw", n=64, batch_size=32, epochs=16), 2**23
     storage = Storage(way, memory_bytes=bound)
-    peak = peak_bytes(lambda: differentiate(task, some_weights(64, 64), storage=storage))
-    assert bound / 5 < peak <= bound
+    peak = peak_bytes(lambda: differentiate(task, some_weights(runs, 64), storage=storage))
+    assert bound / 3 < peak <= bound
 
 
 def test_states_of_all_runs_at_a_time_must_fit_to_be_kept_in_memory():
