@@ -49,7 +49,7 @@ class Valuation:
     ------
     TypeError, ValueError
         If values, standard errors or halves are no real numbers that float64 holds, in these shapes; they become
-        float64. If there is no player.
+        float64.
 
     Examples
     --------
@@ -80,8 +80,6 @@ class Valuation:
         if self.values.ndim != 1:
             raise ValueError(f"values must have shape (n,), got {self.values.shape}")
         n = len(self.values)
-        if n == 0:
-            raise ValueError("values must be of at least one player, got none")
         if self.stderr is not None and self.stderr.shape != (n,):
             raise ValueError(f"stderr must have the shape of values, ({n},), got {self.stderr.shape}")
         if self.halves is not None and self.halves.shape != (2, n):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -139,6 +140,8 @@ def _reference(options: argparse.Namespace) -> int:
     _check_workers(options)
     if not 0 < options.reliability < 1:
         raise ValueError(f"--reliability must lie between 0 and 1, got {options.reliability}")
+    if not 0 <= options.minutes < math.inf:
+        raise ValueError(f"--minutes must be a number of at least 0, got {options.minutes}")
     store = Store(options.out)
     published = references(options.reference).stores
     having = [task for task in task_names(large=False) if options.recipe in CATALOG[task].recipes]

@@ -47,7 +47,6 @@ BAD = {
     "complex": (np.array([1j]), {}, TypeError, "values must be real numbers"),
     "large integers": ([2**53 + 1], {}, ValueError, "values must be numbers that float64 holds exactly"),
     "masked": (np.ma.array([1.0], mask=True), {}, ValueError, "values must have no masked entries"),
-    "nobody": ([], {}, ValueError, "values must be of at least one player"),
     "errors of others": ([1.0], {"stderr": [1.0, 2.0]}, ValueError, "stderr must have the shape of values"),
     "a number": (1.0, {}, ValueError, r"values must have shape \(n,\), got \(\)"),
 }
