@@ -28,12 +28,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from typing import get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from baselines.game import described
 from tasks import stacks
@@ -43,6 +44,9 @@ from tasks.layer_settings import layer_settings
 from tasks.trainable import Trainable
 
 __all__ = ["DivergedError", "TrajectoryGame", "retrain"]
+
+_TRIED = 4  # samples, together and alone
+_ROUNDING = 1e-3  # of outputs in batches of other sizes
 
 
 class DivergedError(ValueError):
@@ -274,6 +278,7 @@ def retrain(
     parts = {part: _moved(getattr(task, part), where) for _, part in measures}
     batches = [index.to(where) for index in task.batches()]
     program = stacks.program_of(model, task.objective, train.x[:1])
+    _check_outputs(model, task, train)
     each = stacks.footprint(
         program,
         stacks.stack_of(model, 1),
@@ -301,6 +306,29 @@ def _check_measure(task: Trainable, utility: str, split: str) -> None:
     for name, value, allowed in (("utility", utility, task.objective.utilities), ("split", split, get_args(HeldOut))):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def _check_outputs(model: nn.Module, task: Trainable, train: Split) -> None:
+    """Refuse a model whose outputs are not those that the objective judges, or not of their samples alone."""
+    x, model = train.x[:_TRIED], deepcopy(model)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        together = model(x)
+        alone = torch.cat([model(x[i : i + 1]) for i in range(len(x))])
+    n_classes: int | None = getattr(task, "n_classes", None)
+    if n_classes is None:
+        shape_fits, wanted = together.numel() == train.y[: len(x)].numel(), "one number a sample"
+    else:
+        shape_fits = together.shape == (*train.y[: len(x)].shape, n_classes)
+        wanted = f"a number for each of {n_classes} classes"
+    if not shape_fits:
+        raise ValueError(f"the model must return {wanted} of x [{len(x)}, ...], got shape {list(together.shape)}")
+    largest = together.abs().nan_to_num().max()
+    if not torch.allclose(together, alone, rtol=0.0, atol=_ROUNDING * float(largest), equal_nan=True):
+        raise ValueError(
+            "the model returns something else of a sample alone than of the same in a batch: it mixes the samples of a "
+            "batch, or draws random numbers, so that an absent sample would still count; take out what does "
+            "(a mean over the batch, batch norm, dropout)"
+        )
 
 
 def _moved(split: Split, device: torch.device) -> Split:
