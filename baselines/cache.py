@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baselines.game import Game, described, player_count
+from baselines.real_numbers import check_unmasked
 from baselines.store import UtilityStore
 
 __all__ = ["CachedGame", "MeasuredGame"]
@@ -126,6 +127,11 @@ class CachedGame:
 
     def measure(self, coalitions: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Return all utilities, float64 [m, k], of each coalition of bool [m, n_players]; raises as a call does."""
+        if coalitions.ndim != 2 or coalitions.shape[1] != self.n_players:  # the store learns the number from a batch
+            raise ValueError(
+                f"coalitions must be a bool array of shape (m, {self.n_players}), "
+                f"got {coalitions.dtype} of shape {coalitions.shape}"
+            )
         before = self.misses
         utilities = self.store.evaluate(self._identity, coalitions, self._evaluate, self.measures)
         self.hits += len(coalitions) - (self.misses - before)
@@ -140,4 +146,6 @@ class CachedGame:
         self.misses += len(missing)
         if isinstance(self.game, MeasuredGame):
             return self.game.measure(missing)
-        return np.asarray(self.game(missing))[..., None]
+        answer = self.game(missing)
+        check_unmasked(f"what a game ({type(self.game).__name__}) returns", answer)
+        return np.asarray(answer)[..., None]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from baselines.arguments import whole_number
+from baselines.real_numbers import check_unmasked, float64_utilities
 
 __all__ = ["Game", "described", "evaluate", "evaluate_in_batches", "player_count"]
 
@@ -69,8 +70,9 @@ def evaluate(game: Game, coalitions: NDArray[np.bool_]) -> NDArray[np.float64]:
     ------
     ValueError
         If `coalitions` is not bool [m, n_players], or the game answers with a wrong shape, with something that is not
-        real numbers, or with a NaN or an infinity.
+        real numbers, with masked ones, with integers that float64 does not hold, or with what is NaN or infinite there.
     """
+    check_unmasked("coalitions", coalitions)
     if coalitions.dtype != np.bool_ or coalitions.ndim != 2 or coalitions.shape[1] != game.n_players:
         raise ValueError(
             f"coalitions must be a bool array of shape (m, {game.n_players}), "
@@ -83,9 +85,7 @@ def evaluate(game: Game, coalitions: NDArray[np.bool_]) -> NDArray[np.float64]:
     except KeyboardInterrupt as interrupt:
         interrupt.add_note(_KEEPING)
         raise
-    utilities = np.asarray(answer)
-    if utilities.dtype.kind not in "biuf":
-        raise ValueError(f"a game must return real numbers, got an array of {utilities.dtype} from {_name(game)}")
+    utilities = float64_utilities(answer, f"a game ({_name(game)})")
     if utilities.shape != (len(coalitions),):
         raise ValueError(
             f"a game must return one utility for each coalition, shape ({len(coalitions)},), "
@@ -98,7 +98,7 @@ def evaluate(game: Game, coalitions: NDArray[np.bool_]) -> NDArray[np.float64]:
             f"a game must return finite utilities, got {utilities[row]} from {_name(game)} for "
             f"{described(coalitions[row])}; not finite in this batch: {np.count_nonzero(~finite)} of {len(finite)}"
         )
-    return utilities.astype(np.float64, copy=False)
+    return utilities
 
 
 def evaluate_in_batches(

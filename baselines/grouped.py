@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from baselines.game import Game, player_count
+from baselines.real_numbers import check_unmasked
 
 __all__ = ["GroupedGame", "numbered_groups"]
 
@@ -39,7 +40,7 @@ class GroupedGame:
     TypeError
         If `game` is not a game.
     ValueError
-        If the groups are not numbered that way.
+        If the groups are not numbered that way. When called: if `coalitions` is not bool [m, n_players].
 
     Examples
     --------
@@ -60,6 +61,12 @@ class GroupedGame:
 
     def __call__(self, coalitions: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Return the utility, float64 [m], of each coalition of groups, bool [m, n_players]."""
+        coalitions = np.asarray(coalitions)
+        if coalitions.dtype != np.bool_ or coalitions.ndim != 2 or coalitions.shape[1] != self.n_players:
+            raise ValueError(
+                f"coalitions must be a bool array of shape (m, {self.n_players}), a column for each group, "
+                f"got {coalitions.dtype} of shape {coalitions.shape}"
+            )
         return self.game(coalitions[:, self.groups])
 
 
@@ -71,6 +78,7 @@ def numbered_groups(groups: ArrayLike, n: int) -> NDArray[np.int64]:
     ValueError
         If they do not.
     """
+    check_unmasked("groups", groups)
     numbers = np.asarray(groups)
     if numbers.shape != (n,) or numbers.dtype.kind not in "iu":
         raise ValueError(f"groups must be integers of shape [{n}], got {numbers.dtype} of shape {list(numbers.shape)}")

@@ -42,6 +42,7 @@ __all__ = [
     "from_moments",
 ]
 
+_SMALLEST = 1e-140  # value that can be squared
 _GROWTH = 1.25  # of the draws, from one look to the next
 
 
@@ -179,6 +180,7 @@ def estimate_by_draws(
         found = _grown(method, estimator, limits, stop, progress)
     except KeyboardInterrupt as interrupt:
         found, interrupted = _whole_draws(method, estimator, interrupt), True
+    _check_range(found)
     return Valuation(
         values=found.values,
         stderr=found.stderr,
@@ -192,6 +194,18 @@ def estimate_by_draws(
         },
         halves=found.halves,
     )
+
+
+def _check_range(found: Estimate) -> None:
+    """Refuse values of which the squares, and so standard errors, are beyond the numbers that there are."""
+    largest = float(np.abs(found.values).max())
+    finite = np.isfinite(largest) and (found.stderr is None or bool(np.isfinite(found.stderr).all()))
+    if not finite or 0 < largest < _SMALLEST:
+        size, direction = ("small", "up") if finite else ("large", "down")
+        raise ValueError(
+            f"utilities are too {size} for standard errors, which are made of squares: values up to {largest:.3g}; "
+            f"scale the game {direction}"
+        )
 
 
 def _grown(method: str, estimator: Estimator, limits: Limits, stop: StoppingRule | None, progress: bool) -> Estimate:

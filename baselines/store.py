@@ -45,6 +45,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from baselines.real_numbers import check_unmasked, float64_utilities
+
 __all__ = ["StoreError", "StoredGame", "UtilityStore"]
 
 Compute: TypeAlias = Callable[[NDArray[np.bool_]], NDArray[np.float64]]
@@ -288,15 +290,12 @@ class UtilityStore:
             if isinstance(finished, np.ndarray) and finished.dtype.kind == "f" and finished.size == np.prod(shape):
                 self._keep(game, keys, finished.reshape(shape).astype(np.float64))
             raise
-        utilities = np.asarray(answer)
-        if utilities.dtype.kind not in "biuf":
-            raise ValueError(f"a utility must be a real number, got an array of {utilities.dtype} from compute")
+        utilities = float64_utilities(answer, "compute")
         if utilities.shape != shape:
             raise ValueError(
                 f"compute must return a row for each of {shape[0]} coalitions with its {shape[1]} measures "
                 f"({', '.join(game.measures)}), shape {shape}, got shape {utilities.shape}"
             )
-        utilities = utilities.astype(np.float64, copy=False)
         self._keep(game, keys, utilities)
         return utilities
 
@@ -431,6 +430,7 @@ def _signature(identity: object, coalitions: NDArray[np.bool_], measures: Sequen
         raise TypeError(f"identity must be a string that names the game, got {identity!r} ({type(identity).__name__})")
     if isinstance(measures, str) or not measures or not all(isinstance(measure, str) for measure in measures):
         raise TypeError(f"measures must be a sequence of at least one string, got {measures!r}")
+    check_unmasked("coalitions", coalitions)
     if coalitions.dtype != np.bool_ or coalitions.ndim != 2 or coalitions.shape[1] == 0:
         raise ValueError(
             f"coalitions must be a bool array of shape (m, n_players), got {coalitions.dtype} of shape "

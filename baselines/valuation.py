@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from baselines.arguments import whole_number
+from baselines.real_numbers import real_numbers
 from baselines.valuation_file import read, write
 from baselines.valuation_plot import plot
 
@@ -44,6 +45,12 @@ class Valuation:
         What a Monte Carlo estimator makes of the even and of the odd draws: two independent estimates. None where half
         of the draws are too few for one.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If values, standard errors or halves are no real numbers that float64 holds, in these shapes; they become
+        float64.
+
     Examples
     --------
     >>> import tempfile
@@ -65,6 +72,11 @@ class Valuation:
     halves: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("values", "stderr", "halves"):
+            given = getattr(self, name)
+            if given is not None:
+                numbers = real_numbers(name, given).astype(np.float64, copy=False)
+                object.__setattr__(self, name, numbers)  # unsigned integers have no negatives to sort by
         if self.values.ndim != 1:
             raise ValueError(f"values must have shape (n,), got {self.values.shape}")
         n = len(self.values)
@@ -93,13 +105,15 @@ class Valuation:
         Raises
         ------
         ValueError
-            If there are no halves, or one of them is constant, so that it ranks nobody.
+            If there are no halves, one of them is constant, so that it ranks nobody, or a value of one is NaN.
         """
         if self.halves is None:
             raise ValueError(
                 f"{self.method} has no halves to correlate: they come from a Monte Carlo estimator with draws enough "
                 "for two estimates"
             )
+        if np.isnan(self.halves).any():
+            raise ValueError("the values of some players are NaN in one half, which has no rank")
         if not np.ptp(self.halves, axis=1).all():
             raise ValueError(f"the values of all {len(self.values)} players are equal in one half: there is no ranking")
         return rank_correlation(*self.halves)

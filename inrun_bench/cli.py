@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from inrun_bench.fingerprint import outdated
 from inrun_bench.methods import METHODS
 from inrun_bench.plan import PROFILES, Plan
 from inrun_bench.reference import references
-from inrun_bench.reference_making import extend, thin
+from inrun_bench.reference_making import extend, note_present_task, thin
 from inrun_bench.reference_proof import verify
 from inrun_bench.report import headline, update_section, write_summary
 from inrun_bench.runner import run
@@ -139,6 +140,8 @@ def _reference(options: argparse.Namespace) -> int:
     _check_workers(options)
     if not 0 < options.reliability < 1:
         raise ValueError(f"--reliability must lie between 0 and 1, got {options.reliability}")
+    if not 0 <= options.minutes < math.inf:
+        raise ValueError(f"--minutes must be a number of at least 0, got {options.minutes}")
     store = Store(options.out)
     published = references(options.reference).stores
     having = [task for task in task_names(large=False) if options.recipe in CATALOG[task].recipes]
@@ -168,14 +171,20 @@ def _verify(options: argparse.Namespace) -> int:
         raise ValueError(f"--coalitions must be at least 1, got {options.coalitions}")
     if options.remake is not None and options.remake < 0:
         raise ValueError(f"--remake must not be negative, got {options.remake}")
-    store = references(options.reference)
+    if options.note and options.reference is None:
+        raise ValueError("--note needs --reference DIR, the folder of references that it writes into")
+    own = Store(options.reference, create=False) if options.note else None
+    store = references(options.reference) if own is None else Overlay((own,))
     proofs = [
         verify(store, task, options.seed, recipe=recipe, coalitions=options.coalitions, remake=options.remake)
         for task, recipe in _claimed(store, options)
     ]
     for proof in proofs:
         verdict = "holds" if proof.holds else "DOES NOT HOLD"
-        bits = "" if proof.same_game else "; data or weights differ from those of the reference in some bits"
+        bits = "" if proof.same_game else "; data, weights or code differ from those of the reference in some bits"
+        if own is not None and proof.holds:
+            noted = note_present_task(own, proof.task, options.seed, proof.recipe)
+            bits += f"; noted in {noted} blocks that they are of the task as it is now"
         title = title_of(proof.task, proof.recipe)
         remade = f"block {', '.join(map(str, proof.remade))} made anew within {_listed(proof.remade_errors, '.1g')}"
         print(
@@ -292,6 +301,11 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         metavar="BLOCKS",
         help="how many blocks without utilities to make anew, a reference (default: one, where that is quick)",
+    )
+    command.add_argument(
+        "--note",
+        action="store_true",
+        help="where the proof holds, note in the blocks in --reference that they are of the tasks as they are now",
     )
     command.set_defaults(command=_verify)
     return parser

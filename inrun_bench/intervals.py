@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-__all__ = ["Interval", "mean_interval", "over_seeds"]
+__all__ = ["Interval", "left_out", "mean_interval", "over_seeds"]
 
 CORRELATIONS = ("spearman", "kendall", "pearson")
 LARGEST_CORRELATION = 1 - 1e-12  # Fisher's z of 1 is infinite
@@ -34,29 +34,49 @@ def mean_interval(values: ArrayLike, *, correlation: bool = False) -> Interval:
         One a seed; NaN are left out.
     correlation : bool
         Average on the scale of Fisher's z = artanh(r), where the spread of a correlation does not depend on its size;
-        the interval then stays within [-1, 1].
+        the interval then stays within [-1, 1]. Where one of them is 1 or -1, which have no z, average as they are, and
+        cut the interval off there.
     """
     x = np.asarray(values, dtype=np.float64)
     x = x[~np.isnan(x)]
     if len(x) == 0:
         return Interval(np.nan, np.nan, np.nan, 0)
-    if correlation:
-        x = np.arctanh(np.clip(x, -LARGEST_CORRELATION, LARGEST_CORRELATION))
+    fisher = correlation and bool(np.abs(x).max() < LARGEST_CORRELATION)
+    if fisher:
+        x = np.arctanh(x)
     mean, low, high = float(x.mean()), np.nan, np.nan
     if len(x) > 1:
         half = float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
         low, high = mean - half, mean + half
-    if correlation:
+    if fisher:
         mean, low, high = (float(np.tanh(v)) for v in (mean, low, high))
+    elif correlation:
+        low, high = (float(np.clip(v, -1.0, 1.0)) for v in (low, high))
     return Interval(mean, low, high, len(x))
 
 
 def over_seeds(rows: pd.DataFrame, by: Sequence[str] = ("task", "method", "metric")) -> pd.DataFrame:
-    """Return one row a group of `by` (which must name ``metric``) with columns mean, low, high, n over seeds."""
+    """Return one row a group of `by` (which must name ``metric``): mean, low, high, n over seeds, and definitions.
+
+    Several values of one seed are no independent ones: they come from units of several definitions (profiles, other
+    references), which are different things and have no mean. So there is none (NaN) where ``definitions``, the most
+    values of a seed, is more than 1.
+    """
     metric = list(by).index("metric")
-    records = {
-        key: mean_interval(group["value"], correlation=key[metric] in CORRELATIONS)
-        for key, group in rows.groupby(list(by), sort=False)
-    }
+    records = {}
+    for key, group in rows.groupby(list(by), sort=False):
+        definitions = int(group.groupby("seed").size().max()) if "seed" in group else 1
+        values = group["value"] if definitions == 1 else []
+        records[key] = (*mean_interval(values, correlation=key[metric] in CORRELATIONS), definitions)
     index = pd.MultiIndex.from_tuples(list(records), names=list(by))
-    return pd.DataFrame(list(records.values()), index=index, columns=Interval._fields)
+    return pd.DataFrame(list(records.values()), index=index, columns=[*Interval._fields, "definitions"])
+
+
+def left_out(table: pd.DataFrame) -> str:
+    """Return what a figure of :func:`over_seeds` has to say of groups without a mean; nothing where all have one."""
+    number = int((table["definitions"] > 1).sum())
+    return (
+        f"left out: {number} means of rows of several definitions (a folder for each profile keeps them apart)"
+        if number
+        else ""
+    )

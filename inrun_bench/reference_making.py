@@ -1,7 +1,12 @@
-"""Reference values are made: blocks are added until both halves of the draws agree, or the time is up."""
+"""Reference values are made: blocks are added until both halves of the draws agree, or the time is up.
+
+What they are of is noted in the blocks, and can be noted anew (:func:`note_present_task`) where the law of that has
+changed, or a library, and the values are those of the present task all the same.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 
@@ -9,12 +14,14 @@ from joblib import cpu_count
 
 import tasks
 from inrun_bench.experiments.reference import MOST_ENUMERATED
+from inrun_bench.fingerprint import Fingerprints
+from inrun_bench.provenance import Provenance
 from inrun_bench.reference import Reference, block, blocks, read
 from inrun_bench.runner import run
 from inrun_bench.store import Overlay, Store
 from inrun_bench.unit import DEFAULT_RECIPE
 
-__all__ = ["extend", "thin"]
+__all__ = ["extend", "note_present_task", "thin"]
 
 
 def extend(
@@ -100,3 +107,25 @@ def thin(store: Store, keep: int) -> int:
     for unit in long:
         store.drop_column(unit, "utilities")
     return len(long)
+
+
+def note_present_task(store: Store, task: str, seed: int = 0, recipe: str = DEFAULT_RECIPE) -> int:
+    """Note in the blocks of a reference that they are of the task as it is now; return in how many it was not noted.
+
+    Parameters
+    ----------
+    store : Store
+        The folder. That the values are those of the present task is for the caller to know, who has proved it.
+    task, seed, recipe
+        What the reference is of.
+    """
+    identity = tasks.load(task, seed, recipe=recipe).trajectory_game().identity()
+    content = Fingerprints().of(block(task, seed, 0, recipe))["task"]
+    noted = 0
+    for unit, rows in blocks(store, task, seed, recipe):
+        then = store.provenance(unit) or Provenance.of(unit)
+        fingerprint = {**(then.fingerprint or {}), "task": content}
+        if then.fingerprint != fingerprint or set(rows["identity"]) != {identity}:
+            store.note(unit, dataclasses.replace(then, fingerprint=fingerprint), "identity", identity)
+            noted += 1
+    return noted

@@ -58,11 +58,12 @@ def headline(store: Store) -> str:
         return ""
     spearman = agreement[agreement["metric"] == "spearman"]
     table, cost = over_seeds(agreement), spearman.groupby(["task", "method"])["seconds"].median()
-    names = list(dict.fromkeys(agreement["task"]))
+    names, seeds = list(dict.fromkeys(agreement["task"])), agreement["seed"].nunique()
     cells = []
     for method in in_order(m for m in agreement["method"] if m != REFERENCE):
         found = (
-            f"{_interval(table, (task, method, 'spearman'))}, {cost[task, method]:.2g} s"
+            _of_several(table, (task, method, "spearman"))
+            or f"{_interval(table, (task, method, 'spearman'), seeds)}, {cost[task, method]:.2g} s"
             if (task, method) in cost.index
             else ""
             for task in names
@@ -73,7 +74,7 @@ def headline(store: Store) -> str:
     cells.append(["*noise ceiling; time of the reference*", *map(", ".join, zip(ceilings, times, strict=True))])
     return (
         "**Spearman correlation with the retraining reference** [95 % confidence interval over "
-        f"{agreement['seed'].nunique()} seeds], and wall time for the values of all samples on one core.\n\n"
+        f"{seeds} seeds], and wall time for the values of all samples on one core.\n\n"
         f"{_markdown(cells, ['method', *names])}"
     )
 
@@ -106,11 +107,16 @@ def _methods_table(store: Store) -> str:
     table = over_seeds(pd.concat([agreement, used]))
     spent = found[found["metric"].isin(["spearman", "cost"])]
     cost = spent.groupby(["task", "method"])[["evaluations", "seconds"]].median()
+    seeds = found.groupby("task")["seed"].nunique()
     columns: dict[str, Callable[[str, str], str]] = {
         "method": lambda _task, method: look(method).label,
-        "trainings": lambda task, method: _cell(cost["evaluations"], (task, method), ",.0f"),
-        "time (s)": lambda task, method: _seconds(cost["seconds"], (task, method)),
-        "Spearman [95 % CI]": lambda task, method: _interval(table, (task, method, "spearman")),
+        "trainings": lambda task, method: (
+            _of_several(table, (task, method, "spearman")) or _cell(cost["evaluations"], (task, method), ",.0f")
+        ),
+        "time (s)": lambda task, method: (
+            _of_several(table, (task, method, "spearman")) or _seconds(cost["seconds"], (task, method))
+        ),
+        "Spearman [95 % CI]": lambda task, method: _interval(table, (task, method, "spearman"), seeds[task]),
         "Kendall": lambda task, method: _mean(table, (task, method, "kendall")),
         "Pearson": lambda task, method: _mean(table, (task, method, "pearson")),
         "top 10 %": lambda task, method: _mean(table, (task, method, "top10_overlap")),
@@ -435,15 +441,23 @@ def _seconds(found: pd.Series, key: tuple[str, ...]) -> str:
     return _cell(found, key, ".2g" if found.get(key, 0.0) < 99.5 else ",.0f")
 
 
+def _of_several(table: pd.DataFrame, key: tuple[str, str, str]) -> str:
+    """Return what stands in place of a mean of rows of several definitions, of which there is none."""
+    definitions = int(table["definitions"].get(key, 0))
+    return f"{definitions} definitions" if definitions > 1 else ""
+
+
 def _mean(table: pd.DataFrame, key: tuple[str, str, str]) -> str:
-    return f"{table.loc[key, 'mean']:.3f}" if key in table.index else ""
+    return _of_several(table, key) or (f"{table.loc[key, 'mean']:.3f}" if key in table.index else "")
 
 
-def _interval(table: pd.DataFrame, key: tuple[str, str, str]) -> str:
-    if key not in table.index:
-        return ""
-    mean, low, high, n = table.loc[key]
-    return f"{mean:.3f} [{low:.3f}, {high:.3f}]" if n > 1 else f"{mean:.3f}"
+def _interval(table: pd.DataFrame, key: tuple[str, str, str], seeds: int) -> str:
+    """Return a mean and its interval, and of how many seeds it is where these are not all `seeds`."""
+    if key not in table.index or _of_several(table, key):
+        return _of_several(table, key)
+    mean, low, high, n = table.loc[key, ["mean", "low", "high", "n"]]
+    text = f"{mean:.3f} [{low:.3f}, {high:.3f}]" if n > 1 else f"{mean:.3f}"
+    return text if n in (0, seeds) else f"{text} ({_count(int(n), 'seed')})"
 
 
 def _percent(share: float | None) -> str:

@@ -175,6 +175,16 @@ class Store:
             raise KeyError(f"no rows of '{unit}' in {self}")
         self._write_table(unit, table.drop_columns([name]))
 
+    def note(self, unit: Unit, provenance: Provenance, column: str, value: str) -> None:
+        """Write the unit's rows again with another origin, and in `column`, which must be there, one value for all."""
+        table = self._rows(unit)
+        if table is None:
+            raise KeyError(f"no rows of '{unit}' in {self}")
+        for name, text in (("provenance", provenance.to_json()), (column, value)):
+            same = pa.array([text] * len(table), pa.string())
+            table = table.set_column(table.schema.get_field_index(name), name, same)
+        self._write_table(unit, table)
+
     def pack(self) -> dict[str, int]:
         """Put all units of an experiment into one file, and return how many units each file holds.
 

@@ -36,8 +36,9 @@ from importlib.metadata import Distribution, distributions, packages_distributio
 from importlib.util import find_spec, resolve_name
 from operator import attrgetter
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
+from weakref import ReferenceType
 
 from joblib.hashing import NumpyHasher
 
@@ -99,8 +100,17 @@ class _StateHasher(NumpyHasher):  # type: ignore[misc]  # joblib has no types
         super().__init__("sha256")
         self.modules: set[str] = set()
 
+    def save(self, thing: Any) -> None:
+        """Hash `thing`; of a bound method the function too, which need not be one of the object's class."""
+        super().save((thing.__func__, thing.__self__) if isinstance(thing, MethodType) else thing)
+
     def reducer_override(self, thing: Any) -> Any:
         """Return what is hashed in place of `thing`, in the form of ``object.__reduce__``."""
+        if "torch" in sys.modules and isinstance(thing, sys.modules["torch"].Tensor):
+            bits = thing.detach().cpu().contiguous().flatten().view(sys.modules["torch"].uint8).numpy()
+            return tuple, ((str(thing.dtype), tuple(thing.shape), thing.requires_grad, bits),)
+        if isinstance(thing, ReferenceType):
+            return str, ("a weak reference",)  # to what is hashed where it is owned
         if isinstance(thing, ModuleType):
             self.modules.add(thing.__name__)
             return str, (thing.__name__,)

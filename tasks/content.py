@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from tasks.code_identity import code_identity
 from tasks.layer_settings import layer_settings
 from tasks.task import TaskSpec
 
 __all__ = ["content_identity"]
 
-DIGITS = 3  # of a weight's norm: far below any change, far above rounding
+STEPS = (0.0, 0.5**0.5, 0.75**0.5, 1.25**0.5)  # of positions' weights, of which the first are all the same
+DECIMALS = 3  # of a tensor's measures: far above rounding
 
 
 def content_identity(task: TaskSpec, seed: int, recipe: str) -> str:
@@ -58,12 +58,25 @@ def content_identity(task: TaskSpec, seed: int, recipe: str) -> str:
         model = task.architecture()
     for name, value in (*layer_settings(model), *_summaries(model)):
         digest.update(f"{name}: {value!r}\n".encode())
-    digest.update(code_identity([type(layer) for layer in model.modules()]).encode())
     return digest.hexdigest()
 
 
 def _summaries(model: nn.Module) -> Iterator[tuple[str, object]]:
-    """Yield of each tensor of the model what survives rounding: type, shape and norm."""
-    for name, tensor in model.state_dict().items():
-        norm = float(torch.linalg.vector_norm(tensor.detach().double()))
-        yield name, f"{tensor.dtype} {list(tensor.shape)} {norm:.{DIGITS}g}"
+    """Yield of each tensor of the model what survives rounding: type, shape, norm and products with other tensors.
+
+    In these the weight of a position is the fractional part of its number times an irrational step, so that other
+    numbers, signs or places are seen; whatever changes less than a thousandth of the norm need not be.
+    """
+    for name, tensor in {**model.state_dict(), **dict(model.named_buffers())}.items():
+        yield name, f"{tensor.dtype} {list(tensor.shape)} {' '.join(_measures(tensor))}"
+
+
+def _measures(tensor: torch.Tensor) -> Iterator[str]:
+    tensor = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    numbers = tensor.detach().double().flatten().numpy()
+    norm = float(np.linalg.norm(numbers))
+    yield f"{norm:.{DECIMALS}g}"
+    for step in STEPS if norm > 0 else ():
+        weights = np.arange(1, len(numbers) + 1) * step % 1 - 0.5
+        product = float(weights @ numbers) / norm * 12**0.5  # of chance numbers it is of the order of 1
+        yield f"{product:.{DECIMALS + 1}g}" if abs(product) > 1 else f"{round(product, DECIMALS) + 0.0}"

@@ -27,10 +27,30 @@ class Split:
 
     Targets are class labels, int64 [n] (of sequences: [n, T]), or, in regression, numbers in the dtype of `x`, [n].
     Tokens are inputs as they are, int64 [n, T].
+
+    Raises
+    ------
+    TypeError
+        If one of them is no tensor.
+    ValueError
+        If they are not of the same number of samples.
     """
 
     x: torch.Tensor
     y: torch.Tensor
+
+    def __post_init__(self) -> None:
+        for name in ("x", "y"):
+            if not isinstance(getattr(self, name), torch.Tensor):
+                raise TypeError(
+                    f"{name} of a Split must be a tensor, got {type(getattr(self, name)).__name__}; "
+                    "torch.from_numpy makes one of an array"
+                )
+        if self.x.ndim == 0 or self.y.ndim == 0 or len(self.x) != len(self.y):
+            raise ValueError(
+                f"x and y of a Split must have as many samples as each other, got shapes {list(self.x.shape)} and "
+                f"{list(self.y.shape)}"
+            )
 
     def __len__(self) -> int:
         return len(self.y)

@@ -72,8 +72,25 @@ class Task:
             split: Split = getattr(self, part)
             if len(split) == 0:
                 raise ValueError(f"the {part} set of task {self.name!r} is empty; it needs at least one sample")
+            widths = [(of.x.shape[1:].numel(), of.y.shape[1:].numel(), of.y.dtype) for of in (split, self.train)]
+            if widths[0] != widths[1]:
+                raise ValueError(
+                    f"a sample of the {part} set of task {self.name!r} must have as many features and targets as "
+                    f"one of the training set, of the same type, got {', '.join(map(str, widths[0]))}; "
+                    f"there, {', '.join(map(str, widths[1]))}"
+                )
             if self.n_classes is None:
+                if split.y.ndim != 1 or split.y.is_complex():
+                    raise ValueError(
+                        f"targets of the {part} set of task {self.name!r} must be one number a sample, [n], "
+                        f"got {split.y.dtype} of shape {list(split.y.shape)}"
+                    )
                 continue
+            if split.y.dtype != torch.int64:
+                raise TypeError(
+                    f"labels of the {part} set of task {self.name!r} must be int64, got {split.y.dtype}; .long() makes "
+                    "them of whole numbers"
+                )
             low, high = int(split.y.min()), int(split.y.max())
             if low < 0 or high >= self.n_classes:
                 raise ValueError(

@@ -28,20 +28,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from typing import get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from baselines.game import described
 from tasks import stacks
 from tasks.data import HeldOut, Split
+from tasks.fixed_attributes import FixedAttributes
 from tasks.layer_settings import layer_settings
 from tasks.trainable import Trainable
 
 __all__ = ["DivergedError", "TrajectoryGame", "retrain"]
+
+_TRIED = 4  # samples, together and alone
+_ROUNDING = 1e-3  # of outputs in batches of other sizes
 
 
 class DivergedError(ValueError):
@@ -69,7 +74,7 @@ class DivergedError(ValueError):
         )
 
 
-class TrajectoryGame:
+class TrajectoryGame(FixedAttributes):
     """The retraining game of a task (see the module's docstring), evaluated in batches.
 
     Parameters
@@ -95,6 +100,9 @@ class TrajectoryGame:
     measures : tuple of str
         Names of the columns of :meth:`measure`: all utilities of the task's objective, in the objective's order.
 
+    Samples are the task's own tensors and not copied. A game whose samples torch has changed in place since it was made
+    is refused; changes by NumPy, of an array that a tensor shares, are not seen.
+
     Examples
     --------
     >>> import numpy as np, tasks
@@ -105,6 +113,8 @@ class TrajectoryGame:
     >>> game.measures
     ('loss', 'accuracy')
     """
+
+    fixed = ("measures", "n_players", "renormalised", "split", "task", "utility")
 
     def __init__(
         self,
@@ -125,6 +135,7 @@ class TrajectoryGame:
         self.device = device
         self.n_players = task.n_train
         self.measures = tuple(task.objective.utilities)
+        self._versions = self._versions_of_samples()
 
     def __call__(self, coalitions: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Return the utility, float64 [m], of each coalition of bool [m, n_players].
@@ -152,6 +163,7 @@ class TrajectoryGame:
         float64 [m, len(measures)]
             One column for each of `measures`; a row of NaN where the model diverged.
         """
+        self._check_samples()
         return retrain(
             self.task,
             coalitions,
@@ -165,15 +177,17 @@ class TrajectoryGame:
         """Return a SHA-256 of all that defines :meth:`measure`, as 64 hexadecimal digits: a key for stored utilities.
 
         It covers the bits of the training samples and of the split that judges, the architecture and its initial
-        weights, the batch order, the recipe, the objective, and `renormalised`; of layers of classes of one's own, the
-        code. Not covered is what changes utilities by no more than rounding: chunks, device, versions; nor `utility`,
-        which only picks a column.
+        weights, the code of layers that are not torch's own and of functions that layers hold, which parameters are
+        trained, the batch order, the recipe, the objective, and `renormalised`. Not covered is what changes utilities
+        by no more than rounding: chunks, device, versions of torch; nor `utility`, which only picks a column.
 
         Raises
         ------
         CodeIdentityError
-            A ValueError, if the code of a layer cannot be seen; see :mod:`tasks.code_identity`.
+            A ValueError, if the code of a layer cannot be seen: classes belong at the head of a file's module, not in a
+            notebook's cell or a function.
         """
+        self._check_samples()
         judge: Split = getattr(self.task, self.split)
         model = self.task.model()
         entries = [
@@ -182,13 +196,40 @@ class TrajectoryGame:
             ("judge x", judge.x),
             ("judge y", judge.y),
             *layer_settings(model),
-            *model.state_dict().items(),
+            *(state := model.state_dict()).items(),
+            *((name, buffer) for name, buffer in model.named_buffers() if name not in state),
             *(("batch", index) for index in self.task.batches()),
             ("recipe", self.task.recipe),
             ("objective", self.task.objective.name),
             ("renormalised", self.renormalised),
         ]
         return _digest(entries)
+
+    def __getstate__(self) -> dict[str, object]:
+        self._check_samples()
+        return {name: value for name, value in vars(self).items() if name != "_versions"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self._versions = self._versions_of_samples()  # copies count anew
+
+    def _versions_of_samples(self) -> dict[str, int]:
+        """Return how often torch has changed each tensor of samples in place, by name."""
+        return {
+            f"{part}.{name}": getattr(getattr(self.task, part), name)._version
+            for part in ("train", self.split)
+            for name in ("x", "y")
+            if not getattr(getattr(self.task, part), name).is_inference()
+        }
+
+    def _check_samples(self) -> None:
+        then, now = self._versions, self._versions_of_samples()
+        changed = [name for name in then if now.get(name) != then[name]]
+        if changed:
+            raise ValueError(
+                f"{' and '.join(changed)} of the task was changed in place since this game was made, so "
+                "that utilities of two games would pass for those of one; make the game anew, of a task with copies"
+            )
 
 
 def retrain(
@@ -237,6 +278,7 @@ def retrain(
     parts = {part: _moved(getattr(task, part), where) for _, part in measures}
     batches = [index.to(where) for index in task.batches()]
     program = stacks.program_of(model, task.objective, train.x[:1])
+    _check_outputs(model, task, train)
     each = stacks.footprint(
         program,
         stacks.stack_of(model, 1),
@@ -264,6 +306,29 @@ def _check_measure(task: Trainable, utility: str, split: str) -> None:
     for name, value, allowed in (("utility", utility, task.objective.utilities), ("split", split, get_args(HeldOut))):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def _check_outputs(model: nn.Module, task: Trainable, train: Split) -> None:
+    """Refuse a model whose outputs are not those that the objective judges, or not of their samples alone."""
+    x, model = train.x[:_TRIED], deepcopy(model)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        together = model(x)
+        alone = torch.cat([model(x[i : i + 1]) for i in range(len(x))])
+    n_classes: int | None = getattr(task, "n_classes", None)
+    if n_classes is None:
+        shape_fits, wanted = together.numel() == train.y[: len(x)].numel(), "one number a sample"
+    else:
+        shape_fits = together.shape == (*train.y[: len(x)].shape, n_classes)
+        wanted = f"a number for each of {n_classes} classes"
+    if not shape_fits:
+        raise ValueError(f"the model must return {wanted} of x [{len(x)}, ...], got shape {list(together.shape)}")
+    largest = together.abs().nan_to_num().max()
+    if not torch.allclose(together, alone, rtol=0.0, atol=_ROUNDING * float(largest), equal_nan=True):
+        raise ValueError(
+            "the model returns something else of a sample alone than of the same in a batch: it mixes the samples of a "
+            "batch, or draws random numbers, so that an absent sample would still count; take out what does "
+            "(a mean over the batch, batch norm, dropout)"
+        )
 
 
 def _moved(split: Split, device: torch.device) -> Split:

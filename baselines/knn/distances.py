@@ -24,6 +24,7 @@ from scipy.sparse import issparse
 from baselines.knn.graph import KNNGraph, listed
 from baselines.knn.pairwise import by_function, by_name, from_table
 from baselines.knn.products import BY_PRODUCT, by_product
+from baselines.real_numbers import check_same_columns, real_numbers
 
 __all__ = ["Distances", "Metric", "Points", "distances_between"]
 
@@ -105,9 +106,9 @@ def distances_between(x_train: ArrayLike | None, x_test: Points, metric: Metric)
     TypeError
         If features are no numbers or sparse, or `metric` is neither a string nor callable.
     ValueError
-        If shapes do not match, a set is empty, features are masked, not finite or beyond what can be squared, a vector
-        is zero (cosine), the metric is unknown, or a k-NN graph is malformed. Distances that are not finite, and
-        negative ones, are refused when they are computed.
+        If shapes do not match, two data frames have other columns, a set is empty, features are masked, not finite,
+        beyond what can be squared or not to be held by float64, a vector is zero (cosine), the metric is unknown, or a
+        k-NN graph is malformed. Distances that are not finite, and negative ones, are refused when they are computed.
     """
     if not isinstance(metric, str) and not callable(metric):
         raise TypeError(f"metric must be a name or a function of two points, got {metric!r} ({type(metric).__name__})")
@@ -115,6 +116,7 @@ def distances_between(x_train: ArrayLike | None, x_test: Points, metric: Metric)
         return _precomputed(x_train, x_test)
     if isinstance(x_test, KNNGraph) or (x_train is None and issparse(x_test)):
         raise ValueError(f"metric must be 'precomputed' with a k-NN graph, got {metric!r}")
+    check_same_columns("x_train", x_train, "x_test", x_test)
     train, test = _features("x_train", x_train), _features("x_test", x_test)
     if train.shape[1] != test.shape[1]:
         raise ValueError(
@@ -155,16 +157,10 @@ def _features(name: str, x: ArrayLike | None) -> NDArray[Any]:
 
 
 def _matrix(name: str, x: ArrayLike | None, shape: str) -> NDArray[Any]:
-    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
-        raise ValueError(
-            f"{name} must have no masked entries, got {np.count_nonzero(np.ma.getmaskarray(x))}; fill them in"
-        )
-    array: NDArray[Any] = np.asarray(x)
+    array = real_numbers(name, x)
     if array.ndim != 2:
         raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
     if array.size == 0:
         one_each = " and one ".join(axis.removesuffix("s") for axis in shape.strip("()").split(", "))
         raise ValueError(f"{name} must have at least one {one_each}, got shape {array.shape}")
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"{name} must be numbers, got an array of {array.dtype}")
     return array

@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from baselines.arguments import whole_number
+from baselines.real_numbers import check_exact, check_unmasked, real_numbers
+
 __all__ = ["KNNGraph", "listed"]
 
 
@@ -117,7 +120,7 @@ def listed(graph: KNNGraph | Any) -> _Listed:
     Raises
     ------
     TypeError
-        If indices are no integers, or distances no numbers.
+        If indices or the number of training points are no integers, or distances no numbers.
     ValueError
         If shapes do not match, a test point has a training point twice or one that does not exist, distances are
         negative or not finite, or a sparse matrix holds nothing but ones, and so no distances.
@@ -146,27 +149,27 @@ def listed(graph: KNNGraph | Any) -> _Listed:
 
 
 def _from_record(graph: KNNGraph) -> tuple[NDArray[np.intp], NDArray[np.float64] | None, int]:
+    check_unmasked("indices of a k-NN graph", graph.indices)
+    n_train = whole_number("n_train of a k-NN graph", graph.n_train)
     indices = np.asarray(graph.indices)
     if indices.ndim != 2 or indices.size == 0:
         raise ValueError(f"indices of a k-NN graph must have shape (test points, neighbours), got {indices.shape}")
     if indices.dtype.kind not in "iu":
         raise TypeError(f"indices of a k-NN graph must be integers, got an array of {indices.dtype}")
-    wrong = (indices < 0) | (indices >= graph.n_train)
+    wrong = (indices < 0) | (indices >= n_train)
     if wrong.any():
         raise ValueError(
-            f"indices of a k-NN graph must be from 0 to n_train - 1 = {graph.n_train - 1}, got {indices[wrong][0]} "
+            f"indices of a k-NN graph must be from 0 to n_train - 1 = {n_train - 1}, got {indices[wrong][0]} "
             f"for test point {np.argwhere(wrong)[0][0]}"
         )
     if graph.distances is None:
-        return indices.astype(np.intp), None, graph.n_train
-    distances = np.asarray(graph.distances)
+        return indices.astype(np.intp), None, n_train
+    distances = real_numbers("distances of a k-NN graph", graph.distances)
     if distances.shape != indices.shape:
         raise ValueError(
             f"distances of a k-NN graph must have the shape of its indices, {indices.shape}, got {distances.shape}"
         )
-    if distances.dtype.kind not in "biuf":
-        raise TypeError(f"distances of a k-NN graph must be numbers, got an array of {distances.dtype}")
-    return indices.astype(np.intp), distances.astype(np.float64), graph.n_train
+    return indices.astype(np.intp), distances.astype(np.float64), n_train
 
 
 def _from_sparse(matrix: Any) -> tuple[NDArray[np.intp], NDArray[np.float64], int]:
@@ -180,6 +183,7 @@ def _from_sparse(matrix: Any) -> tuple[NDArray[np.intp], NDArray[np.float64], in
             "a sparse k-NN graph must hold distances, got one that only tells who is a neighbour; make it with "
             "mode='distance', or pass KNNGraph(indices, n_train=...) with neighbours from near to far"
         )
+    check_exact("distances of a k-NN graph", csr.data)
     there = np.arange(max(1, lengths.max())) < lengths[:, None]
     indices, distances = np.full(there.shape, -1, dtype=np.intp), np.full(there.shape, np.inf)
     indices[there], distances[there] = csr.indices, csr.data

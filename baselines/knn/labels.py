@@ -118,12 +118,19 @@ def _kind(of_values: type) -> str:
 
 def _numbered(train: NDArray[Any], test: NDArray[Any]) -> tuple[NDArray[np.intp], int]:
     """Labels of both, as numbers 0, 1, ..., and how many different ones there are."""
-    if "O" not in (train.dtype.kind, test.dtype.kind):
+    if "O" not in (train.dtype.kind, test.dtype.kind) and not _rounds_integers(train.dtype, test.dtype):
         classes, codes = np.unique(np.concatenate([train, test]), return_inverse=True)
         return codes, len(classes)
     numbers: dict[Any, int] = {}
-    labels = [*train, *test]
+    labels = [label for each in (train, test) for label in (each.tolist() if each.dtype.kind in "iuf" else each)]
     try:
         return np.array([numbers.setdefault(label, len(numbers)) for label in labels]), len(numbers)
     except TypeError as error:
         raise TypeError(f"labels in y_train and y_test must be hashable, got {error}") from error
+
+
+def _rounds_integers(first: np.dtype[Any], second: np.dtype[Any]) -> bool:
+    """Whether NumPy would make floats of integers that these need not hold, to compare labels of the two types."""
+    if first.kind not in "iuf" or second.kind not in "iuf":
+        return False
+    return np.result_type(first, second).kind == "f" and {first, second} & {np.dtype("i8"), np.dtype("u8")} != set()

@@ -35,7 +35,6 @@ The last neighbour counts in coalitions of fewer than :math:`k` others, whose me
 """
 
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -44,6 +43,7 @@ from baselines.knn.distances import Metric, Points, distances_between
 from baselines.knn.labels import one_each
 from baselines.knn.neighbours import Neighbours, checked_k, from_neighbours
 from baselines.knn.over_test_points import mean_over_test_points
+from baselines.real_numbers import real_numbers
 from baselines.valuation import Valuation
 
 __all__ = ["knn_regression_shapley"]
@@ -156,12 +156,7 @@ def _from_far(terms: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _targets(name: str, y: ArrayLike, n_points: int) -> NDArray[np.float64]:
-    array: NDArray[Any] = one_each(name, y, n_points, "target")
-    if array.dtype.kind == "O":
-        array = np.array(array.tolist())  # of numbers, if they are
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"{name} must be numbers, got an array of {array.dtype}")
-    targets = array.astype(np.float64)
+    targets = real_numbers(name, one_each(name, y, n_points, "target")).astype(np.float64)
     if not np.abs(targets).max() <= _LARGEST:
         raise ValueError(f"{name} must be finite and small enough to be squared, got up to {np.abs(targets).max():.3g}")
     return targets

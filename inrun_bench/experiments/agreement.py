@@ -71,7 +71,7 @@ def metrics(values: NDArray[np.float64], reference: NDArray[np.float64]) -> dict
             name: float("nan") if constant else float(correlate(values, reference).statistic)
             for name, correlate in correlations.items()
         },
-        "top10_overlap": len(best & best_reference) / top,
+        "top10_overlap": float("nan") if constant else len(best & best_reference) / top,
     }
 
 

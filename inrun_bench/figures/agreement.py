@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from inrun_bench.figures.style import in_order, legend, look, panels
-from inrun_bench.intervals import over_seeds
+from inrun_bench.intervals import left_out, over_seeds
 
 
 def draw(rows: pd.DataFrame) -> Figure:
@@ -27,7 +27,7 @@ def draw(rows: pd.DataFrame) -> Figure:
             found = rows.query("task == @task and method == @method and metric == 'spearman'")
             if found.empty:
                 continue
-            mean, low, high, _ = table.loc[(task, method, "spearman")]
+            mean, low, high = table.loc[(task, method, "spearman"), ["mean", "low", "high"]]
             style = look(method)
             ax.errorbar(
                 found["seconds"].median(),
@@ -48,4 +48,6 @@ def draw(rows: pd.DataFrame) -> Figure:
         Line2D([], [], color=look("random").color, linestyle=":", label="random values"),
     ]
     legend(figure, methods, extra)
+    if note := left_out(table):
+        figure.suptitle(note, fontsize=8)
     return figure

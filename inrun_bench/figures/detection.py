@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from inrun_bench.figures.style import in_order, look, panels
-from inrun_bench.intervals import over_seeds
+from inrun_bench.intervals import left_out, over_seeds
 
 METRICS = {"auroc": "AUROC", "average_precision": "average precision"}
 
@@ -23,12 +23,14 @@ def draw(rows: pd.DataFrame) -> Figure:
             for position, method in enumerate(methods):
                 if (task, method, metric) not in table.index:
                     continue
-                mean, low, high, _ = table.loc[(task, method, metric)]
+                mean, low, high = table.loc[(task, method, metric), ["mean", "low", "high"]]
                 style = look(method)
                 ax.plot([max(low, 0), min(high, 1)], [position] * 2, color=style.color, linewidth=1.5)
                 ax.plot(mean, position, color=style.color, marker=style.marker, markersize=7)
             ax.set_xlim(0, 1.02)
             ax.set_xlabel(label)
         axes_row[0].set_yticks(range(len(methods)), [look(m).label for m in methods])
-    figure.suptitle("wrong labels found by their low values (mean, 95 % CI over seeds; dotted: chance)", fontsize=10)
+    note = left_out(table)
+    title = "wrong labels found by their low values (mean, 95 % CI over seeds; dotted: chance)"
+    figure.suptitle(f"{title}\n{note}" if note else title, fontsize=10)
     return figure

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["DesignMatrix", "span_of_samples", "with_intercept"]
+__all__ = ["DesignMatrix", "along_the_mean", "span_of_samples", "with_intercept"]
 
 _TABLE_BYTES = 2**25
 
@@ -98,3 +98,37 @@ def span_of_samples(
         return x_train, x_validation
     basis, coordinates = np.linalg.qr(x_train.T)  # x_train.T = basis coordinates
     return np.ascontiguousarray(coordinates.T), x_validation @ basis
+
+
+def along_the_mean(
+    x_train: NDArray[np.float64], x_validation: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Express features in an orthonormal basis of which the first axis is that of the training samples' mean.
+
+    As in :func:`span_of_samples`, no fit with an l2 penalty depends on the basis, and with more features than samples
+    there are fewer dimensions. But where samples lie far from zero and close to each other, their differences, which
+    the products of features as given would round away, are now in axes of their own.
+
+    Parameters
+    ----------
+    x_train : float64 [n, d]
+        Features of the training samples.
+    x_validation : float64 [v, d]
+        Features of the samples that a fit is judged on.
+
+    Returns
+    -------
+    float64 [n, min(n + 1, d)], float64 [v, min(n + 1, d)]
+        Both in the new basis.
+    """
+    n, d = x_train.shape
+    mean = x_train.mean(axis=0)
+    from_mean, validation_from_mean = x_train - mean, x_validation - mean
+    if d <= n + 1:
+        basis, lengths = np.linalg.qr(mean[:, None], mode="complete")  # mean = basis lengths
+    else:
+        basis, lengths = np.linalg.qr(np.column_stack([mean, from_mean.T]))
+    both = [from_mean @ basis, validation_from_mean @ basis]
+    for coordinates in both:
+        coordinates[:, 0] += lengths[0, 0]
+    return both[0], both[1]

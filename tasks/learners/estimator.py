@@ -31,9 +31,11 @@ predictions are translated back; its own ``score`` is accuracy then.
 
 **Randomness.** A game has one utility a coalition, so every ``random_state`` that the estimator leaves at None, its
 parts' included, is set to the game's `random_state`. Utilities thus depend neither on the number of workers nor on
-which coalitions are asked for together. Other sources of chance, such as ``np.random`` or an estimator that is made
-inside of a function, are looked for in the first call: the smallest coalition that can be fitted is evaluated twice in
-a row, and if the utility or a prediction differs, the game is refused.
+which coalitions are asked for together. Whatever draws from ``np.random``, ``random`` or torch's generator is refused
+with the coalition that it does so for, unless it seeds that generator itself: their states are compared before and
+after each coalition. Generators of an estimator's own, which nobody sees, are looked for in the first call: the
+smallest coalition that can be fitted is evaluated twice in a row, and if the utility or a prediction differs, the game
+is refused. A difference that only others would show is not found.
 
 **Variance**: none beyond that of the estimator's own randomness, which is fixed. **Cost**: one fit and one score of the
 estimator a coalition, and one of each for the first call. Coalitions travel to the workers in batches, several a
@@ -114,7 +116,8 @@ class EstimatorGame:
         classifiers comes with a regressor. When called: if `coalitions` is not bool [m, n_players].
     RuntimeError
         When called, naming the coalition: if the estimator fails on it, its score is not finite, it cannot be fitted
-        and `unfit` is ``"raise"``, or it is worth something else when it is evaluated again.
+        and `unfit` is ``"raise"``, the estimator or the scorer draws from generators that everyone shares, or it is
+        worth something else when it is evaluated again.
 
     Examples
     --------
@@ -147,7 +150,16 @@ class EstimatorGame:
             isinstance(unfit, bool) or not isinstance(unfit, Real) or not np.isfinite(unfit)
         ):
             raise ValueError(f"unfit must be 'constant', 'raise' or a finite number, got {unfit!r}")
+        if scoring is not None and not isinstance(scoring, str) and not callable(scoring):
+            raise TypeError(
+                "scoring must be the name of a scorer, a callable (estimator, x, y) -> float or None, "
+                f"got {scoring!r} ({type(scoring).__name__})"
+            )
+        if n_jobs is not None and whole_number("n_jobs", n_jobs, minimum=-(2**31)) == 0:
+            raise ValueError("n_jobs must be a positive number, a negative one as joblib counts, or None, got 0")
         n, v = sample_count("x_train", x_train), sample_count("x_validation", x_validation)
+        if whole_number("min_samples", min_samples) > n:
+            raise ValueError(f"min_samples must be at most the number of training samples, {n}, got {min_samples}")
         labels = targets = None
         if is_classifier(estimator):
             labels = _labels(y_train, y_validation, n, v, min_classes, relabel)
@@ -157,14 +169,14 @@ class EstimatorGame:
             targets, _ = real_targets(y_train, y_validation, n, v, several=True)
         estimator = _without_chance(estimator, whole_number("random_state", random_state, minimum=0))
         samples = (*indexable(x_train, y_train), *indexable(x_validation, y_validation))
-        # copies, so that whoever changes the originals does not change the game
+        # copies, of the scorer too, so that whoever changes the originals does not change the game
         x, y, x_validation, y_validation = map(deepcopy, samples)
         self.n_players = n
         self.n_jobs = n_jobs
         self._is_repeatable = False  # not known yet
         self._learner = Learner(
             estimator=estimator,
-            score=check_scoring(estimator, scoring),
+            score=deepcopy(check_scoring(estimator, scoring)),
             own_score=scoring is None,
             x=x,
             y=y,
@@ -230,7 +242,12 @@ def _labels(
         raise ValueError(f"y_train must have at least two classes, got only {classes[0][0]!r}")
     if relabel and len(classes) > 1:
         raise ValueError(f"relabel must be False where y_train has several outputs, got {len(classes)} of them")
+    if not isinstance(relabel, bool | np.bool_):
+        raise TypeError(f"relabel must be True or False, got {relabel!r} ({type(relabel).__name__})")
+    most = max(len(of_output) for of_output in classes)
     least = None if min_classes == "all" else whole_number("min_classes", min_classes)
+    if least is not None and least > most:
+        raise ValueError(f"min_classes must be at most the number of classes of y_train, {most}, got {min_classes}")
     needed = [len(of_output) if least is None else min(least, len(of_output)) for of_output in classes]
     return Labels(codes, classes, needed, relabel)
 

@@ -20,11 +20,16 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.metaestimators import available_if
 
 from baselines.game import described
+from tasks.learners.shared_generators import draws_from, states
 
 __all__ = ["Labels", "Learner", "Unfit", "can_be_fitted", "utilities"]
 
 Unfit = float | Literal["constant", "raise"]
 
+_REMEDY = (
+    "give each source of chance a seed: random_state to estimators made inside of functions, "
+    "np.random.default_rng(seed) in place of np.random"
+)
 _ROUNDING = 1e-6  # sums over threads differ from fit to fit, by far less than this
 
 
@@ -59,11 +64,14 @@ class Learner:
 def utilities(learner: Learner, coalitions: NDArray[np.bool_], repeated: int | None) -> NDArray[np.float64]:
     """Return the utility, float64 [m], of each coalition of bool [m, n].
 
-    Coalition number `repeated` is evaluated twice; a RuntimeError tells of one that is not worth the same again.
+    Coalition number `repeated` is evaluated twice; a RuntimeError tells of one that is not worth the same again, and of
+    any that generators which everyone shares have a part in.
     """
     values = np.empty(len(coalitions))
     for number, coalition in enumerate(coalitions):
+        before = states()
         model, values[number] = _evaluated(learner, coalition)
+        _refuse_shared_generators(learner, coalition, before)
         if number == repeated:
             _refuse_chance(learner, coalition, model, values[number])
     return values
@@ -108,6 +116,16 @@ def _evaluated(learner: Learner, coalition: NDArray[np.bool_]) -> tuple[Any, flo
     return model, float(score)
 
 
+def _refuse_shared_generators(learner: Learner, coalition: NDArray[np.bool_], before: dict[str, bytes]) -> None:
+    """Refuse an estimator or scorer that has drawn from a shared generator that it has not seeded itself."""
+    drawn = draws_from(before, lambda: _evaluated(learner, coalition))
+    if drawn:
+        raise RuntimeError(
+            f"{learner.estimator} or its scorer draws from {' and '.join(drawn)}, whose state is not its own, with "
+            f"{described(coalition)}; a coalition has one utility, so {_REMEDY}"
+        )
+
+
 def _refuse_chance(learner: Learner, coalition: NDArray[np.bool_], model: Any, utility: float) -> None:
     """Refuse an estimator that is another one when it is fitted again, even where that leaves the utility as it was."""
     again, utility_again = _evaluated(learner, coalition)
@@ -115,8 +133,7 @@ def _refuse_chance(learner: Learner, coalition: NDArray[np.bool_], model: Any, u
     if not (_equal(utility, utility_again) and all(_equal(*pair) for pair in answers)):
         raise RuntimeError(
             f"{learner.estimator} predicts something else when it is fitted again to {described(coalition)}, worth "
-            f"{utility} and then {utility_again}; a coalition has one utility, so give each source of chance a seed: "
-            "random_state to estimators made inside of functions, np.random.default_rng(seed) in place of np.random"
+            f"{utility} and then {utility_again}; a coalition has one utility, so {_REMEDY}"
         )
 
 

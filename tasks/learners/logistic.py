@@ -38,6 +38,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from baselines.arguments import whole_number
 from baselines.game import described
+from tasks.fixed_attributes import FixedAttributes
 from tasks.learners.coalitions import in_chunks
 from tasks.learners.design import DesignMatrix, span_of_samples, with_intercept
 from tasks.learners.identity import identity_of
@@ -54,7 +55,7 @@ _ROUGH_DISTANCE = 0.1  # from the optimum, at which double precision takes over
 _ROUGH_FACTORS = 20  # where single precision has not come so far by then, it does not pay
 
 
-class LogisticGame:
+class LogisticGame(FixedAttributes):
     """The game of logistic regression (see the module's docstring).
 
     Parameters
@@ -112,6 +113,7 @@ class LogisticGame:
     """
 
     measures: tuple[LogisticUtility, ...] = get_args(LogisticUtility)
+    fixed = ("l2", "max_factors", "n_players", "renormalised", "tolerance", "utility")
 
     def __init__(
         self,

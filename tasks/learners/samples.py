@@ -1,5 +1,7 @@
 """Checks of what a learner's game is given: samples and coalitions; errors name the argument and what is allowed."""
 
+from collections.abc import Mapping, Set
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -7,13 +9,17 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import issparse
 
+from baselines.real_numbers import check_same_columns, check_unmasked, real_numbers
+
 __all__ = ["checked_coalitions", "class_codes", "class_codes_of_outputs", "features", "real_targets", "sample_count"]
 
 _LABELS_SHOWN = 5
+_NUMBERS = (Number, np.bool_)
 
 
 def checked_coalitions(coalitions: NDArray[np.bool_], n_players: int) -> NDArray[np.bool_]:
     """Return `coalitions`, having checked that they are bool [m, n_players]; a ValueError otherwise."""
+    check_unmasked("coalitions", coalitions)
     coalitions = np.asarray(coalitions)
     if coalitions.dtype != np.bool_ or coalitions.ndim != 2 or coalitions.shape[1] != n_players:
         raise ValueError(
@@ -31,8 +37,10 @@ def features(x_train: ArrayLike, x_validation: ArrayLike) -> tuple[NDArray[np.fl
     TypeError
         If features are no real numbers.
     ValueError
-        If a set is empty or not two-dimensional, has a NaN or an infinity, or the sets differ in width.
+        If a set is empty or not two-dimensional, has a NaN, an infinity, masked entries or a number that float64 does
+        not hold, the sets differ in width, or two data frames in their columns.
     """
+    check_same_columns("x_train", x_train, "x_validation", x_validation)
     train, validation = _finite("x_train", x_train), _finite("x_validation", x_validation)
     if train.shape[1] != validation.shape[1]:
         raise ValueError(
@@ -110,14 +118,15 @@ def class_codes_of_outputs(
     for output, (labels, judged) in enumerate(zip(train.T, validation.T, strict=True)):
         try:
             of_output, codes[:, output] = np.unique(labels, return_inverse=True)
-            unseen = np.setdiff1d(judged, of_output)
+            sorted_classes, judged = _comparable(of_output, judged)
+            unseen = np.setdiff1d(judged, sorted_classes)
         except TypeError as error:
             raise TypeError(f"labels must be of one kind, so that they can be sorted: {error}") from error
         if len(unseen):
             more = ", ..." if len(unseen) > _LABELS_SHOWN else ""
             shown = ", ".join(map(repr, unseen[:_LABELS_SHOWN].tolist())) + more
             raise ValueError(f"y_validation must only have labels that y_train has, got also {shown}")
-        validation_codes[:, output] = np.searchsorted(of_output, judged)
+        validation_codes[:, output] = np.searchsorted(sorted_classes, judged)
         classes.append(of_output)
     return codes, validation_codes, classes
 
@@ -154,7 +163,12 @@ def sample_count(name: str, x: Any) -> int:
     ValueError
         If there are none.
     """
-    if isinstance(x, str) or not (np.shape(x) if hasattr(x, "shape") else hasattr(x, "__len__")):
+    check_unmasked(name, x)
+    if (
+        isinstance(x, str | bytes | Mapping | Set)
+        or not hasattr(x, "__getitem__")
+        or not (np.shape(x) if hasattr(x, "shape") else hasattr(x, "__len__"))
+    ):
         raise TypeError(
             f"{name} must be an array, data frame, sparse matrix or list of samples, got {type(x).__name__}"
         )
@@ -165,7 +179,7 @@ def sample_count(name: str, x: Any) -> int:
 
 
 def _finite(name: str, x: ArrayLike) -> NDArray[np.float64]:
-    array: NDArray[Any] = np.asarray(x)
+    array = real_numbers(name, x)
     if array.ndim != 2 or array.size == 0:
         raise ValueError(
             f"{name} must have shape (samples, features), at least one of each, got {array.shape}; flatten images first"
@@ -173,17 +187,18 @@ def _finite(name: str, x: ArrayLike) -> NDArray[np.float64]:
     return _numbers(name, array)
 
 
-def _one_each(name: str, y: ArrayLike, n: int) -> NDArray[Any]:
-    array: NDArray[Any] = np.asarray(y)
+def _one_each(name: str, y: Any, n: int) -> NDArray[Any]:
+    array = _as_given(name, y)
     if array.shape != (n,):
         raise ValueError(f"{name} must have one entry for each of the {n} samples, shape ({n},), got {array.shape}")
     return array
 
 
 def _of_outputs(y_train: Any, y_validation: Any, n_train: int, n_validation: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    check_same_columns("y_train", y_train, "y_validation", y_validation)
     arrays: list[NDArray[Any]] = []
     for name, y, n in (("y_train", y_train, n_train), ("y_validation", y_validation, n_validation)):
-        array: NDArray[Any] = y.toarray() if issparse(y) else np.asarray(y)
+        array: NDArray[Any] = y.toarray() if issparse(y) else _as_given(name, y)
         if array.ndim not in (1, 2) or len(array) != n:
             raise ValueError(
                 f"{name} must have one entry, or a row of them, for each of the {n} samples, got shape {array.shape}"
@@ -197,9 +212,31 @@ def _of_outputs(y_train: Any, y_validation: Any, n_train: int, n_validation: int
     return arrays[0], arrays[1]
 
 
+def _as_given(name: str, y: Any) -> NDArray[Any]:
+    """Return an array, of objects where NumPy would make strings or floats of something else among them."""
+    check_unmasked(name, y)
+    if not isinstance(y, list | tuple):
+        return np.asarray(y)
+    plain: NDArray[Any] = np.asarray(y)
+    objects: NDArray[Any] = np.asarray(y, dtype=object)
+    if objects.shape != plain.shape:  # of arrays, which it has taken apart
+        return plain
+    types = {type(value) for value in objects.flat}
+    alike = all(issubclass(each, str | np.str_) for each in types) or all(issubclass(each, _NUMBERS) for each in types)
+    rounded = plain.dtype.kind == "f" and not all(issubclass(each, float | np.floating) for each in types)
+    return plain if alike and not rounded else objects
+
+
+def _comparable(classes: NDArray[Any], judged: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return both as Python's numbers where NumPy would make floats of integers to compare them."""
+    kinds = (classes.dtype.kind, judged.dtype.kind)
+    if not set(kinds) <= set("iuf") or len(set(kinds)) == 1:
+        return classes, judged
+    return classes.astype(object), judged.astype(object)
+
+
 def _numbers(name: str, array: NDArray[Any]) -> NDArray[np.float64]:
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"{name} must be real numbers, got an array of {array.dtype}")
+    array = real_numbers(name, array)
     finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
     if not finite.all():
         raise ValueError(

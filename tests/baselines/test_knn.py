@@ -149,7 +149,7 @@ HOLE = np.array([[0.0, 0.0], [np.nan, 0.0], [0.0, 0.0], [0.0, np.inf]])
         ),
         ({"x_test": np.full((4, 2), 1e-160)}, ValueError, "features are too small to be squared, up to 1e-160 .* up"),
         ({"x_train": np.eye(4, 2) * 1e-200}, ValueError, "features are too small"),
-        ({"x_train": np.full((4, 2), "a")}, TypeError, "x_train must be numbers, got an array of <U1"),
+        ({"x_train": np.full((4, 2), "a")}, TypeError, "x_train must be real numbers, got an array of <U1"),
         ({"y_train": Y[:3]}, ValueError, r"y_train must have one label for each point, shape \(4,\), got \(3,\)"),
         ({"y_test": np.zeros((4, 1))}, ValueError, r"y_test must have one label .* got \(4, 1\)"),
         (

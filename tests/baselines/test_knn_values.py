@@ -88,7 +88,7 @@ def test_regression_on_targets_of_0_and_1_for_one_neighbour_is_classification():
 @pytest.mark.parametrize(
     ("targets", "error", "message"),
     [
-        (["a", "b", "c", "d"], TypeError, "y_train must be numbers, got an array of <U1"),
+        (["a", "b", "c", "d"], TypeError, "y_train must be real numbers, got .a. "),
         ([0, 1, math.inf, 1], ValueError, "y_train must be finite and small enough to be squared, got up to inf"),
         ([0, 1, 1e200, 1], ValueError, "y_train must be .* got up to 1e\\+200"),
         ([[0], [1], [0], [1]], ValueError, "y_train must have one target for each point"),

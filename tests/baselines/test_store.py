@@ -181,8 +181,8 @@ def test_an_error_without_finished_work_loses_nothing_of_earlier_batches(store, 
         (np.zeros((15, 1)), r"got shape \(15, 1\)"),
         (np.zeros((16, 2)), r"got shape \(16, 2\)"),
         (1.0, r"got shape \(\)"),
-        (np.zeros((16, 1), dtype=complex), "real number, got an array of complex128"),
-        ([["a"]] * 16, "real number, got an array of <U1"),
+        (np.zeros((16, 1), dtype=complex), "real numbers, got an array of complex128"),
+        ([["a"]] * 16, "real numbers, got an array of <U1"),
     ],
 )
 def test_answers_of_compute_are_checked(store, answer, message):

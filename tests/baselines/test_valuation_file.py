@@ -229,7 +229,7 @@ def test_other_files_are_refused_by_name(spoil, message, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"values": [0.0]},
+        {"values": ["a"]},
         {"values": {"$array": ["<f8", [2], [1.0]]}},
         {"values": {"$array": ["|O", [1], [1.0]]}},
         {"stderr": {"$array": ["<f8", [2], [1.0, 1.0]]}},

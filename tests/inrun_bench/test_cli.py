@@ -117,6 +117,8 @@ def test_an_unknown_name_is_refused_with_the_nearest_and_all_known_ones(
         (["run", "--jobs", "many"], "many"),
         (["run", "--seed", "0", "-3"], "--seed must not be negative, got -3"),
         (["run", "--seed", "first"], "first"),
+        (["reference", "--minutes", "nan"], "--minutes must be a number of at least 0, got nan"),
+        (["reference", "--minutes", "-1"], "--minutes must be a number of at least 0, got -1.0"),
         (["figures"], "no results in 'runs/quick'"),
         (["report"], "no results in 'runs/quick'"),
         (["report", "--profile", "standard"], "no results in 'runs/standard'"),

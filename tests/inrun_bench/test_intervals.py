@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from inrun_bench.intervals import mean_interval, over_seeds
+from inrun_bench.intervals import left_out, mean_interval, over_seeds
 
 NUMBERS = st.integers(-(10**6), 10**6).map(lambda n: n / 100)
 CORRELATIONS = st.floats(-1, 1)
@@ -79,10 +79,30 @@ def test_over_seeds_takes_each_group_alone_and_correlations_by_fisher():
     for (task, method, metric), found in table.iterrows():
         own = rows[(rows["task"] == task) & (rows["method"] == method) & (rows["metric"] == metric)]["value"]
         expected = mean_interval(own, correlation=metric in ("spearman", "kendall", "pearson"))
-        assert tuple(found) == pytest.approx(tuple(expected))
+        assert tuple(found) == pytest.approx((*expected, 1))
 
 
 def test_over_seeds_groups_as_told():
     rows = pd.DataFrame({"metric": ["m"] * 3, "fraction": [0.0, 0.5, 0.5], "value": [1.0, 2.0, 4.0]})
     table = over_seeds(rows, by=("fraction", "metric"))
     assert table["mean"].to_dict() == {(0.0, "m"): 1.0, (0.5, "m"): 3.0}
+
+
+def test_several_values_of_a_seed_are_no_independent_ones_and_have_no_mean():
+    rows = pd.DataFrame(
+        {"task": "t", "method": list("aabb"), "metric": "auroc", "seed": [0, 1, 0, 0], "value": [0.5, 0.7, 0.5, 0.7]}
+    )
+    table = over_seeds(rows)
+    assert table.loc[("t", "a", "auroc"), ["n", "definitions"]].tolist() == [2, 1]
+    assert table.loc[("t", "b", "auroc"), ["n", "definitions"]].tolist() == [0, 2]
+    assert table.loc[("t", "b", "auroc"), ["mean", "low", "high"]].isna().all()
+    assert left_out(table).startswith("left out: 1 means of rows of several definitions")
+    assert left_out(over_seeds(rows[:2])) == ""
+
+
+def test_an_interval_around_nearly_1_is_as_narrow_as_its_values():
+    mean, low, high, _ = mean_interval([1.0, 0.9999], correlation=True)
+    assert mean == pytest.approx(0.99995)
+    assert low > 0.999
+    assert high == 1.0
+    assert mean_interval([1.0, 1.0, 1.0], correlation=True)[:3] == (1.0, 1.0, 1.0)

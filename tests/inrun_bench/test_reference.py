@@ -346,6 +346,36 @@ def test_altered_utilities_are_found_out_by_retraining(medium, store, monkeypatc
     assert not proof.holds
 
 
+def test_what_a_reference_is_of_is_noted_anew_where_it_holds_and_nowhere_else(medium, store, monkeypatch, capsys):
+    extend(store, TASK, seconds=0, jobs=1)
+    unit = reference.block(TASK, 0, 0)
+    before, made = store.provenance(unit), store.read(unit)
+    arguments = [
+        "verify",
+        "--task",
+        TASK,
+        "--coalitions",
+        "5",
+        "--remake",
+        "0",
+        "--reference",
+        str(store.root),
+        "--note",
+    ]
+    outdated = dataclasses.replace(before, fingerprint={**before.fingerprint, "task": "by an older law"})
+    store.note(unit, outdated, "identity", "by an older law")
+    with monkeypatch.context() as patch:
+        patch.setattr(reference_proof, "RETRAINED", -1.0)  # nothing holds
+        assert main(arguments) == 1
+    assert store.provenance(unit) == outdated
+    assert "noted" not in capsys.readouterr().out
+    assert main(arguments) == 0
+    assert "noted in 1 blocks that they are of the task as it is now" in capsys.readouterr().out
+    assert store.provenance(unit) == before
+    pd.testing.assert_frame_equal(store.read(unit), made)
+    assert main([*arguments[:-3], "--note"]) == 2
+
+
 def test_other_data_are_told_from_the_same(medium, store, monkeypatch):
     extend(store, TASK, seconds=0, jobs=1)
     monkeypatch.setitem(tasks.CATALOG._all(), TASK, dataclasses.replace(MORE, scaling="global"))

@@ -4,6 +4,7 @@ from scipy import stats
 
 from baselines import Valuation
 from inrun_bench import report
+from inrun_bench.figures import draw_figures
 from inrun_bench.figures.style import look
 from inrun_bench.reference import block, value_rows
 from inrun_bench.report import BEGIN, END, headline, update_section, write_summary
@@ -285,6 +286,25 @@ def test_one_seed_has_no_interval(tmp_path):
     (table,) = tables_in(headline(store))
     assert table["acme"]["some-task"] == "0.500, 2 s"
     assert "acme" in write_summary(store)
+
+
+def test_seeds_are_those_of_the_method_and_rows_of_two_definitions_are_not_pooled(tmp_path):
+    """As where two profiles share a folder: their units need other references, and measure other things."""
+    store = Store(tmp_path / "results")
+    references = [Unit("values", "some-task", "reference", 0, {"block": 0, "permutations": p}) for p in (10, 20)]
+    for seed in range(3):
+        rows = [{"metric": "spearman", "value": 0.5 + seed / 10, "evaluations": 1, "seconds": 2.0}]
+        store.write(Unit("agreement", "some-task", "acme", seed), rows)
+        for need in references[: 2 if seed == 0 else 0]:
+            store.write(Unit("agreement", "some-task", "knn", seed, needs=(need,)), rows)
+    store.write(Unit("agreement", "some-task", "random", 0), rows)
+    (table,) = tables_in(headline(store))
+    methods = next(t for t in tables_in(write_summary(store)) if "trainings" in t["acme"])
+    assert table["acme"]["some-task"].endswith("], 2 s")
+    assert table[look("random").label]["some-task"] == "0.700 (1 seed), 2 s"
+    assert table[look("knn").label]["some-task"] == "2 definitions"
+    assert methods[look("knn").label]["Spearman [95 % CI]"] == methods[look("knn").label]["time (s)"] == "2 definitions"
+    draw_figures(store, ["agreement"])
 
 
 def test_experiments_stand_alone(results, tmp_path):

@@ -1,5 +1,6 @@
 """Convex learners' games: agreement with scikit-learn, with the conditions of optimality, and among themselves."""
 
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -316,6 +317,65 @@ def test_a_penalty_below_the_working_precision_is_refused():
     game = RidgeGame(x, [1.0, 2.0, 3.0], x, [1.0, 2.0, 3.0], l2=1e-12, dtype=torch.float32)
     with pytest.raises(ValueError, match=r"l2=1e-12 is too small for torch.float32.*size 1 with members \[1\]"):
         game(np.array([[False, True, False]]))
+
+
+def exact_ridge_utility(x, y, xv, yv, l2):
+    """Minus the mean squared error of the ridge fitted to all samples, in fractions."""
+    a, judged = ([[*map(Fraction, row), Fraction(1)] for row in part.tolist()] for part in (x, xv))
+    targets, d = list(map(Fraction, y.tolist())), len(a[0])
+    rows = [
+        [sum((r[i] * r[j] for r in a), Fraction(l2) * (i == j)) for j in range(d)]
+        + [sum((r[i] * t for r, t in zip(a, targets, strict=True)), Fraction(0))]
+        for i in range(d)
+    ]
+    for i in range(d):  # Gauss and Jordan; no pivot is 0
+        rows[i] = [number / rows[i][i] for number in rows[i]]
+        for k in set(range(d)) - {i}:
+            rows[k] = [b - rows[k][i] * p for b, p in zip(rows[k], rows[i], strict=True)]
+    errors = [
+        sum(c * row[d] for c, row in zip(r, rows, strict=True)) - Fraction(t)
+        for r, t in zip(judged, yv.tolist(), strict=True)
+    ]
+    return -float(sum(error * error for error in errors) / len(errors))
+
+
+SAMPLES_OF_RIDGE = {
+    "as they are": lambda z: z,
+    "far from zero": lambda z: z + 1e7,
+    "farther": lambda z: z + 2e8,
+    "one feature far from zero": lambda z: z + np.array([1e9, 0.0, 1.0]),
+    "large": lambda z: z * 1e6,
+    "of different sizes": lambda z: z * [1e-4, 1.0, 1e7],
+    "powers of a year": lambda z: np.stack([z[:, 0] + 20, (z[:, 0] + 20) ** 2, (z[:, 0] + 20) ** 3], 1),
+    "nearly the same": lambda z: z[:, :1] + 1e-7 * z,
+}
+
+
+@pytest.mark.parametrize("samples_of", SAMPLES_OF_RIDGE.values(), ids=SAMPLES_OF_RIDGE)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("l2", [1.0, 1e-4, 1e-9, 1e-14])
+def test_ridge_is_exact_or_refused(samples_of, dtype, l2):
+    """Whatever the samples: the utilities of fractions, or an error that says what to do."""
+    chance = np.random.default_rng(0)
+    x, y = samples_of(chance.normal(size=(13, 3))), chance.normal(size=13)
+    x, xv, y, yv = x[:9], x[9:], y[:9], y[9:]
+    game, tolerance = RidgeGame(x, y, xv, yv, l2=l2, dtype=dtype), 1e-6 if dtype == torch.float64 else 1e-3
+    for members in (9, 5, 2):
+        coalition = np.arange(9) < members
+        expected = exact_ridge_utility(x[coalition], y[coalition], xv, yv, l2)
+        utility = utility_or_refusal(game, coalition)
+        if isinstance(utility, float):
+            assert abs(utility - expected) <= tolerance * max(-expected, 1e-3 * np.square(yv).mean())
+        else:
+            assert "raise l2, standardise the features" in utility
+            assert dtype == torch.float32 or samples_of in list(SAMPLES_OF_RIDGE.values())[2:] or l2 < 1e-9
+
+
+def utility_or_refusal(game, coalition):
+    try:
+        return float(game(coalition[None])[0])
+    except ValueError as error:
+        return str(error)
 
 
 def test_normal_equations_that_rounding_makes_indefinite_are_refused_too():

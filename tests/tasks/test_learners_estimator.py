@@ -9,6 +9,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.cluster import KMeans
 from sklearn.ensemble import RandomForestClassifier
@@ -252,6 +253,10 @@ def chance_of_the_standard_library(x):
     return x * random.gauss()
 
 
+def chance_of_its_own(x):
+    return x + np.random.default_rng().normal(scale=3, size=x.shape)
+
+
 class OfSomeForest(ClassifierMixin, BaseEstimator):
     def fit(self, x, y):
         self.forest_ = RandomForestClassifier(100).fit(x, y)  # no parameter of this class: its seed is out of reach
@@ -281,6 +286,13 @@ HIDDEN = {
     ),
     "an estimator within": (OfSomeForest(), None),
     "the scorer": (LogisticRegression(), score_of_some_samples),
+    "a generator of its own": (make_pipeline(FunctionTransformer(chance_of_its_own), LogisticRegression()), None),
+}
+DRAWS = {
+    "np.random in a function": "numpy.random",
+    "random in a function": "random",
+    "an estimator within": "numpy.random",
+    "the scorer": "numpy.random",
 }
 
 
@@ -291,9 +303,66 @@ def test_hidden_chance_is_refused_with_the_coalition_that_shows_it(kind, n_jobs)
     coalitions[2, 6:] = False
     game = EstimatorGame(learner, *samples(d=6), scoring=scoring, n_jobs=n_jobs)
     pattern = r"when it is fitted again to the coalition of size 6 with members \[0, 1, 2, 3, 4, 5\], worth .*a seed"
+    if kind in DRAWS:
+        pattern = rf"or its scorer draws from {DRAWS[kind]}, whose state .* with the coalition of size .*a seed"
     for _ in range(3 - n_jobs):  # joblib starts its workers anew after an error
         with pytest.raises(RuntimeError, match=pattern):
             game(coalitions)
+
+
+def a_rare_draw(x):
+    return x if random.random() < 2 else -x  # noqa: S311
+
+
+def a_draw_beyond_some_size(x):
+    return x + (np.random.normal(size=x.shape) if len(x) == 20 else 0.0)  # noqa: NPY002
+
+
+def a_draw_of_torch(x):
+    return x + 0.0 * float(torch.rand(1))
+
+
+def a_draw_that_is_seeded(x):
+    np.random.seed(0)  # noqa: NPY002
+    return x + np.random.normal(size=x.shape)  # noqa: NPY002
+
+
+@pytest.mark.parametrize(
+    ("function", "generator"),
+    [(a_rare_draw, "random"), (a_draw_beyond_some_size, "numpy.random"), (a_draw_of_torch, "torch")],
+)
+def test_draws_from_shared_generators_are_refused_even_where_they_change_nothing_or_are_rare(function, generator):
+    game = EstimatorGame(make_pipeline(FunctionTransformer(function), LogisticRegression()), *samples())
+    few, many = np.arange(24) < 6, np.arange(24) < 20
+    with pytest.raises(RuntimeError, match=f"or its scorer draws from {generator}, whose state is not its own"):
+        game(np.stack([few, many]))
+
+
+def test_draws_from_a_generator_that_is_seeded_before_are_no_chance():
+    game = EstimatorGame(make_pipeline(FunctionTransformer(a_draw_that_is_seeded), LogisticRegression()), *samples())
+    everyone = np.ones((1, 24), bool)
+    utility = game(everyone)
+    random.random()  # noqa: S311
+    np.random.random()  # noqa: NPY002
+    assert game(everyone) == utility
+
+
+class Weighted:
+    """A scorer that can be changed."""
+
+    def __init__(self):
+        self.weight = 1.0
+
+    def __call__(self, model, x, y):
+        return self.weight * model.score(x, y)
+
+
+def test_a_scorer_that_is_changed_afterwards_does_not_change_the_game():
+    scorer, everyone = Weighted(), np.ones((1, 24), bool)
+    game = EstimatorGame(LogisticRegression(), *samples(), scoring=scorer)
+    utility, identity = game(everyone), game.identity()
+    scorer.weight = 0.0
+    assert (game(everyone), game.identity()) == (utility, identity)
 
 
 class Counted(ClassifierMixin, BaseEstimator):
@@ -360,6 +429,19 @@ def test_bad_input():
         EstimatorGame(object(), x, y, xv, yv)
     with pytest.raises(ValueError, match="min_samples must be at least 1, got 0"):
         EstimatorGame(learner, x, y, xv, yv, min_samples=0)
+    for bad in (["accuracy"], 3):
+        with pytest.raises(TypeError, match=r"scoring must be the name of a scorer, a callable .* or None, got"):
+            EstimatorGame(learner, x, y, xv, yv, scoring=bad)
+    with pytest.raises(ValueError, match=r"n_jobs must be a positive number, .* got 0"):
+        EstimatorGame(learner, x, y, xv, yv, n_jobs=0)
+    with pytest.raises(TypeError, match="n_jobs must be an integer"):
+        EstimatorGame(learner, x, y, xv, yv, n_jobs=1.5)
+    with pytest.raises(ValueError, match="min_samples must be at most the number of training samples, 24, got 25"):
+        EstimatorGame(learner, x, y, xv, yv, min_samples=25)
+    with pytest.raises(ValueError, match="min_classes must be at most the number of classes of y_train, 2, got 9"):
+        EstimatorGame(learner, x, y, xv, yv, min_classes=9)
+    with pytest.raises(TypeError, match="relabel must be True or False, got 1"):
+        EstimatorGame(learner, x, y, xv, yv, relabel=1)
     with pytest.raises(ValueError, match="scoring"):
         EstimatorGame(learner, x, y, xv, yv, scoring="praise")
     with pytest.raises(ValueError, match="y_validation must only have labels that y_train has"):
