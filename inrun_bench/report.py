@@ -409,7 +409,7 @@ def _rivals_table(store: Store) -> str:
         [
             str(row.method),
             "" if pd.isna(row.players) else f"{row.players:.0f}",
-            row.contender or "",
+            "" if pd.isna(row.contender) else row.contender,
             row.metric.replace("_", " "),
             f"{row.value:.3g}",
         ]

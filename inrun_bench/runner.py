@@ -158,21 +158,14 @@ def _with_needs(units: Iterable[Unit]) -> list[Unit]:
     return list(ordered)
 
 
-@dataclass(frozen=True)
-class _Flight:
-    """A unit that is with a worker."""
-
-    unit: Unit
-    claim: FileLock
-
-
 def _settle(units: Sequence[Unit], rows: RunRows, workers: Workers, jobs: int) -> Iterator[tuple[Unit, str]]:
     """Run `units`; yield each when its rows are stored, with the message of its error, empty where all went well."""
     todo = set(units)
     order = TopologicalSorter({unit: todo.intersection(unit.needs) for unit in units})
     order.prepare()
     ready: list[Unit] = []
-    flights: dict[Future[_Answer], _Flight] = {}
+    flights: dict[Future[_Answer], Unit] = {}
+    claims: dict[Unit, FileLock] = {}
     deaths: Counter[Unit] = Counter()
     slots = _slots(workers, jobs)
     try:
@@ -185,19 +178,20 @@ def _settle(units: Sequence[Unit], rows: RunRows, workers: Workers, jobs: int) -
                     break
                 claim = rows.store.claim(unit)
                 if claim is not None:  # else another run is at it: look again later
+                    claims[unit] = claim
                     ready.remove(unit)
-                    flights[_send(unit, rows, workers)] = _Flight(unit, claim)
-            for flight, answer in _landed(flights, workers, deaths):
-                message = _keep(answer, flight.unit, rows) if answer else ""
-                flight.claim.release()
+                    flights[_send(unit, rows, workers)] = unit
+            for unit, answer in _landed(flights, workers, deaths):
+                message = _keep(answer, unit, rows) if answer else ""
+                claims.pop(unit).release()
                 if answer:
-                    order.done(flight.unit)
-                    yield flight.unit, message
+                    order.done(unit)
+                    yield unit, message
                 else:
-                    ready.insert(0, flight.unit)
-    finally:
-        for flight in flights.values():
-            flight.claim.release()
+                    ready.insert(0, unit)
+    finally:  # whatever ended the run, and whoever keeps its exception, and with it this frame
+        for claim in claims.values():
+            claim.release()
 
 
 def _slots(workers: Workers, jobs: int) -> Iterator[int]:
@@ -236,14 +230,14 @@ def _settled(answer: _Answer) -> Future[_Answer]:
 
 
 def _landed(
-    flights: dict[Future[_Answer], _Flight], workers: Workers, deaths: Counter[Unit]
-) -> Iterator[tuple[_Flight, _Answer | None]]:
+    flights: dict[Future[_Answer], Unit], workers: Workers, deaths: Counter[Unit]
+) -> Iterator[tuple[Unit, _Answer | None]]:
     """Wait a little; take what came back out of `flights`, Futures too: a cluster keeps results while someone does."""
     if not flights:
         time.sleep(POLL_SECONDS)  # for other runs
     for future in wait(flights, POLL_SECONDS, FIRST_COMPLETED).done:
-        flight = flights.pop(future)
-        yield flight, _answer(future, flight.unit, workers, deaths)
+        unit = flights.pop(future)
+        yield unit, _answer(future, unit, workers, deaths)
 
 
 def _answer(future: Future[_Answer], unit: Unit, workers: Workers, deaths: Counter[Unit]) -> _Answer | None:

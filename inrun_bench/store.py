@@ -6,7 +6,7 @@ what its rows follow from (:mod:`inrun_bench.provenance`).
 
 What was measured lies *loose*, one Parquet file a unit, until :meth:`Store.pack` puts all units of an experiment into
 one file of the same form. Readers see no difference; a loose unit takes the place of one that is packed.
-A file that is there is whole, and any change in it is found (:mod:`inrun_bench.attribution.parquet`).
+A file that is there is whole, and any change in it is found (:mod:`inrun_bench.attribution.ledger.parquet`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from inrun_bench import __version__
 from inrun_bench.atomic import replacing, write_text
-from inrun_bench.attribution.parquet import read_table, sealed
+from inrun_bench.attribution.ledger.parquet import read_table, sealed
 from inrun_bench.manifest import BrokenFileError, begin_run, count_units, read_json
 from inrun_bench.provenance import Provenance
 from inrun_bench.unit import Row, Unit

@@ -7,8 +7,9 @@ steps with the summed gradient contributions of S only::
 
 The contributions are parts of what the optimiser receives. Where a recipe clips by norm, g_i is the sample's part of
 the batch's mean gradient times the factor by which the whole batch's gradient is clipped: a number of the step, the
-same for every coalition. That is the game which the engine scores (:mod:`inrun_bench.attribution`). Training on the
-coalition alone, as in :mod:`tasks.trajectory_game`, would clip by the norm of the coalition's own gradient instead.
+same for every coalition. That is the game which the engine scores
+(:mod:`inrun_bench.attribution.gradient_scaling`). Training on the coalition alone, as in :mod:`tasks.trajectory_game`,
+would clip by the norm of the coalition's own gradient instead.
 
 Shapley values of this game are what one step of In-Run Data Shapley approximates (arXiv 2406.11011, section 4). Here
 they are computed the plain way, from per-sample gradients and real optimiser steps, so that they can judge.

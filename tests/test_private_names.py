@@ -400,7 +400,7 @@ def test_a_kernel_knows_its_arguments_by_name_and_descriptors_say_what_they_desc
     triton = pytest.importorskip("triton")
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    from inrun_bench.attribution.kernels.gpu.norm import norm_kernel
+    from inrun_bench.attribution.products.triton.norm import norm_kernel
 
     assert norm_kernel.arg_names[:2] == ["a_ptr", "b_ptr"]
     described = TensorDescriptor(torch.zeros(4, 16), [4, 16], [16, 1], [2, 16])

@@ -6,28 +6,31 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from inrun_bench.attribution.batch_axis import BatchAxis
-from inrun_bench.attribution.books import ONLY, Books
-from inrun_bench.attribution.capture import Capture
-from inrun_bench.attribution.kernels.backend import Backend
-from inrun_bench.attribution.late import Late, LateChoice
-from inrun_bench.attribution.ledger import Ledger, Pages
-from inrun_bench.attribution.pending import Pending
+from inrun_bench.attribution.batch_samples import Index, Weights
+from inrun_bench.attribution.capture.batch_axis import BatchAxis, DeclaredAxes
+from inrun_bench.attribution.capture.capture import Capture
+from inrun_bench.attribution.directions import Factors
+from inrun_bench.attribution.gradient_scaling import Watcher
+from inrun_bench.attribution.layer_terms import Term
+from inrun_bench.attribution.ledger.books import ONLY, Books
+from inrun_bench.attribution.ledger.ledger import Ledger, Pages
+from inrun_bench.attribution.ledger.pending import Pending
+from inrun_bench.attribution.optimizers import Optimizers
+from inrun_bench.attribution.parallel import refuse_parallel
 from inrun_bench.attribution.probes import PROBES, First, Probe, Step, scaled
-from inrun_bench.attribution.received import Watcher
-from inrun_bench.attribution.rules import Factors
-from inrun_bench.attribution.scores import Term
-from inrun_bench.attribution.scoring import early_scores, expect_received, expect_seen, late_scores
-from inrun_bench.attribution.step import Index, OpenStep
+from inrun_bench.attribution.products.backend import Backend
+from inrun_bench.attribution.scoring.route import Late, LateChoice
+from inrun_bench.attribution.scoring.scoring import early_scores, expect_received, expect_seen, late_scores
+from inrun_bench.attribution.step import OpenStep
 from inrun_bench.attribution.transfer import gathered, to_host
-from inrun_bench.attribution.updates import check_optimizer, is_linear, read_update
 from inrun_bench.attribution.validation import ValidationLoss
 
 __all__ = ["InRunShapley"]
@@ -37,7 +40,6 @@ Place: TypeAlias = list[tuple[int, int]]  # what tells weights from what they we
 
 RULES = ("auto", "project", "weight-gradient", "gram")
 FIRST_STEPS = 3  # whose numbers are waited for: what is wrong with a model or a loop shows here
-CHECKED_EVERY = 100  # the sum of scores is checked in the first steps, and now and then
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +56,10 @@ class InRunShapley:
         Layers with ghost rules (:func:`inrun_bench.attribution.supported_layers`) are fastest; other layers and bare
         parameters are followed operation by operation, exact as well. Layers that couple samples (batch norm in
         training mode) are refused.
-    optimizer : torch.optim.Optimizer
-        Any optimiser that treats each weight alone (SGD with and without momentum, Adam, AdamW, RMSprop, Adagrad, ...,
-        or one of your own); others (LBFGS, Muon, Shampoo, ...) are refused.
+    optimizer : torch.optim.Optimizer, or sequence of them
+        All that move the model's parameters. Any that treats each weight alone (SGD with and without momentum, Adam,
+        AdamW, RMSprop, Adagrad, ..., or one of your own); others (LBFGS, Muon, Shampoo, ...) are refused. Each steps
+        once in a step of training; ``step(closure)`` is scored as well.
     n_samples : int
         Size of the training set; sample indices lie in ``0 .. n_samples - 1``.
     order : {"first", "second", "integrated", "midpoint", "trapezoid"} or Probe
@@ -72,16 +75,19 @@ class InRunShapley:
         Where the ledger keeps whole steps: in memory where None; ``ParquetPages(folder)`` streams them to disk.
     rules : {"auto", "project", "weight-gradient", "gram"}
         How linear maps and convolutions are scored where the probe is known in time. ``"auto"`` picks by
-        :mod:`inrun_bench.attribution.costs`; with any but ``"weight-gradient"``, and in layers where that is not
-        picked, training's own arithmetic stays as it is, to the last bit.
+        :mod:`inrun_bench.attribution.families.costs`; with any but ``"weight-gradient"``, and in layers where that is
+        not picked, training's own arithmetic stays as it is, to the last bit.
     late : {"auto", "keep", "split", "jvp"}
-        What is done where the probe comes late; see :mod:`inrun_bench.attribution.late`.
+        What is done where the probe comes late; see :mod:`inrun_bench.attribution.scoring.route`.
     memory_budget : int, optional
         Bytes that ``late="auto"`` may keep from a step's backward pass until its probe is known; a quarter of what is
         free where None.
-    batch_axis : int, or mapping of str to (int, None or "folded")
-        Which axis of layers' inputs and outputs numbers the samples, for all layers or by layer name. None: a layer
-        sees positions and no samples; ``"folded"``: its first axis numbers samples and positions, samples slowest.
+    batch_axis : {"observed"} or int, or mapping of str to (int, None or "folded")
+        Which axis of layers' inputs and outputs numbers the samples. It is observed, in two forward passes beside the
+        first step, by exchanging one sample for another
+        (:mod:`inrun_bench.attribution.capture.observation`); what is given here, for all layers or by layer name, is
+        believed. None: a layer sees positions and no samples; ``"folded"``: its first axis numbers samples and
+        positions, samples slowest.
     kernels : {"auto", "triton", "torch"}
         What runs the products that have kernels: Triton on a GPU and plain torch elsewhere, or always the one named.
 
@@ -114,7 +120,7 @@ class InRunShapley:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         n_samples: int,
         order: str | Probe = "integrated",
         *,
@@ -124,31 +130,27 @@ class InRunShapley:
         rules: str = "auto",
         late: LateChoice = "auto",
         memory_budget: int | None = None,
-        batch_axis: BatchAxis | Mapping[str, BatchAxis] = 0,
+        batch_axis: BatchAxis | Literal["observed"] | Mapping[str, BatchAxis] = "observed",
         kernels: Backend = "auto",
     ) -> None:
         if n_samples < 1:
             raise ValueError(f"n_samples must be at least 1, got {n_samples}")
+        refuse_parallel(model, model.parameters())
         _check_choice("rules", rules, RULES)
         _check_choice("late", late, get_args(LateChoice))
         _check_choice("kernels", kernels, get_args(Backend))
-        check_optimizer(optimizer)
+        if not any(p.requires_grad for p in model.parameters()):
+            raise ValueError("model has no trained parameters (none has requires_grad=True)")
+        self._optimizers = Optimizers(optimizer, {p: name for name, p in model.named_parameters()})
         self.probe = _probe(order)
         self.n_samples = n_samples
-        self._model, self._optimizer, self._rules = model, optimizer, rules
+        self._model, self._rules, self._kernels, self._axes = model, rules, kernels, DeclaredAxes(batch_axis)
         self._labels, self._pages = labels, pages
-        axes = batch_axis if isinstance(batch_axis, Mapping) else ({} if batch_axis == 0 else {"": batch_axis})
         self._late = Late(late, memory_budget)
         self._validation = None if validation is None else _named(validation)
         self._books = self._new_books(self._validation or (ONLY,))
-        self._capture = Capture(model, self._receive, axes, rules, kernels)
-        self._parameters = list(self._capture.parameters.values())
-        self._watcher = Watcher(self._capture.parameters)
-        self._losses = {name: self._new_loss(closure) for name, closure in (self._validation or {}).items()}
-        self._handles: list[Any] = [
-            optimizer.register_step_pre_hook(self._before_optimizer_step),
-            optimizer.register_step_post_hook(self._after_optimizer_step),
-        ]
+        self._watch()
+        self._optimizers.watch(self._before_optimizer_step, self._after_optimizer_step)
         self._open: OpenStep | None = None
         self._steps = 0
         self._pending: Pending | None = None  # the last step, while nobody has looked at its numbers
@@ -170,18 +172,26 @@ class InRunShapley:
         """What was picked automatically: ``rules`` by layer, ``late`` and the bytes kept for it."""
         return {"rules": dict(self._capture.chosen), **self._late.choices}
 
-    def values(self, validation: str | None = None) -> NDArray[np.float64]:
+    def values(self, validation: str | None = None, *, steps: slice | None = None) -> NDArray[np.float64]:
         """Return the value of each sample so far, float64 [n_samples], in nats of validation loss.
 
         Parameters
         ----------
         validation : str, optional
             Which validation set's, where there are several.
+        steps : slice, optional
+            Of which steps the scores are added up, for instance ``slice(1, None)`` without the first; all where None.
         """
         name = self._books.only() if validation is None else validation
         _check_choice("validation", name, list(self._books.ledgers))
-        self._look()
-        return self._books.values(name)
+        if steps is None:
+            self._look()
+            return self._books.values(name)
+        values = np.zeros(self.n_samples)
+        pages = self.ledgers[name].steps
+        for number in range(*steps.indices(len(pages))):
+            np.add.at(values, pages[number].index, pages[number].scores)
+        return values
 
     def detach(self) -> None:
         """Take all hooks off the model and the optimiser; the ledgers stay, and streamed pages are brought to disk."""
@@ -191,9 +201,7 @@ class InRunShapley:
         finally:
             self._capture.remove()
             self._watcher.remove()
-            for handle in self._handles:
-                handle.remove()
-            self._handles.clear()
+            self._optimizers.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the ledgers, and what choices rest on, to be saved with the model and the optimiser.
@@ -210,7 +218,7 @@ class InRunShapley:
             "copying": self._watcher.copying,
             "surprised": self._watcher.surprised,
             "kept_bytes": self._late.kept_bytes,
-            "factorable": sorted(self._capture.factorable()),
+            "factorable": sorted(self._capture.worth_factoring()),
             "ledgers": self._books.state_dict(),
         }
 
@@ -230,7 +238,7 @@ class InRunShapley:
         self._watcher.by_element, self._watcher.surprised = state["by_element"], state["surprised"]
         self._watcher.differed = state["copying"]
         self._late.kept_bytes = state["kept_bytes"]
-        self._capture.resume(set(state["factorable"]))
+        self._capture.factors.resume(set(state["factorable"]))
 
     @contextmanager
     def step(
@@ -238,20 +246,25 @@ class InRunShapley:
         index: Index | None = None,
         validation: Closure | Mapping[str, Closure] | None = None,
         losses: Closure | None = None,
+        *,
+        weights: Weights | None = None,
     ) -> Iterator[OpenStep]:
         """Score one training step: its forward and backward passes and ``optimizer.step()`` belong in the with-block.
 
         Parameters
         ----------
-        index : int [batch], optional
-            Which training samples the batch holds, in the order of the batch axis; each at most once. None where the
-            batch comes in parts, each announced by :meth:`OpenStep.batch`.
+        index : int [rows] or [rows, k], optional
+            The training sample of each row of the batch, in the order of the batch axis; a sample may have several
+            rows, whose contributions are added up. None where the batch comes in parts, each announced by
+            :meth:`OpenStep.batch`.
         validation : callable, or mapping of str to callable, optional
             Returns the validation loss, a scalar, for this step; the engine's own where None.
         losses : callable, optional
             Returns each sample's contribution to the loss that is differentiated, [batch], for instance
             ``lambda: cross_entropy(model(x), y, reduction="none") / len(x)``. Only ``late="jvp"`` needs it, and
             ``late="auto"`` may use it.
+        weights : float [rows, k], optional
+            Where a row is made of k samples (mixup), their shares in it; see :meth:`OpenStep.batch`.
 
         Yields
         ------
@@ -260,9 +273,9 @@ class InRunShapley:
         Raises
         ------
         ValueError
-            If an index is out of range or repeated, a layer's batch axis cannot be found, or the scores do not add up.
+            If an index is out of range, a layer's batch axis cannot be observed, or the scores do not add up.
         RuntimeError
-            If steps are nested, or the block ends without ``optimizer.step()``.
+            If steps are nested, the block ends without ``optimizer.step()``, or anything else moves the weights in it.
         FloatingPointError
             If a score is not finite.
 
@@ -277,7 +290,9 @@ class InRunShapley:
         """
         if self._open is not None:
             raise RuntimeError("a step is already open; steps must not be nested")
+        refuse_parallel(self._model, ())
         self._capture.check_parameters()
+        self._follow_frozen_and_unfrozen()
         opened = OpenStep(
             self.n_samples,
             self._steps,
@@ -286,11 +301,12 @@ class InRunShapley:
             losses,
             self._parameters[0].device,
         )
+        others = self._optimizers.watch_others(self._names)
         try:
             with self._capture.watching():
                 self._begin(opened)
                 if index is not None:
-                    opened.batch(index)
+                    opened.batch(index, weights)
                 self._open = opened
                 yield opened
             if opened.update is None and opened.overflowed(self._parameters):
@@ -298,6 +314,7 @@ class InRunShapley:
                 return
             self._finish(opened)
         finally:
+            others.remove()
             self._open = None
             self._watcher.end()
             for loss in opened.losses.values():
@@ -307,15 +324,15 @@ class InRunShapley:
         """Aim the probe if it can be known by now, and say what the backward pass shall do with its terms."""
         if opened.losses is not self._losses and self._left_at is not None:  # for a loss that this step won't measure
             self._settle_books()
-        self._warn_of_changed_weights()
+        self._warn_if_weights_changed()
         opened.at_once = self._steps < FIRST_STEPS or self._watcher.surprised
-        opened.checked = self._steps < FIRST_STEPS or self._steps % CHECKED_EVERY == 0
         opened.before = self._present_weights()
-        linear = is_linear(self._optimizer)
+        opened.place = self._place()
+        linear = self._optimizers.linear
         if not linear or self.probe.late or self._watcher.by_element or self._late.wanted != "auto":
             opened.way = self._late.choose(opened.per_sample is not None, linear, self._parameters)
         if opened.early or opened.way == "split":
-            update = read_update(self._optimizer, self._capture.parameters)
+            update = self._optimizers.read(self._capture.parameters)
             numbers = {slope for slope in update.slope if isinstance(slope, float)}  # the update is linear
             common = len(numbers) == 1 and not any(isinstance(slope, Tensor) for slope in update.slope)
             opened.factor = numbers.pop() if common else 1.0  # scores, and not the probe, are multiplied with it
@@ -325,15 +342,34 @@ class InRunShapley:
                 q = q if common else scaled(q, update.slope)
                 opened.known.append(dict(zip(self._capture.parameters, q, strict=True)))
             opened.losses_before = [loss.value() for loss in opened.losses.values()]
-        self._capture.aim(opened.known if opened.early else None, opened.scores, opened.checks)
+        if self._steps == 0:
+            self._expect_no_chance(opened)
+        self._capture.aim(opened.known if opened.early else None, opened.scores.add_scores)
         self._watcher.begin()
+
+    def _expect_no_chance(self, opened: OpenStep) -> None:
+        """Have it warned of a validation loss that is another one each time it is evaluated."""
+
+        def warn(changes: NDArray[np.float64]) -> None:
+            for name, does in zip(opened_names, changes, strict=True):
+                if does:
+                    warnings.warn(
+                        f"the validation loss {name!r} draws random numbers (dropout?): evaluated twice at the same "
+                        "weights it is not the same, so that its noise is in scores and residual; put the model in "
+                        "eval mode for it",
+                        RuntimeWarning,
+                        stacklevel=2,
+                    )
+
+        opened_names = list(opened.losses)
+        opened.checks.expect(gathered([loss.changes_with_chance() for loss in opened.losses.values()]), warn)
 
     def _early_direction(self, step: Step, *, split: bool) -> Sequence[Tensor | Factors]:
         if split:
             return First().direction(step)
         lasting = step.validation in self._losses.values()  # factors are trusted once they have been checked
         if type(self.probe) is First and self._rules in ("auto", "gram") and lasting:
-            step.validation.factored = self._capture.factorable()
+            step.validation.factored = self._capture.worth_factoring()
             return step.validation.factored_gradient()[1]
         return self.probe.direction(step)
 
@@ -348,22 +384,64 @@ class InRunShapley:
         if opened.way in ("keep", "split"):
             self._late.keep(opened.kept, term, rounded=opened.way == "split")
 
-    def _before_optimizer_step(self, *_: Any) -> None:
-        """Note what the optimiser is about to do, while gradients and old weights are still there."""
+    def _before_optimizer_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Note what the optimisers are about to do, while gradients and old weights are still there."""
         opened = self._open
         if opened is None:
-            return
-        if opened.update is not None:
+            return None
+        if torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                "optimizer.step() was called inside of the backward pass, where other gradients are not known yet; "
+                "call it after backward()"
+            )
+        if optimizer in opened.stepped:
             raise RuntimeError("optimizer.step() was called twice in one step; open one step for each")
+        arguments = self._closure_evaluated(opened, args, kwargs)
+        opened.stepped.append(optimizer)
+        if len(opened.stepped) == 1:
+            self._read_step(opened)
+        return arguments
+
+    def _closure_evaluated(
+        self, opened: OpenStep, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Evaluate the closure of ``optimizer.step(closure)`` as the optimiser would, and give it what it returned."""
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            return None
+        if opened.stepped:
+            raise RuntimeError(
+                "a second optimiser was given a closure: its gradients would be of other weights than the first one's; "
+                "call backward() once, and both optimisers' step() after it"
+            )
+        with torch.enable_grad():
+            loss = closure()
+        calls = iter([loss])
+
+        def evaluated() -> Any:
+            for once in calls:
+                return once
+            raise RuntimeError("the optimiser evaluates its closure more than once a step, which cannot be scored")
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": evaluated}
+        return (args[0], evaluated, *args[2:]), kwargs
+
+    def _read_step(self, opened: OpenStep) -> None:
         if not opened.size:
             raise ValueError("the step has no index: give one to step(), or announce its parts by batch()")
+        if opened.place != self._place():
+            raise RuntimeError(
+                "weights were changed between the beginning of the step and optimizer.step(): gradients of two points "
+                "(sharpness-aware training, look-ahead) have no scores at one"
+            )
         self._capture.show(None)
         opened.received = self._watcher.compare(by_element=not opened.early)
-        opened.read_gradients(self._optimizer, self._parameters)
+        opened.read_gradients(self._optimizers, self._parameters)
         expect_received(opened, self._watcher)
         if opened.way != "jvp":
             expect_seen(opened, list(self._capture.parameters))
-        opened.update = read_update(self._optimizer, self._capture.parameters, opened.gradients)
+        opened.update = self._optimizers.read(self._capture.parameters, opened.gradients)
         if opened.early:
             opened.total = early_scores(opened)
         else:  # whatever comes after the step may change gradients, and the optimiser changes weights in place
@@ -378,6 +456,7 @@ class InRunShapley:
     def _after_optimizer_step(self, *_: Any) -> None:
         if self._open is not None:
             self._open.after = self._present_weights()
+            self._open.place = self._place()
             for loss in self._open.losses.values():
                 loss.moved()
 
@@ -385,6 +464,12 @@ class InRunShapley:
         """Compute what is missing when the step has been taken, and hand it to the books."""
         if opened.update is None or opened.after is None:
             raise RuntimeError("the step ended without optimizer.step(); it must be called inside the with-block")
+        if len(opened.stepped) < len(self._optimizers.members):
+            raise RuntimeError(
+                f"{len(opened.stepped)} of {len(self._optimizers.members)} optimisers stepped; each must, once a step"
+            )
+        if opened.place != self._place():
+            _warn_of_changed_weights(f"after optimizer.step(), in step {self._steps}")
         if opened.total is None:
             opened.total = late_scores(opened, self.probe, self._model, self._capture.parameters)
         if opened.losses_before is None:
@@ -416,19 +501,30 @@ class InRunShapley:
         """Measure the loss to which the last step led, if nobody has by now."""
         self._look()
         if self._left_at is not None and self._open is None:
-            self._warn_of_changed_weights()
+            self._warn_if_weights_changed()
             self._left_at = None
             losses = to_host(gathered([loss.value() for loss in self._losses.values()]))()
             self._books.settle(dict(zip(self._losses, losses.tolist(), strict=True)))
 
-    def _warn_of_changed_weights(self) -> None:
+    def _watch(self) -> None:
+        """Put hooks on the model as it is now."""
+        self._names = {p: name for name, p in self._model.named_parameters()}
+        self._capture = Capture(self._model, self._receive, self._axes, self._rules, self._kernels)
+        self._parameters = list(self._capture.parameters.values())
+        self._watcher = Watcher(self._capture.parameters)
+        self._losses = {name: self._new_loss(closure) for name, closure in (self._validation or {}).items()}
+
+    def _follow_frozen_and_unfrozen(self) -> None:
+        """Watch anew where parameters were frozen or unfrozen since the last step."""
+        if {p for p in self._model.parameters() if p.requires_grad} != set(self._parameters):
+            self._settle_books()
+            self._capture.remove()
+            self._watcher.remove()
+            self._watch()
+
+    def _warn_if_weights_changed(self) -> None:
         if self._left_at is not None and self._left_at != self._place():
-            warnings.warn(
-                f"weights were changed by something else after step {self._steps - 1}; what that did to the validation "
-                "loss is in the residual of the step",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+            _warn_of_changed_weights(f"after step {self._steps - 1}")
 
     def _losses_of(self, validation: Closure | Mapping[str, Closure] | None) -> dict[str, ValidationLoss]:
         if validation is None:
@@ -449,13 +545,13 @@ class InRunShapley:
         return Books(self.n_samples, names, self._labels, self._pages)
 
     def _new_loss(self, closure: Closure) -> ValidationLoss:
-        return ValidationLoss(closure, self._capture.parameters, self._capture.collecting)
+        return ValidationLoss(closure, self._capture.parameters, self._capture.factors.collecting)
 
     def _present_weights(self) -> list[Tensor]:
         return [p.detach() for p in self._parameters]
 
     def _place(self) -> Place:
-        return [(p.data_ptr(), p._version) for p in self._parameters]
+        return [(p.data_ptr(), p._version) for p in self._names]  # frozen ones, too
 
 
 def _named(validation: Closure | Mapping[str, Closure]) -> dict[str, Closure]:
@@ -464,6 +560,15 @@ def _named(validation: Closure | Mapping[str, Closure]) -> dict[str, Closure]:
     if not validation:
         raise ValueError("validation must name at least one validation set, got an empty mapping")
     return dict(validation)
+
+
+def _warn_of_changed_weights(when: str) -> None:
+    warnings.warn(
+        f"weights were changed by something else {when}; what that did to the validation loss is in the residual of "
+        "the step",
+        RuntimeWarning,
+        stacklevel=5,
+    )
 
 
 def _probe(order: str | Probe) -> Probe:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from inrun_bench.attribution.late import Way
-from inrun_bench.attribution.received import Received, dense
-from inrun_bench.attribution.scores import Scores, Term
-from inrun_bench.attribution.terms import Direction, Part
+from inrun_bench.attribution.batch_samples import BatchSamples, Index, Weights
+from inrun_bench.attribution.directions import Direction
+from inrun_bench.attribution.gradient_scaling import Received, dense
+from inrun_bench.attribution.layer_terms import MicroBatch, Term
+from inrun_bench.attribution.optimizers import Optimizers
+from inrun_bench.attribution.scoring.route import Way
+from inrun_bench.attribution.scoring.scores import Scores
 from inrun_bench.attribution.transfer import Numbers, gathered, to_host
 from inrun_bench.attribution.updates import Update
 from inrun_bench.attribution.validation import ValidationLoss
 
-__all__ = ["Index", "OpenStep"]
-
-Index: TypeAlias = Sequence[int] | NDArray[np.int64] | Tensor
+__all__ = ["OpenStep"]
 
 
 class OpenStep:
@@ -30,19 +28,18 @@ class OpenStep:
         self,
         n_samples: int,
         number: int,
-        show: Callable[[Part], None],
+        show: Callable[[MicroBatch], None],
         losses: Mapping[str, ValidationLoss],
         per_sample: Callable[[], Tensor] | None,
         device: torch.device,
     ) -> None:
-        self._n_samples = n_samples
         self._show = show
         self.number = number
-        self.checked = False  # whether the sum of scores is checked
+        self.stepped: list[torch.optim.Optimizer] = []  # which have been about to step
         self.at_once = False  # whether its numbers are waited for
         self.checks = Numbers()  # what may show that the step is not what it was taken for
         self.size = 0
-        self.samples: list[NDArray[np.int64]] = []  # by part; one whose index is on a device is known with the checks
+        self.samples = BatchSamples(n_samples)
         self.losses = losses
         self.per_sample = per_sample
         self.way: Way | None = None  # what is done where the probe comes late; None where it does not
@@ -51,6 +48,7 @@ class OpenStep:
         self.scores = Scores(len(losses), device)
         self.kept: list[Term] = []
         self.before: list[Tensor] = []  # weights; the present ones until the optimiser steps
+        self.place: list[tuple[int, int]] = []  # what tells the weights from others, and then those after the step
         self.losses_before: list[Tensor] | None = None
         self.gradients: list[Tensor | None] = []  # as the optimiser receives them
         self.received: Received | None = None
@@ -65,36 +63,27 @@ class OpenStep:
         """Whether the probe is known before the backward pass."""
         return self.way is None
 
-    def batch(self, index: Index) -> None:
+    def batch(self, index: Index, weights: Weights | None = None) -> None:
         """Say which training samples the coming forward passes hold, until the next call.
 
         Parameters
         ----------
-        index : int [part]
-            In the order of the batch axis; each at most once. The step's batch is the sum of its parts, for instance
-            the micro-batches of gradient accumulation.
+        index : int [rows] or [rows, k]
+            The sample of each row, in the order of the batch axis. A sample may have several rows (views of it, or
+            draws with replacement): what they contribute is added up. The step's batch is the sum of its parts, for
+            instance the micro-batches of gradient accumulation.
+        weights : float [rows, k], optional
+            Where a row is made of k samples (mixup), the share of each in what the row contributes; each row's add up
+            to 1. Needed where `index` has two axes.
         """
-        n_samples, samples, slot, number = self._n_samples, self.samples, len(self.samples), self.number
-        if isinstance(index, Tensor) and index.device.type != "cpu":
-            _check_form(np.broadcast_to(torch.empty((), dtype=index.dtype).numpy(), index.shape))
+        self.samples.add(index, weights, self.checks, f"step {self.number}: ")
+        micro_batch = MicroBatch(self.size, len(index))
+        self.size += micro_batch.size
+        self._show(micro_batch)
 
-            def note(numbers: NDArray[np.float64]) -> None:
-                samples[slot] = _checked(numbers.astype(np.int64), n_samples, f"step {number}: ")
-
-            samples.append(np.empty(0, np.int64))
-            self.checks.expect(index.clone(), note)
-        else:
-            array = np.asarray(index)
-            _check_form(array)
-            samples.append(_checked(array.astype(np.int64), n_samples))
-        part = Part(self.size, len(index))
-        self.size += part.size
-        self._show(part)
-
-    def read_gradients(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
-        """Note the gradients as `optimizer` is about to take them; a fused one undoes a ``GradScaler`` itself."""
-        scale: Tensor | None = getattr(optimizer, "grad_scale", None)
-        self.void = getattr(optimizer, "found_inf", None)
+    def read_gradients(self, optimizers: Optimizers, parameters: Sequence[Tensor]) -> None:
+        """Note the gradients as they are about to be taken; a fused optimiser undoes a ``GradScaler`` itself."""
+        scale, self.void = optimizers.grad_scale, optimizers.found_inf
         self.gradients = [None if p.grad is None else dense(p.grad.detach()) for p in parameters]
         if scale is not None:
             unscaled = self.unscaled = scale.double().reciprocal()
@@ -105,20 +94,3 @@ class OpenStep:
         seen = [p.grad for p in parameters if p.grad is not None] + [term.b for term in self.kept]
         finite = gathered([*self.scores.finite(), *(torch.isfinite(tensor).all() for tensor in seen)])
         return not to_host(finite)().all()
-
-
-def _check_form(array: NDArray[np.generic]) -> None:
-    if array.ndim != 1 or len(array) == 0 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(
-            f"index must be a non-empty one-dimensional array of integers, got {array.dtype} of shape {array.shape}"
-        )
-
-
-def _checked(array: NDArray[np.int64], n_samples: int, where: str = "") -> NDArray[np.int64]:
-    outside = array[(array < 0) | (array >= n_samples)]
-    if len(outside):
-        raise ValueError(f"{where}index {outside[0]} is out of range: samples are numbered 0 .. {n_samples - 1}")
-    if len(set(array.tolist())) < len(array):
-        numbers, counts = np.unique(array, return_counts=True)
-        raise ValueError(f"{where}index {numbers[counts > 1][0]} is repeated: a batch holds each sample at most once")
-    return array

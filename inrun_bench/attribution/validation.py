@@ -13,31 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from inrun_bench.attribution.received import dense
-from inrun_bench.attribution.rules import Factors
-from inrun_bench.attribution.rules.factors import multiplied_out
+from inrun_bench.attribution.capture.factors import FactorCall
+from inrun_bench.attribution.directions import Factors, multiplied_out
+from inrun_bench.attribution.gradient_scaling import dense
 from inrun_bench.attribution.transfer import gathered, to_host
 
-__all__ = ["Collected", "ValidationLoss", "moved_to"]
+__all__ = ["ValidationLoss", "moved_to"]
 
 _Place: TypeAlias = tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True)
-class Collected:
-    """A call of a linear map in a validation pass: its weight's name and orientation, its input and its output."""
-
-    key: str
-    a: Tensor
-    output: Tensor
-    transposed: bool
 
 
 class ValidationLoss:
@@ -65,7 +54,7 @@ class ValidationLoss:
         self,
         closure: Callable[[], Tensor],
         parameters: Mapping[str, Tensor],
-        collecting: Callable[[Collection[str]], AbstractContextManager[list[Collected]]],
+        collecting: Callable[[Collection[str]], AbstractContextManager[list[FactorCall]]],
     ) -> None:
         self.factored: set[str] = set()
         self._closure = closure
@@ -86,6 +75,17 @@ class ValidationLoss:
             loss = _read(self._loss())
         self._note(at, loss, None)
         return loss
+
+    def changes_with_chance(self) -> Tensor:
+        """Return whether the loss at the present weights is another one for other random numbers, a bool scalar."""
+        losses = []
+        for extra in (0, 1):
+            with moved_to(self._parameters, None), torch.no_grad():
+                if extra:
+                    torch.manual_seed(1)
+                losses.append(_read(self._loss()))
+        first, second = losses
+        return ~torch.isclose(first, second, rtol=1e-6, atol=0.0, equal_nan=True)
 
     def factored_gradient(self) -> tuple[Tensor, list[Tensor | Factors]]:
         """Return l_val and its gradient at the present weights, that of the weights in `factored` as factors.
@@ -168,7 +168,15 @@ class ValidationLoss:
         self._known = {place: known for place, known in self._known.items() if place == here}
 
     def _loss(self) -> Tensor:
+        versions = [p._version for p in self._parameters]
         loss = self._closure()
+        changed = [name for name, p, v in zip(self._names, self._parameters, versions, strict=True) if p._version != v]
+        if changed:
+            raise ValueError(
+                f"validation changed parameter {changed[0]!r} while it was evaluated (an embedding with max_norm does, "
+                "or an optimiser's step), so that training would not be what it is without InRunShapley; renormalise "
+                "after optimizer.step() instead"
+            )
         if not isinstance(loss, Tensor) or loss.dim() != 0:
             got = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"validation must return a scalar tensor, the validation loss; got {got}")
@@ -182,8 +190,15 @@ class ValidationLoss:
                 "validation returned a loss without a graph, so it has no gradient; "
                 "compute it from the model being trained, without torch.no_grad() or detach()"
             )
+        gradients = torch.autograd.grad(
+            loss, self._parameters if inputs is None else inputs, create_graph=create_graph, allow_unused=True
+        )
+        if all(gradient is None for gradient in gradients):
+            raise ValueError(
+                "the validation loss depends on none of the model's trained parameters: validation must evaluate the "
+                "model that the optimiser moves, and not a copy, a teacher or an average of its weights"
+            )
         inputs = self._parameters if inputs is None else inputs
-        gradients = torch.autograd.grad(loss, inputs, create_graph=create_graph, allow_unused=True)
         return [
             torch.zeros_like(x) if gradient is None else dense(gradient).to(x.dtype)
             for x, gradient in zip(inputs, gradients, strict=True)

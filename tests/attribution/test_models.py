@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 from inrun_bench import InRunShapley
-from inrun_bench.attribution.capture import Capture
+from inrun_bench.attribution.capture.fused import FusedLayers
 from tests.attribution.brute_force import relative_error
 from tests.attribution.problem import N_VAL, N, perceptron, problem, tokens
 
@@ -166,10 +166,14 @@ CASES = {
     "convolutions": {"build": Convolutions, "shape": (2, 7, 7)},
     "recurrent": {"build": Recurrent, "shape": (6, 3)},
     "cell": {"build": Cell, "shape": (4, 3)},
-    "relative": {"build": Relative, "shape": (4,), "ids": 7, "options": {"batch_axis": {"bias": None}}},
+    "relative": {
+        "build": Relative,
+        "shape": (4,),
+        "ids": 7,
+    },
     "attention": {"build": Attention, "shape": (4, 8)},
-    "time first": {"build": TimeFirst, "shape": (4, 3), "options": {"batch_axis": 1}},
-    "folded": {"build": Folded, "shape": (4, 3), "options": {"batch_axis": {"each": "folded"}}},
+    "time first": {"build": TimeFirst, "shape": (4, 3)},
+    "folded": {"build": Folded, "shape": (4, 3)},
     "gpt2": {"build": gpt2, "shape": (6,), "ids": VOCABULARY, "loss": tokens},
 }
 
@@ -409,8 +413,8 @@ def test_compiled_models_stay_one_graph(case, order, rules, monkeypatch):
             h = self.token(x) + self.position(torch.arange(x.shape[1]))
             return self.head(F.gelu(self.inner(self.norm(h))))
 
-    scored, plain = [], Capture.score_compiled
-    monkeypatch.setattr(Capture, "score_compiled", lambda *a, **k: scored.append(a[1]) or plain(*a, **k))
+    scored, plain = [], FusedLayers.score_compiled
+    monkeypatch.setattr(FusedLayers, "score_compiled", lambda *a, **k: scored.append(a[1]) or plain(*a, **k))
     given = {"build": Gpt, "shape": (6,), "ids": VOCABULARY, "loss": tokens} if case == "gpt" else {}
     p, twin = problem(**given), problem(**given)
     p.run = torch.compile(p.model, fullgraph=True, backend="aot_eager")
@@ -456,18 +460,20 @@ def test_positions_and_samples_of_one_number_are_not_confused():
         def forward(self, x):
             return self.head((self.token(x) + self.position(torch.arange(x.shape[1]))).mean(1))
 
-    p = problem(Positions, shape=(N,), ids=7)
-    with pytest.raises(ValueError, match=r"samples or positions.*batch_axis={'position': None}"):
-        p.check("first")
-    p = problem(Positions, shape=(N,), ids=7, options={"batch_axis": {"position": None}})
-    p.check("first")
+    problem(Positions, shape=(N,), ids=7).check("first")
+    problem(Positions, shape=(N,), ids=7, options={"batch_axis": {"position": None}}).check("first")
 
 
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
-        ({}, r"layer 'each' returned a tensor of shape \[20, 5\], whose axis 0 does not number them"),
+        (
+            {"each": 0},
+            r"layer 'each' \(Linear\) returned a tensor of shape \[20, 5\], whose axis 0 does not number them",
+        ),
         ({"each": 2}, "whose axis 2 does not number them"),
+        ({"each": -1}, r"batch_axis\['each'\] must be an axis from 0 on, 'folded' or None, got -1"),
+        ("first", "batch_axis must be an axis from 0 on, 'folded' or None, got 'first'"),
         ({"nowhere": 1}, "batch_axis names 'nowhere', which is no layer of the model"),
     ],
 )
@@ -490,14 +496,6 @@ def test_batch_norm_is_served_frozen_and_refused_in_training():
         pytest.raises(TypeError, match=r"batch norm couples .*'1' \(BatchNorm1d\).*GroupNorm.*eval"),
         engine.step(range(N)),
     ):
-        p.take_step()
-
-
-def test_attention_dropout_is_refused():
-    p = problem(lambda: nn.TransformerEncoderLayer(4, 2, 8, dropout=0.1, batch_first=True), shape=(3, 4))
-    p.loss = lambda model, x, y, reduction="mean": F.cross_entropy(model(x).mean(1)[:, :3], y, reduction=reduction)
-    engine = p.engine("first")
-    with pytest.raises(ValueError, match="dropout"), engine.step(range(N)):
         p.take_step()
 
 

@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_leaves
 import inrun_bench
 from inrun_bench import InRunShapley
 from inrun_bench.attribution import First, transfer
-from inrun_bench.attribution.capture import Capture
-from inrun_bench.attribution.received import Watcher
+from inrun_bench.attribution.capture.fused import FusedLayers
+from inrun_bench.attribution.capture.layers import WatchedLayers
+from inrun_bench.attribution.gradient_scaling import Watcher
 from inrun_bench.attribution.step import OpenStep
 from inrun_bench.attribution.validation import ValidationLoss
 from tests.attribution.problem import N, problem
@@ -68,7 +69,8 @@ def run(device, build_optimizer, order, *, act=lambda _step: None, between=lambd
         return F.cross_entropy(call(x).flatten(0, 1), x.flatten())
 
     sets = {"one": lambda: loss(x[N:]), "other": lambda: loss(x[N:-1])}
-    inrun = InRunShapley(model, optimizer, N, order, validation=None if own else sets, **options)
+    axes = {"": 0} if compiled else {"": 0, "position": None}  # there are no numbers to observe them by
+    inrun = InRunShapley(model, optimizer, N, order, validation=None if own else sets, batch_axis=axes, **options)
     for number in range(STEPS):
         act(number)
         with inrun.step(validation=sets if own else None) as step:
@@ -354,7 +356,8 @@ def test_nothing_waits_for_a_compiled_model(waits, transfers, monkeypatch, order
     steps = ("_early_direction", "_before_optimizer_step", "_after_optimizer_step")
     for owner, name in [
         *((InRunShapley, name) for name in (*steps, "_finish")),
-        *((Capture, name) for name in ("receive_compiled", "score_compiled")),
+        (WatchedLayers, "receive_compiled"),
+        (FusedLayers, "score_compiled"),
         (Watcher, "_accumulated"),
     ]:
         recorded(owner, name)
@@ -386,9 +389,8 @@ def test_the_count_finds_what_waits(waits, transfers):
             v[0][v[0] > 0].sum()
             return v
 
-    waits.on = True
     with waits:
-        run("cpu", OPTIMIZERS["sgd"], Curious())
+        run("cpu", OPTIMIZERS["sgd"], Curious(), act=lambda step: setattr(waits, "on", bool(step)))
     assert {found.partition(" ")[2] for found in waits.found} == {"__float__", "_local_scalar_dense", "index"}
 
 

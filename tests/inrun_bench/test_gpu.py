@@ -15,7 +15,7 @@ import torch
 from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
-from inrun_bench.attribution.kernels.backend import interpreter_obstacle
+from inrun_bench.attribution.products.backend import interpreter_obstacle
 from inrun_bench.experiments import gpu
 from inrun_bench.experiments.gpu import kernels, steps, supervisor
 from inrun_bench.experiments.gpu.__main__ import main
@@ -23,7 +23,6 @@ from inrun_bench.experiments.gpu.checks import TOLERANCE
 from inrun_bench.experiments.gpu.order import Planned, in_order
 from inrun_bench.experiments.gpu.rounds import Attempt, DeviceLostError, recover, take_turns, wall_seconds
 from inrun_bench.experiments.gpu.supervisor import START_SECONDS, supervise
-from inrun_bench.experiments.gpu.tables import BEGIN, END, tables
 from inrun_bench.experiments.gpu.told import told
 from inrun_bench.experiments.gpu.worker import Answer
 from inrun_bench.figures import SETTINGS, draw_figures
@@ -454,6 +453,15 @@ def test_the_budget_ends_the_rounds_but_not_the_first_three():
 # --- tables of the documentation ---
 
 
+@pytest.fixture
+def tables():
+    """The module that makes them, where what it needs is installed: the benchmark itself does without."""
+    pytest.importorskip("tabulate")
+    from inrun_bench.experiments.gpu import tables
+
+    return tables
+
+
 @pytest.fixture(scope="module")
 def published(measured, tmp_path_factory):
     """The interpreter's rows as if a GPU had measured them, of GPT-2 and of Llama 3."""
@@ -471,13 +479,14 @@ def published(measured, tmp_path_factory):
     return store
 
 
-def test_the_documentation_shows_what_was_measured(repository):
+def test_the_documentation_shows_what_was_measured(repository, tables):
     page = (repository / "docs" / "kernels.md").read_text()
-    assert page.partition(BEGIN)[2].partition(END)[0].strip() == tables(repository / "results" / "gpu")
+    shown = page.partition(tables.BEGIN)[2].partition(tables.END)[0].strip()
+    assert shown == tables.tables(repository / "results" / "gpu")
 
 
-def test_the_tables_say_card_date_and_what_was_reached(published):
-    text = tables(published.root)
+def test_the_tables_say_card_date_and_what_was_reached(published, tables):
+    text = tables.tables(published.root)
     rows = published.read_all("gpu")
     assert "### NVIDIA H100, 2030-01-02 (torch 9.8.7, triton 6.5)" in text
     assert "not yet measured" not in text
@@ -492,8 +501,8 @@ def test_the_tables_say_card_date_and_what_was_reached(published):
         assert row.method == "cublas" or row.method.endswith("-torch") or f"{row.value:.3f} of " in text
 
 
-def test_the_interpreters_rows_are_no_measurement(measured):
-    assert tables(measured[1].root).startswith("Nothing has been measured on a GPU yet.")
+def test_the_interpreters_rows_are_no_measurement(measured, tables):
+    assert tables.tables(measured[1].root).startswith("Nothing has been measured on a GPU yet.")
 
 
 # --- the figure ---

@@ -15,13 +15,13 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from inrun_bench.attribution.kernels.approximate import (
+from inrun_bench.attribution.products.project_dot import project_dot
+from inrun_bench.experiments.gpu.approximate_products import (
     float8_project_dot,
     low_rank,
     low_rank_project_dot,
     score_error,
 )
-from inrun_bench.attribution.kernels.project_dot import project_dot
 from inrun_bench.experiments.gpu.rounds import (
     Attempt,
     Call,

@@ -150,9 +150,9 @@ def _inputs(layer: Layer) -> dict[str, Tensor]:
 
 def _kernel_calls(inputs: Mapping[str, Tensor], kernels: Sequence[str]) -> dict[str, Call]:
     """Return what is compared: the weight gradient alone, and each of `kernels` and its twin."""
-    from inrun_bench.attribution.kernels.gram_dot import gram_dot
-    from inrun_bench.attribution.kernels.project_dot import project_dot
-    from inrun_bench.attribution.kernels.wgrad_dot import wgrad_dot
+    from inrun_bench.attribution.products.gram_dot import gram_dot
+    from inrun_bench.attribution.products.project_dot import project_dot
+    from inrun_bench.attribution.products.wgrad_dot import wgrad_dot
 
     a, b, probe, a_val, b_val = inputs.values()
     functions: dict[str, Callable[..., object]] = {

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from inrun_bench.attribution.kernels import embedding_dot, layer_norm_dot, rms_norm_dot
+from inrun_bench.attribution.products import embedding_dot, layer_norm_dot, rms_norm_dot
 from inrun_bench.experiments.gpu.checks import TOLERANCE, Expected, check_all
 from inrun_bench.experiments.gpu.kernels import speeds
 from inrun_bench.experiments.gpu.rounds import (

@@ -315,7 +315,7 @@ print(few_run_shapley(small_task(), 8, storage=Storage(memory_bytes=2_000_000, r
 def test_two_processes_share_a_folder(tmp_path, repository, chunks):
     command = [sys.executable, "-c", PROCESS, str(tmp_path)]
     both = [subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    answers = [process.communicate(timeout=60)[0] for process in both]
+    answers = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     found = few_run_shapley(small_task(), 8, storage=Storage(runs=tmp_path))
     assert (chunks, kept_in(tmp_path)) == ([], 8)

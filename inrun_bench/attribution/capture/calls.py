@@ -1,0 +1,145 @@
+"""Which call of the model is going on, and what was observed of it: the axes that number samples, call by call."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from inrun_bench.attribution.capture.batch_axis import DeclaredAxes, Unclear
+from inrun_bench.attribution.capture.hooks import LayerHook
+from inrun_bench.attribution.capture.observation import Observation, OperationKey, Seen, observe
+from inrun_bench.attribution.capture.operations import FollowedOperations
+from inrun_bench.attribution.layer_terms import LayerSite, MicroBatch
+
+__all__ = ["ObservedCalls"]
+
+
+class ObservedCalls:
+    """Observes each outermost call of the model, or of a part of it, once for each form of its arguments.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model in training.
+    sites : sequence of LayerSite
+        Its layers with rules.
+    parameters : mapping of str to Parameter
+        The trained parameters by name.
+    declared : DeclaredAxes
+        What the user says; what is declared is not observed.
+    operations : FollowedOperations
+        Looks away in the meantime, and looks again at what a checkpoint computes anew.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: list[LayerSite],
+        parameters: Mapping[str, nn.Parameter],
+        declared: DeclaredAxes,
+        operations: FollowedOperations,
+    ) -> None:
+        self.micro_batch: MicroBatch | None = None
+        self._declared, self._operations, self._parameters = declared, operations, parameters
+        self._layers = {site.layer: site.name for site in sites}
+        self._observations: dict[Any, Observation] = {}
+        self._outermost: nn.Module | None = None
+        self._again: nn.Module | None = None  # the outermost module that a backward pass computes anew
+        self._observation: Observation | None = None  # of the present call, or of the last
+        self._calls: Counter[str] = Counter()
+        self._handles: list[Any] = []
+        trained = {id(p) for p in parameters.values()}
+        for module in model.modules():
+            if any(id(p) in trained for p in module.parameters()):
+                enter, leave = LayerHook(module, self._enter), LayerHook(module, self._leave)
+                self._handles.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
+                self._handles.append(module.register_forward_hook(leave, always_call=True))
+
+    def remove(self) -> None:
+        """Take all hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def of_layer(self, site: LayerSite) -> Seen:
+        """Return what numbers the samples in the call of a layer that begins now."""
+        call = self._calls[site.name]
+        self._calls[site.name] += 1
+        declared = self._declared.of(site.name)
+        if declared != "observed":
+            return declared
+        assert self.micro_batch is not None
+        if self.micro_batch.size == 1:  # every row is the one sample's
+            return site.rule_axis if site.wants_all else "folded"
+        if self._observation is None:
+            return Unclear("it was called where nothing could be observed")
+        return self._observation.of_layer(site.name, None if self._outermost is None else call)
+
+    def of_operation(self, key: OperationKey) -> Seen:
+        """Return what numbers the samples in the result of an operation; Unclear where it was not observed."""
+        if self._observation is None or (self._outermost is None and not _in_backward_pass()):
+            reason = "it happens outside of the model's modules, where nothing is observed"
+            return Unclear(reason, by_size=True, declared=self._declared.axis)
+        if self._observation.failure is not None and self._declared.axis is not None:
+            return replace(self._observation.failure, by_size=True, declared=self._declared.axis)
+        return self._observation.of_operation(key)
+
+    def of_compiled_layer(self, site: LayerSite) -> Seen:
+        """Return what numbers the samples of a layer in a graph that is being compiled."""
+        declared = self._declared.of(site.name)
+        if declared != "observed":
+            return declared
+        seen = {one.of_layer(site.name, None) for one in self._observations.values() if site.name in one.layers}
+        return next(iter(seen)) if len(seen) == 1 else Unclear("it was not observed before it was compiled")
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling() or self.micro_batch is None or self._outermost is not None:
+            return
+        if _in_backward_pass():  # what a checkpoint computes anew is known
+            if self._operations.suspended and self._again is None:
+                self._again = module
+                self._operations.follow_again(True)
+            return
+        if not torch.is_grad_enabled():
+            return
+        self._outermost = module
+        self._calls.clear()
+        self._observation = self._observed(module, args, kwargs, self.micro_batch.size)
+
+    def _leave(self, module: nn.Module, *_: Any) -> None:
+        if module is self._outermost:
+            self._outermost = None
+        if module is self._again:
+            self._again = None
+            self._operations.follow_again(False)
+
+    def _observed(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], size: int
+    ) -> Observation | None:
+        if size == 1:
+            return None
+        leaves, spec = tree_flatten((args, kwargs))
+        form = (id(module), module.training, str(spec), tuple(map(_form, leaves)))
+        if form in self._observations:
+            return self._observations[form]
+        with self._operations.paused():
+            observation = observe(module, args, kwargs, size, self._layers, self._parameters, self._declared.axis)
+        if all(self._declared.of(name) != "observed" for name in observation.unclear_layers):
+            self._observations[form] = observation  # another batch may tell what this one does not
+        return observation
+
+
+def _in_backward_pass() -> bool:
+    return torch._C._current_graph_task_id() != -1
+
+
+def _form(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return leaf.dim(), leaf.is_floating_point()
+    return leaf if leaf is None or isinstance(leaf, (bool, str)) else type(leaf)

@@ -1,0 +1,172 @@
+"""Watching a model: layers with rules, fused backward passes, and operations on parameters that no rule covers.
+
+Each part attaches and detaches itself; what they have to tell each other, they are handed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from inrun_bench.attribution.capture.batch_axis import DeclaredAxes
+from inrun_bench.attribution.capture.calls import ObservedCalls
+from inrun_bench.attribution.capture.factors import ValidationFactors
+from inrun_bench.attribution.capture.fused import FusedLayers
+from inrun_bench.attribution.capture.hooks import LayerHook
+from inrun_bench.attribution.capture.layers import WatchedLayers, find_sites
+from inrun_bench.attribution.capture.operations import FollowedOperations
+from inrun_bench.attribution.directions import Direction
+from inrun_bench.attribution.layer_terms import LayerSite, MicroBatch, Term
+from inrun_bench.attribution.products.backend import Backend
+
+__all__ = ["Capture"]
+
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
+
+
+class Capture:
+    """All that watches a model.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model in training.
+    receive : callable
+        Called in the backward pass with the term of each call of each layer and operation, while watching.
+    axes : DeclaredAxes
+        What the user says about batch axes.
+    rules : {"auto", "project", "weight-gradient", "gram"}
+        How linear maps and convolutions are scored where the probe is known in time.
+    kernels : {"auto", "triton", "torch"}
+        What runs the products that have kernels, see :mod:`inrun_bench.attribution.products`.
+
+    Attributes
+    ----------
+    parameters : dict of str to Parameter
+        The trained parameters by name; a parameter that several layers share appears once.
+    factors : ValidationFactors
+        Validation gradients in factors.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        receive: Callable[[Term], None],
+        axes: DeclaredAxes,
+        rules: str,
+        kernels: Backend = "auto",
+    ) -> None:
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        unknown = sorted(axes.by_name.keys() - {name for name, _ in model.named_modules()})
+        if unknown:
+            raise ValueError(f"batch_axis names {unknown[0]!r}, which is no layer of the model")
+        sites = find_sites(model, {p: name for name, p in self.parameters.items()}, kernels)
+        self._coupling = _Coupling(model)
+        covered = set().union(*(site.keys for site in sites))
+        without_samples = set().union(*(site.keys for site in sites if axes.of(site.name) is None))
+        self.factors = ValidationFactors(sites, rules)
+        self._operations = FollowedOperations(
+            self.parameters,
+            receive,
+            lambda key: self._calls.of_operation(key),
+            (self.parameters.keys() - covered) | without_samples,
+        )
+        self._calls = ObservedCalls(model, sites, self.parameters, axes, self._operations)
+        self._fused = FusedLayers(sites, rules, self._calls, self.factors)
+        self._layers = WatchedLayers(sites, receive, self._calls, self._fused, self._operations, self.factors)
+        self._owners = [
+            (module, attribute, name, p, p.device)
+            for name, p in self.parameters.items()
+            for module in model.modules()
+            for attribute, own in module.named_parameters(recurse=False)
+            if own is p
+        ]
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The rule that each linear map's and convolution's last call was scored by, where the probe was known."""
+        return self._fused.chosen
+
+    def remove(self) -> None:
+        """Take all hooks off the model."""
+        for part in (self._layers, self._fused, self._calls, self._coupling):
+            part.remove()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Be ready to watch forward passes in this block, from :meth:`show` on."""
+        with self._operations:
+            try:
+                yield
+            finally:
+                self.show(None)
+                self._layers.latest = self._fused.latest = None
+                self._layers.forget()
+
+    def show(self, micro_batch: MicroBatch | None) -> None:
+        """Say which samples the coming forward passes hold; None: look away."""
+        for part in (self._calls, self._layers, self._fused, self._operations, self._coupling):
+            part.micro_batch = micro_batch
+        if micro_batch is not None:
+            self._layers.latest = self._fused.latest = micro_batch
+
+    def aim(
+        self, probes: Sequence[Direction] | None, receive: Callable[[LayerSite, MicroBatch, Tensor], None] | None
+    ) -> None:
+        """Say which probes samples may be scored with on the way, and who takes the scores; None: none is known."""
+        self._fused.aim(probes, receive)
+
+    def worth_factoring(self) -> set[str]:
+        """Return the weights whose validation gradient is better left in factors."""
+        return self.factors.worth_collecting(self._operations.keys)
+
+    def check_parameters(self) -> None:
+        """Refuse to go on with parameters that are no longer those that the engine was made for."""
+        for module, attribute, name, parameter, device in self._owners:
+            if getattr(module, attribute, None) is not parameter:
+                raise RuntimeError(
+                    f"parameter {name!r} was replaced since InRunShapley was made; "
+                    "make a new engine, or change the weights in place"
+                )
+            if parameter.device != device:
+                raise RuntimeError(
+                    f"parameter {name!r} moved from {device} to {parameter.device} since InRunShapley was made; "
+                    "move the model first and make the engine then"
+                )
+
+
+class _Coupling:
+    """Refuses layers that normalise by the statistics of the batch."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.micro_batch: MicroBatch | None = None
+        self._handles: list[Any] = []
+        for name, layer in model.named_modules():
+            if isinstance(layer, BATCH_NORM):
+                if layer.training:
+                    raise TypeError(_coupled(name, layer))
+                self._handles.append(layer.register_forward_pre_hook(LayerHook(layer, self._refusal(name))))
+
+    def remove(self) -> None:
+        """Take all hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _refusal(self, name: str) -> Callable[..., None]:
+        def refuse(layer: nn.Module, *_: Any) -> None:
+            if self.micro_batch is not None and layer.training:
+                raise TypeError(_coupled(name, layer))
+
+        return refuse
+
+
+def _coupled(name: str, layer: nn.Module) -> str:
+    where = f"{name!r} ({type(layer).__name__})" if name else f"the model itself ({type(layer).__name__})"
+    return (
+        f"batch norm couples the samples of a batch, so {where} has no per-sample gradient in training mode; "
+        "replace it by nn.GroupNorm, or freeze its statistics with eval()"
+    )

@@ -1,0 +1,221 @@
+"""Linear maps and convolutions that are run with a backward pass of ours, which scores their samples.
+
+The layer's own backward pass is replaced, so that nothing is multiplied twice; how a family's gradients are formed is
+told by its :class:`~inrun_bench.attribution.families.scored_backward.ScoredBackward`. The rule needs the probe during
+the backward pass; a late one is served by the ghost rules of :mod:`inrun_bench.attribution.families`. Which of the two
+a call of a layer takes, :mod:`inrun_bench.attribution.families.costs` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inrun_bench.attribution.capture.batch_axis import Unclear
+from inrun_bench.attribution.capture.calls import ObservedCalls
+from inrun_bench.attribution.capture.compiled import announce, scored_linear
+from inrun_bench.attribution.capture.factors import ValidationFactors
+from inrun_bench.attribution.capture.hooks import LayerForward, plain_forward
+from inrun_bench.attribution.capture.observation import Seen
+from inrun_bench.attribution.directions import Direction, Factors, multiplied_out
+from inrun_bench.attribution.families import find_scored_backward
+from inrun_bench.attribution.families.costs import Call, RuleName, fastest
+from inrun_bench.attribution.families.scored_backward import ScoredBackward
+from inrun_bench.attribution.layer_terms import LayerSite, MicroBatch
+from inrun_bench.attribution.products.backend import Backend
+
+__all__ = ["FusedLayers", "Scored", "scored_call", "scored_gradients"]
+
+
+class FusedLayers:
+    """Linear maps and convolutions whose forward passes are routed through here.
+
+    Parameters
+    ----------
+    sites : sequence of LayerSite
+        The layers with rules.
+    rules : {"auto", "project", "weight-gradient", "gram"}
+        Which rule is to be taken where the probe is known in time.
+    calls : ObservedCalls
+        Says what numbers the samples.
+    factors : ValidationFactors
+        Told of the sizes of calls.
+
+    Attributes
+    ----------
+    chosen : dict of str to str
+        The rule that each layer's last call was scored by, where the probe was known.
+    micro_batch, latest : MicroBatch or None
+        Of the forward passes to come, and of the last ones, for compiled graphs.
+    entered : list
+        What numbers the samples in the calls of layers that are going on.
+    """
+
+    def __init__(
+        self, sites: Sequence[LayerSite], rules: str, calls: ObservedCalls, factors: ValidationFactors
+    ) -> None:
+        self.chosen: dict[str, RuleName] = {}
+        self.micro_batch: MicroBatch | None = None
+        self.latest: MicroBatch | None = None
+        self.entered: list[Seen] = []
+        self._sites, self._rules, self._calls, self._factors = sites, rules, calls, factors
+        self._probes: Sequence[Direction] | None = None
+        self._receive: Callable[[LayerSite, MicroBatch, Tensor], None] | None = None
+        self._scored = False
+        self._how = {site.name: how for site in sites if (how := find_scored_backward(site.layer)) is not None}
+        self._number = announce(self)
+        self._replaced: list[Any] = []
+        for slot, site in enumerate(sites):
+            if site.name in self._how and site.key_of("weight") and "forward" not in vars(site.layer):
+                site.layer.__dict__["forward"] = LayerForward(site.layer, partial(self._run, slot, site))
+                self._replaced.append(site.layer)
+
+    def remove(self) -> None:
+        """Give the layers their own forward back."""
+        for layer in self._replaced:
+            del layer.forward
+        self._replaced.clear()
+
+    def aim(
+        self, probes: Sequence[Direction] | None, receive: Callable[[LayerSite, MicroBatch, Tensor], None] | None
+    ) -> None:
+        """Say which probes samples are scored with on the way, and who takes the scores; None: no probe is known."""
+        self._probes, self._receive = probes, receive
+
+    def take_scored(self) -> bool:
+        """Return whether the layer that was run last scores itself."""
+        scored, self._scored = self._scored, False
+        return scored
+
+    def score_compiled(self, slot: int, a: Tensor, b: Tensor, with_bias: bool) -> tuple[Tensor, Tensor | None]:
+        """Return the gradients of a linear map in a compiled graph, and score its samples on the way."""
+        site = self._sites[slot]
+        if self.latest is None or self._probes is None:
+            raise RuntimeError(f"{site.where} was differentiated after its step; call backward() inside the with-block")
+        return scored_gradients(self._call_to_score(site, self.latest), a, b, with_bias=with_bias)
+
+    def _run(self, slot: int, site: LayerSite, a: Tensor) -> Any:
+        """Run a layer, with a backward pass that scores its samples if that is the fastest rule."""
+        layer: Any = site.layer
+        micro_batch, probes, how = self.micro_batch, self._probes, self._how[site.name]
+        if micro_batch is None or probes is None or len(a) != micro_batch.size or not torch.is_grad_enabled():
+            return plain_forward(layer, a)
+        positions, d_in, d_out = how.size(layer, a)
+        call = Call(micro_batch.size, positions, d_in, d_out, how.price, len(probes), device=a.device.type)
+        rule: Any = fastest(call) if self._rules in ("auto", "gram") else self._rules
+        if torch.compiler.is_compiling():
+            seen = self._calls.of_compiled_layer(site)
+            first = seen == 0 or (isinstance(seen, Unclear) and micro_batch.size not in a.shape[1:-1])
+            if rule != "weight-gradient" or how.transposed is None or not first:
+                return plain_forward(layer, a)
+            self._scored = True
+            return scored_linear(a, layer.weight, layer.bias, how.transposed, self._number, slot)
+        if not self.entered or not _numbers_rows(self.entered[-1], micro_batch.size):
+            return plain_forward(layer, a)
+        self.chosen[site.name] = rule = "gram" if isinstance(probes[0][str(site.key_of("weight"))], Factors) else rule
+        if how.transposed is not None:
+            self._factors.calls[site.name] = call
+        if rule != "weight-gradient":
+            return plain_forward(layer, a)
+        self._scored = True
+        return scored_call(self._call_to_score(site, micro_batch), a)
+
+    def _call_to_score(self, site: LayerSite, micro_batch: MicroBatch) -> Scored:
+        probes, receive = self._probes, self._receive
+        assert probes is not None
+        assert receive is not None
+        keys = str(site.key_of("weight")), site.key_of("bias")
+        return Scored(
+            site.layer, self._how[site.name], *keys, probes, partial(receive, site, micro_batch), site.kernels
+        )
+
+
+def _numbers_rows(seen: Seen, size: int) -> bool:
+    """Whether the rows of the first axis are the samples."""
+    return (not isinstance(seen, bool) and seen == 0) or (seen == "folded" and size == 1)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Where the scores of one call go.
+
+    Attributes
+    ----------
+    layer, how : the layer and its :class:`ScoredBackward`
+    weight_key, bias_key : str or None
+        The parameters' names among the model's; None for one that is absent or not trained.
+    probes : sequence of mappings
+        Of parameters' names to directions, one mapping a validation set.
+    receive : callable
+        Takes the scores, [probes, B], in the backward pass.
+    backend : {"auto", "triton", "torch"}
+        What forms a linear map's gradient, see :mod:`inrun_bench.attribution.products.backend`.
+    """
+
+    layer: Any
+    how: ScoredBackward
+    weight_key: str
+    bias_key: str | None
+    probes: Sequence[Direction]
+    receive: Callable[[Tensor], None]
+    backend: Backend = "auto"
+
+
+def scored_call(call: Scored, a: Tensor) -> Tensor:
+    """Return the layer's output for the input `a`; its backward pass brings gradients and scores together."""
+    output: Tensor = _WithScores.apply(a, call.layer.weight, call.layer.bias, call)  # type: ignore[no-untyped-call]
+    return output
+
+
+class _WithScores(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, weight: Tensor, bias: Tensor | None, call: Scored) -> Tensor:
+        device = a.device.type
+        kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else a.dtype
+        a, cast = a.to(kind), weight.to(kind)
+        ctx.call = call
+        ctx.save_for_backward(a, cast)
+        ctx.kinds = (weight.dtype, None if bias is None else bias.dtype)
+        return call.how.forward(call.layer, a, cast, None if bias is None else bias.to(kind))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, b: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        call: Scored = ctx.call
+        a, weight = ctx.saved_tensors
+        weight_kind, bias_kind = ctx.kinds
+        for_a = call.how.input_gradient(call.layer, a, b, weight) if ctx.needs_input_grad[0] else None
+        for_weight, for_bias = scored_gradients(call, a, b, with_bias=ctx.needs_input_grad[2])
+        return for_a, for_weight.to(weight_kind), None if for_bias is None else for_bias.to(bias_kind), None
+
+
+def scored_gradients(call: Scored, a: Tensor, b: Tensor, *, with_bias: bool) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients of weight and bias, and hand the scores that come along to the call's receiver.
+
+    Parameters
+    ----------
+    call : Scored
+        The layer, its probes and the receiver.
+    a, b : Tensor
+        The layer's input and the gradient of its output, of one dtype.
+    with_bias : bool
+        Whether the bias's gradient is asked for; its scores are added where its key is given.
+    """
+    q = _stacked(call.probes, call.weight_key)
+    q_bias = None
+    if with_bias:
+        key = call.bias_key
+        q_bias = q.new_zeros(len(q), len(call.layer.bias)) if key is None else _stacked(call.probes, key)
+    gradient, bias_gradient, scores = call.how.gradients(call.layer, a, b, q, q_bias, call.backend)
+    call.receive(scores)
+    return gradient, bias_gradient
+
+
+def _stacked(probes: Sequence[Direction], key: str) -> Tensor:
+    tensors = [multiplied_out(probe[key]) for probe in probes]
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)

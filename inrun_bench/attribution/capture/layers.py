@@ -1,0 +1,231 @@
+"""Layers with rules: what goes in, and what gradient comes back.
+
+A forward hook on each layer whose parameters have ghost rules sees the layer's input a; a hook on the output tensor
+sees the gradient b of the batch's loss with respect to it. Together they are a
+:class:`~inrun_bench.attribution.layer_terms.LayerTerm`. While nobody watches, both return at once.
+
+Inputs are kept by autograd itself, as if the layer had saved them, so that whatever it does with saved tensors
+(activation checkpointing, offloading) is done with ours.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from inrun_bench.attribution.capture.batch_axis import BatchAxis, Unclear, batch_first, repeated
+from inrun_bench.attribution.capture.calls import ObservedCalls
+from inrun_bench.attribution.capture.compiled import announce, pass_through
+from inrun_bench.attribution.capture.factors import ValidationFactors
+from inrun_bench.attribution.capture.fused import FusedLayers
+from inrun_bench.attribution.capture.hooks import LayerHook
+from inrun_bench.attribution.capture.observation import Seen
+from inrun_bench.attribution.capture.operations import FollowedOperations
+from inrun_bench.attribution.capture.saved_tensors import save
+from inrun_bench.attribution.families import find_rules
+from inrun_bench.attribution.layer_terms import LayerSite, LayerTerm, MicroBatch
+from inrun_bench.attribution.products.backend import Backend
+from inrun_bench.attribution.random_state import RandomState
+
+__all__ = ["WatchedLayers", "find_sites"]
+
+
+class WatchedLayers:
+    """Hooks on the layers that have rules.
+
+    Parameters
+    ----------
+    sites : sequence of LayerSite
+        The layers.
+    receive : callable
+        Called in the backward pass with the term of each call of each layer, while watching.
+    calls : ObservedCalls
+        Says what numbers the samples.
+    fused : FusedLayers
+        Told of each call, and asked whether it has scored itself.
+    operations : FollowedOperations
+        Goes on with what layers make without samples.
+    factors : ValidationFactors
+        Shown what is called in validation passes.
+
+    Attributes
+    ----------
+    micro_batch : MicroBatch or None
+        Of the forward passes to come; None while nobody watches.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[LayerSite],
+        receive: Callable[[LayerTerm], None],
+        calls: ObservedCalls,
+        fused: FusedLayers,
+        operations: FollowedOperations,
+        factors: ValidationFactors,
+    ) -> None:
+        self.micro_batch: MicroBatch | None = None
+        self.latest: MicroBatch | None = None  # for compiled graphs, which cannot remember theirs
+        self._sites, self._receive = sites, receive
+        self._calls, self._fused, self._operations, self._factors = calls, fused, operations, factors
+        self._entered: list[tuple[LayerSite, Seen, RandomState | None]] = []  # calls that are going on
+        self._number = announce(self)
+        self._handles: list[Any] = []
+        for slot, site in enumerate(sites):
+            enter, leave = LayerHook(site.layer, partial(self._enter, site)), partial(self._leave, slot, site)
+            self._handles.append(site.layer.register_forward_pre_hook(enter, with_kwargs=True))
+            hook = LayerHook(site.layer, leave)  # also where the forward raises, as a checkpoint's does that has enough
+            self._handles.append(site.layer.register_forward_hook(hook, with_kwargs=True, always_call=True))
+
+    def remove(self) -> None:
+        """Take all hooks off the layers."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def forget(self) -> None:
+        """Let go of calls that were begun and never ended: a forward pass that raised."""
+        self._entered.clear()
+        self._fused.entered.clear()
+        self._operations.inside = 0
+
+    def receive_compiled(self, slot: int, axis: int, a: Tensor, b: Tensor) -> None:
+        """Take a term from a compiled graph, which may write over what it has handed out."""
+        if self.latest is not None:
+            a, b = (batch_first(x, axis).clone() for x in (a, b))
+            self._receive(LayerTerm(self._sites[slot], self.latest, a, b))
+
+    def _enter(self, site: LayerSite, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling():
+            return
+        seen: Seen = None if self.micro_batch is None else self._calls.of_layer(site)
+        state = None
+        if self.micro_batch is not None and site.replays and torch.is_grad_enabled():
+            state = RandomState.now([leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)])
+        self._entered.append((site, seen, state))
+        self._fused.entered.append(seen)
+        self._operations.inside = len(self._entered)
+
+    def _leave(
+        self, slot: int, site: LayerSite, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        scored = self._fused.take_scored()
+        if torch.compiler.is_compiling():
+            return None if scored else self._leave_compiled(slot, site, args, kwargs, output)
+        seen, state = self._left(site)
+        if scored or output is None or not torch.is_grad_enabled():
+            return None
+        if self.micro_batch is None:
+            self._factors.note(site, next(iter((*args, *kwargs.values()))), output)
+            return None
+        first = output[0] if isinstance(output, tuple) else output
+        if not first.requires_grad:
+            return None
+        if isinstance(seen, Unclear):
+            raise seen.error(site.where, site.name)
+        if seen is None:
+            keys = {name: key for name, _ in layer.named_parameters() if (key := site.key_of(name))}
+            self._operations.derive(layer, keys, args, kwargs, first)
+            return None
+        _check_size(site, seen, first, self.micro_batch.size)
+        a: Any = _bound(layer, args, kwargs) if site.wants_all else next(iter((*args, *kwargs.values())))
+        if state is not None:
+            a = {**a, "random_state": state}
+        first.register_hook(self._backward(site, self.micro_batch, a, seen))
+        return None
+
+    def _left(self, site: LayerSite) -> tuple[Seen, RandomState | None]:
+        """Return what is known of the call that ends; nothing of one that raised before it was begun."""
+        seen: Seen = None
+        state = None
+        if self._entered and self._entered[-1][0] is site:
+            _, seen, state = self._entered.pop()
+            self._fused.entered.pop()
+        self._operations.inside = len(self._entered)
+        return seen, state
+
+    def _backward(self, site: LayerSite, micro_batch: MicroBatch, a: Any, axis: BatchAxis) -> Callable[[Tensor], None]:
+        """Let autograd keep a, and return the hook that makes a term of it when b comes."""
+        leaves, spec = tree_flatten(a)
+        slots = [number for number, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        saved = save([leaves[slot].detach() for slot in slots])
+        leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+
+        def backward(b: Tensor) -> None:
+            tensors = dict(zip(slots, saved(), strict=True))
+            known = tree_unflatten([tensors.get(slot, leaf) for slot, leaf in enumerate(leaves)], spec)
+            if not site.wants_all:
+                known = batch_first(known, axis)
+            self._receive(LayerTerm(site, micro_batch, known, batch_first(b.detach(), axis)))
+
+        return backward
+
+    def _leave_compiled(
+        self, slot: int, site: LayerSite, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        if self.micro_batch is None or not torch.is_grad_enabled():
+            return None
+        if site.wants_all:
+            raise TypeError(f"{site.where} cannot be watched inside of a compiled graph; compile the parts around it")
+        a, size = next(iter((*args, *kwargs.values()))), self.micro_batch.size
+        seen = self._calls.of_compiled_layer(site)
+        axis = _axis_by_size(site, a, output, size) if isinstance(seen, Unclear) else seen
+        if axis is None:
+            a, output, axis = repeated(a, size), repeated(output, size), 0
+        return pass_through(output, a.detach(), self._number, slot, 0 if axis == "folded" else axis)
+
+
+def find_sites(model: nn.Module, key_of: Mapping[nn.Parameter, str], kernels: Backend) -> list[LayerSite]:
+    """Return the layers whose trained parameters have rules; `key_of` names these parameters."""
+    sites: list[LayerSite] = []
+    claimed: set[str] = set()  # layers whose parameters a rule of their parent serves
+    for name, layer in model.named_modules():
+        if name in claimed:
+            continue
+        own = dict(layer.named_parameters(remove_duplicate=False))
+        rules = []
+        for rule in find_rules(layer):
+            keys = tuple(key_of.get(own[p]) if p in own else None for p in rule.parameters)
+            if any(keys):
+                rules.append((rule, keys))
+                claimed |= {f"{name}.{p.rpartition('.')[0]}".lstrip(".") for p in rule.parameters if "." in p}
+        if rules:
+            sites.append(LayerSite(name, layer, tuple(rules), kernels))
+    return sites
+
+
+def _check_size(site: LayerSite, axis: int | Literal["folded"], output: Tensor, size: int) -> None:
+    number = 0 if axis == "folded" else axis
+    length = output.shape[number] if output.dim() > number else -1
+    if length != size and not (axis == "folded" and length % size == 0):
+        raise ValueError(
+            f"index names {size} samples, but {site.where} returned a tensor of shape {list(output.shape)}, whose axis "
+            f"{number} does not number them; name the axis that does with batch_axis={{{site.name!r}: axis}} (None "
+            "where the layer sees no samples, 'folded' where the first axis numbers samples and positions, samples "
+            "slowest)"
+        )
+
+
+def _axis_by_size(site: LayerSite, a: Tensor, output: Tensor, size: int) -> BatchAxis:
+    """Return the only axis that can number samples, in a graph whose numbers nobody sees yet."""
+    axes = [axis for axis, length in enumerate(output.shape) if length == size]
+    if len(axes) == 1 and (a.is_floating_point() or a.dim() > 1):
+        return axes[0]
+    if not axes and not a.is_floating_point():
+        return None  # positions
+    raise ValueError(
+        f"{site.where} returned a tensor of shape {list(output.shape)} in a compiled graph, where it is not seen which "
+        f"axis numbers the {size} samples; take the first step before the model is compiled, or say it with "
+        f"batch_axis={{{site.name!r}: axis}}"
+    )
+
+
+def _bound(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    bound = inspect.signature(layer.forward).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return dict(bound.arguments)

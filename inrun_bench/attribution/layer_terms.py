@@ -1,0 +1,154 @@
+"""Terms: what a layer's call adds to the samples' gradients, ready to be dotted with a probe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from inrun_bench.attribution.directions import Direction, Factors, multiplied_out
+from inrun_bench.attribution.families import Rule
+from inrun_bench.attribution.products.backend import Backend
+
+__all__ = ["LayerSite", "LayerTerm", "MicroBatch", "Term"]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The samples of one forward pass: where in the step's batch they begin, and how many there are."""
+
+    start: int
+    size: int
+
+    @property
+    def rows(self) -> slice:
+        """Where they stand in the step's batch."""
+        return slice(self.start, self.start + self.size)
+
+
+class Term(Protocol):
+    """What one call, of a layer or of an operation, adds to the gradients of a micro-batch's samples."""
+
+    @property
+    def where(self) -> str:
+        """What was called, for messages."""
+
+    @property
+    def keys(self) -> set[str]:
+        """Names of the parameters concerned."""
+
+    @property
+    def micro_batch(self) -> MicroBatch:
+        """The samples."""
+
+    @property
+    def b(self) -> Tensor:
+        """The gradient of the call's output."""
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What is kept in memory."""
+
+    def score(self, probe: Direction) -> Tensor:
+        """Return the samples' dot products with `probe`, [micro_batch.size]."""
+
+    def rounded(self, dtype: torch.dtype) -> Term:
+        """Return the term in another precision."""
+
+
+@dataclass(frozen=True)
+class LayerSite:
+    """A layer whose parameters have ghost rules; beside each rule, its parameters' names among the model's.
+
+    `kernels` says what runs the products of rules that have kernels (:mod:`~inrun_bench.attribution.products`).
+    """
+
+    name: str
+    layer: nn.Module
+    rules: tuple[tuple[Rule, tuple[str | None, ...]], ...]
+    kernels: Backend = "auto"
+
+    @property
+    def where(self) -> str:
+        """The layer's name, for messages."""
+        return f"layer {self.name!r} ({type(self.layer).__name__})"
+
+    @property
+    def keys(self) -> set[str]:
+        """Names of the parameters that the site covers."""
+        return {key for _, keys in self.rules for key in keys if key}
+
+    @property
+    def wants_all(self) -> bool:
+        """Whether a rule wants all arguments of the layer's forward."""
+        return any(rule.inputs == "all" for rule, _ in self.rules)
+
+    @property
+    def replays(self) -> bool:
+        """Whether a rule runs the layer again, with the random numbers of its call."""
+        return any(rule.replays for rule, _ in self.rules)
+
+    @property
+    def rule_axis(self) -> int:
+        """The axis of the output that numbers samples in the eyes of the rules."""
+        return self.rules[0][0].batch_axis(self.layer)
+
+    def key_of(self, parameter: str) -> str | None:
+        """Return the name among the model's of the layer's own parameter; None where it is absent or not trained."""
+        keys_of = {p: key for rule, keys in self.rules for p, key in zip(rule.parameters, keys, strict=True)}
+        return keys_of.get(parameter)
+
+    def score(self, a: Any, b: Tensor, probe: Direction) -> Tensor:
+        """Return the dot products of the layer's gradients with `probe`, [B]."""
+        scores = []
+        for rule, keys in self.rules:
+            q = [probe.get(key) if key else None for key in keys]
+            if isinstance(q[0], Factors):
+                scores.append(q[0].score(a, b, self.kernels))
+            elif any(direction is not None for direction in q):
+                dense = [None if direction is None else multiplied_out(direction) for direction in q]
+                scores.append(rule.score(self.layer, a, b, dense, self.kernels))
+        total: Tensor = sum(scores[1:], start=scores[0]) if scores else b.new_zeros(len(b))
+        return total
+
+
+@dataclass(frozen=True)
+class LayerTerm:
+    """One call of a layer: its input a and the gradient b of its output, batch first."""
+
+    site: LayerSite
+    micro_batch: MicroBatch
+    a: Any
+    b: Tensor
+
+    @property
+    def where(self) -> str:
+        """The layer's name, for messages."""
+        return self.site.where
+
+    @property
+    def keys(self) -> set[str]:
+        """Names of the parameters concerned."""
+        return self.site.keys
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What is kept in memory."""
+        return [leaf for leaf in tree_flatten((self.a, self.b))[0] if isinstance(leaf, Tensor)]
+
+    def score(self, probe: Direction) -> Tensor:
+        """Return the samples' dot products with `probe`; rows that number positions, too, are added up."""
+        if self.b.dtype == torch.float16:  # a probe's numbers may be too small for it
+            return self.rounded(torch.float32).score(probe)
+        scores = self.site.score(self.a, self.b, probe)
+        return scores if len(scores) == self.micro_batch.size else scores.reshape(self.micro_batch.size, -1).sum(1)
+
+    def rounded(self, dtype: torch.dtype) -> LayerTerm:
+        """Return the term with its floating-point tensors in another precision."""
+        leaves, spec = tree_flatten((self.a, self.b))
+        floating = [isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves]
+        a, b = tree_unflatten([x.to(dtype) if f else x for x, f in zip(leaves, floating, strict=True)], spec)
+        return replace(self, a=a, b=b)

@@ -1,0 +1,81 @@
+"""A step that has been taken, and whose numbers nobody on the host has seen yet."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from inrun_bench.attribution.ledger.books import Account, Books
+from inrun_bench.attribution.step import OpenStep
+from inrun_bench.attribution.transfer import Numbers
+
+__all__ = ["Pending"]
+
+logger = logging.getLogger(__name__)
+
+
+class Pending:
+    """A step on its way into the books, in the order: the loss before it, its checks, itself.
+
+    It holds nothing of the size of the weights or of the batch's activations.
+
+    Parameters
+    ----------
+    step : OpenStep
+        With its scores.
+    books : Books
+        Where it is booked.
+    before : float64 Tensor [validation sets]
+        Losses at the weights before the step.
+    empty : float64 Tensor [validation sets]
+        What the step does with an empty coalition.
+    after : float64 Tensor [validation sets], or None
+        Losses to which it led, where they are known.
+    """
+
+    def __init__(self, step: OpenStep, books: Books, before: Tensor, empty: Tensor, after: Tensor | None) -> None:
+        assert step.total is not None
+        self.number = step.number
+        self._books, self._names, self._credited = books, list(step.losses), step.samples.credited
+        self._numbers = Numbers()
+        self._numbers.expect(before, self._settle)  # that of the step before, whatever became of this one
+        if step.void is not None:
+            self._numbers.expect(step.void, self._stop)
+        self._numbers.join(step.checks)
+        columns = [before[:, None], empty[:, None], step.total]
+        self._numbers.expect(torch.cat([column.to(step.total.device) for column in columns], 1), self._hold)
+        if after is not None:
+            self._numbers.expect(after, self._settle)
+        self._numbers.send()
+
+    def look(self) -> None:
+        """Wait for the numbers, check them and book the step.
+
+        Raises
+        ------
+        ValueError, FloatingPointError
+            If a check fails; the step is not booked then.
+        """
+        try:
+            self._numbers.read()
+        except Exception as error:
+            error.add_note(f"Found in the numbers of step {self.number}, which is not booked.")
+            raise
+
+    def _settle(self, losses: NDArray[np.float64]) -> None:
+        self._books.settle(dict(zip(self._names, losses.tolist(), strict=True)))
+
+    def _stop(self, void: NDArray[np.float64]) -> bool:
+        if void:
+            logger.info("step %d: gradients overflowed and the optimiser did not step; not booked", self.number)
+        return bool(void)
+
+    def _hold(self, table: NDArray[np.float64]) -> None:
+        index, scores = self._credited(table[:, 2:])
+        rows = zip(self._names, scores, table, strict=True)
+        accounts = {name: Account(own, optimizer=row[1], loss_before=row[0]) for name, own, row in rows}
+        self._books.hold(index, accounts)

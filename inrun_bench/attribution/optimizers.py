@@ -1,0 +1,133 @@
+"""The optimisers of a run, read and watched as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from inrun_bench.attribution.updates import Update, check_optimizer, is_linear, read_update
+
+__all__ = ["Optimizers"]
+
+
+class Optimizers:
+    """One optimiser, or several that hold different parameters of one model.
+
+    Parameters
+    ----------
+    optimizers : Optimizer or sequence of Optimizer
+        Element-wise ones.
+    parameters : mapping of Tensor to str
+        The model's parameters, and their names.
+
+    Raises
+    ------
+    TypeError
+        If one is not element-wise; see :func:`inrun_bench.attribution.updates.check_optimizer`.
+    ValueError
+        If there is none, a parameter is held by two, or by one and is no parameter of the model.
+    """
+
+    def __init__(self, optimizers: Optimizer | Sequence[Optimizer], parameters: Mapping[Tensor, str]) -> None:
+        self.members: list[Optimizer] = [optimizers] if isinstance(optimizers, Optimizer) else _several(optimizers)
+        if not self.members:
+            raise ValueError("optimizer must be a torch.optim.Optimizer or several of them, got an empty sequence")
+        self._holder: dict[Tensor, Optimizer] = {}
+        for member in self.members:
+            check_optimizer(member)
+            for p in (p for group in member.param_groups for p in group["params"]):
+                self._check(p, parameters)
+                self._holder[p] = member
+        self._handles: list[Any] = []
+
+    @property
+    def linear(self) -> bool:
+        """Whether every update is affine in the gradient, its slope being known before the backward pass."""
+        return all(map(is_linear, self.members))
+
+    @property
+    def grad_scale(self) -> Tensor | None:
+        """What a ``GradScaler`` has multiplied gradients with, where the step itself will divide by it."""
+        return next((scale for one in self.members if (scale := getattr(one, "grad_scale", None)) is not None), None)
+
+    @property
+    def found_inf(self) -> Tensor | None:
+        """Not zero where a step will be skipped, which the optimiser alone knows."""
+        return next((found for one in self.members if (found := getattr(one, "found_inf", None)) is not None), None)
+
+    def __contains__(self, parameter: Tensor) -> bool:
+        return parameter in self._holder
+
+    def read(self, parameters: Mapping[str, Tensor], gradients: Sequence[Tensor | None] | None = None) -> Update:
+        """Read the update of the coming step; see :func:`inrun_bench.attribution.updates.read_update`."""
+        if len(self.members) == 1:
+            return read_update(self.members[0], parameters, gradients)
+        slopes: dict[str, float | Tensor] = dict.fromkeys(parameters, 0.0)
+        rests: dict[str, Tensor] = {}
+        for member in self.members:
+            own = {name: p for name, p in parameters.items() if self._holder.get(p) is member}
+            given = None
+            if gradients is not None:
+                given = [
+                    g for p, g in zip(parameters.values(), gradients, strict=True) if self._holder.get(p) is member
+                ]
+            update = read_update(member, own, given)
+            slopes |= dict(zip(own, update.slope, strict=True))
+            rests |= dict(zip(own, update.empty or (), strict=False))
+        if not rests:
+            return Update(list(slopes.values()), None)
+        return Update(list(slopes.values()), [rests.get(name, torch.zeros_like(p)) for name, p in parameters.items()])
+
+    def watch(self, before: Callable[..., Any], after: Callable[..., Any]) -> None:
+        """Have `before` called before each member's step and `after` after it, as torch's hooks are."""
+        for member in self.members:
+            self._handles.append(member.register_step_pre_hook(before))
+            self._handles.append(member.register_step_post_hook(after))
+
+    def watch_others(self, parameters: Mapping[nn.Parameter, str]) -> Any:
+        """Refuse steps of other optimisers on any of `parameters`, until the handle that is returned is removed."""
+
+        def refuse(other: Optimizer, *_: Any) -> None:
+            if any(other is member for member in self.members):
+                return
+            held = [parameters[p] for group in other.param_groups for p in group["params"] if p in parameters]
+            if held:
+                raise RuntimeError(
+                    f"an optimiser that InRunShapley does not know ({type(other).__name__}) is about to move parameter "
+                    f"{held[0]!r}; pass all of the model's optimisers: InRunShapley(model, [optimizer, other])"
+                )
+
+        return register_optimizer_step_pre_hook(refuse)
+
+    def remove(self) -> None:
+        """Take all hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _gradients(
+        self, member: Optimizer, parameters: Mapping[str, Tensor], gradients: Sequence[Tensor | None] | None
+    ) -> list[Tensor | None] | None:
+        if gradients is None:
+            return None
+        return [g for p, g in zip(parameters.values(), gradients, strict=True) if self._holder.get(p) is member]
+
+    def _check(self, parameter: Tensor, parameters: Mapping[Tensor, str]) -> None:
+        if parameter in self._holder:
+            raise ValueError(f"parameter {parameters[parameter]!r} is held by two optimisers; each must be by one")
+        if parameter not in parameters:
+            raise ValueError(
+                f"optimizer holds a parameter of shape {list(parameter.shape)} that is none of the model's, so that "
+                "its part in the loss cannot be seen; give InRunShapley a module that holds all that is trained, such "
+                "as nn.ModuleList([model, head])"
+            )
+
+
+def _several(optimizers: Any) -> list[Optimizer]:
+    """Return a sequence as a list; anything else alone, for whoever checks it to refuse."""
+    return list(optimizers) if isinstance(optimizers, (list, tuple)) else [optimizers]

@@ -1,0 +1,36 @@
+"""Random numbers drawn again: the state of the generators at one moment, to go back to for the time of a block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["RandomState"]
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """State of the generators of the CPU and of one GPU, if there is one."""
+
+    cpu: Tensor
+    device: torch.device | None = None
+    of_device: Tensor | None = None
+
+    @classmethod
+    def now(cls, tensors: Sequence[Tensor] = ()) -> RandomState:
+        """Return the present state, that of the GPU on which the tensors lie included."""
+        device = next((tensor.device for tensor in tensors if tensor.device.type == "cuda"), None)
+        return cls(torch.get_rng_state(), device, None if device is None else torch.cuda.get_rng_state(device))
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Go back to this state in the block, and leave everyone else's random numbers as they were."""
+        with torch.random.fork_rng(devices=[] if self.device is None else [self.device]):
+            torch.set_rng_state(self.cpu)
+            if self.device is not None and self.of_device is not None:
+                torch.cuda.set_rng_state(self.of_device, self.device)
+            yield

@@ -1,0 +1,358 @@
+"""Which axis numbers the samples is observed: exact wherever sizes coincide, refused where nobody can know.
+
+Training never notices.
+"""
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from inrun_bench import InRunShapley
+from inrun_bench.attribution.capture.batch_axis import Unclear
+from inrun_bench.attribution.capture.observation import observe, twin_of
+from tests.attribution.watched import score_error
+
+STEPS = 2
+
+
+class Encoder(nn.Module):
+    """Attention over positions, samples first or second."""
+
+    def __init__(self, width, time, batch_first):
+        super().__init__()
+        self.inner, self.head = nn.Linear(width, 4), nn.Linear(4, 3)
+        layer = nn.TransformerEncoderLayer(4, 2, 4, dropout=0.0, batch_first=batch_first)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.batch_first = batch_first
+
+    def forward(self, x):
+        return self.head(self.layers(self.inner(x)).mean(1 if self.batch_first else 0))
+
+
+class Recurrent(nn.Module):
+    """The last state, [layers x directions, B, hidden]."""
+
+    def __init__(self, width, time, kind, layers, hidden, batch_first=True, **more):
+        super().__init__()
+        self.inner = kind(width, hidden, layers, batch_first=batch_first, **more)
+        self.head = nn.Linear(hidden, 3)
+
+    def forward(self, x):
+        output, state = self.inner(x)
+        last = state[0] if isinstance(state, tuple) else state
+        return self.head(last[-1] + output.mean(1 if self.inner.batch_first else 0))
+
+
+class Positions(nn.Module):
+    """Embedded and bare positions, a matrix that mixes them, and a token of its own that is looked up once."""
+
+    def __init__(self, width, time):
+        super().__init__()
+        self.embedded, self.bare = nn.Embedding(time, width), nn.Parameter(torch.randn(time, width))
+        self.token, self.head = nn.Embedding(1, width), nn.Linear(2 * width, 3)
+        self.register_buffer("mixing", torch.tril(torch.ones(time, time)))
+
+    def forward(self, x):
+        h = torch.tanh(x + self.embedded(torch.arange(x.shape[1])) + self.mixing.to(x.dtype) @ self.bare)
+        token = self.token(torch.zeros(1, dtype=torch.long)).repeat(len(x), 1)
+        return self.head(torch.cat([h.cumsum(1)[:, -1], token], 1))
+
+
+class Convolution(nn.Module):
+    def __init__(self, width, time):
+        super().__init__()
+        self.inner, self.norm, self.head = nn.Conv1d(width, 4, 2, padding=1), nn.GroupNorm(2, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.norm(self.inner(x.transpose(1, 2)))).mean(2))
+
+
+class LoopedAndTied(nn.Module):
+    """One layer called once a position on what came before, and its weight used as an argument of a function."""
+
+    def __init__(self, width, time):
+        super().__init__()
+        self.inner, self.head = nn.Linear(width, width), nn.Linear(width, 3)
+
+    def forward(self, x):
+        h = x[:, 0]
+        for position in range(x.shape[1]):
+            h = torch.tanh(self.inner(h) + x[:, position])
+        return self.head(nn.functional.linear(h, self.inner.weight.t()))
+
+
+class Folded(nn.Module):
+    """Positions folded into the batch."""
+
+    def __init__(self, width, time):
+        super().__init__()
+        self.each, self.head = nn.Linear(width, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        h = torch.tanh(self.each(x.flatten(0, 1))).view(*x.shape[:2], -1)
+        return self.head(h.cumsum(1)[:, -1])
+
+
+class Parametrized(nn.Module):
+    """Weights that are computed from others."""
+
+    def __init__(self, width, time):
+        super().__init__()
+        self.inner = nn.utils.parametrizations.weight_norm(nn.Linear(width, 4))
+        self.spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
+        self.turn, self.head = nn.utils.parametrizations.orthogonal(nn.Linear(4, 4)), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.turn(torch.tanh(self.spectral(self.inner(x.cumsum(1)[:, -1])))))
+
+
+class Conditional(nn.Module):
+    """A part that is not always called, and samples that meet each other nowhere."""
+
+    def __init__(self, width, time):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, 3)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += self.training
+        return self.head(torch.tanh((self.first if self.calls % 2 else self.second)(x.cumsum(1)[:, -1])))
+
+
+FORMS = {  # of width and number of positions: the model, and the axis that numbers the samples
+    "encoder, batch first": (lambda d, t: Encoder(d, t, True), 0),
+    "encoder, batch second": (lambda d, t: Encoder(d, t, False), 1),
+    "gru": (lambda d, t: Recurrent(d, t, nn.GRU, 2, d), 0),
+    "gru, batch second": (lambda d, t: Recurrent(d, t, nn.GRU, 2, d, batch_first=False), 1),
+    "lstm, both directions": (lambda d, t: Bidirectional(d, t), 0),
+    "lstm with dropout": (lambda d, t: Recurrent(d, t, nn.LSTM, 2, 3, dropout=0.3), 0),
+    "positions": (Positions, 0),
+    "convolution": (Convolution, 0),
+    "looped and tied": (LoopedAndTied, 0),
+    "folded": (Folded, 0),
+    "parametrized": (Parametrized, 0),
+}
+
+
+class Bidirectional(nn.Module):
+    def __init__(self, width, time):
+        super().__init__()
+        self.inner, self.head = nn.LSTM(width, width, 2, batch_first=True, bidirectional=True), nn.Linear(2 * width, 3)
+
+    def forward(self, x):
+        return self.head(self.inner(x)[0][:, -1])
+
+
+def samples(dim, width, time, batch):
+    n = (STEPS + 1) * batch
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, time, width, generator=generator, dtype=torch.float64)
+    return x.movedim(0, dim).contiguous(), torch.randint(3, (n,), generator=generator)
+
+
+sizes = st.sampled_from([1, 2, 4, 8])
+
+
+@settings(max_examples=60)
+@given(st.sampled_from(sorted(FORMS)), sizes, sizes, sizes)
+def test_whatever_sizes_coincide_scores_are_exact_and_training_is_what_it_would_have_been(name, batch, time, width):
+    build, dim = FORMS[name]
+    torch.manual_seed(0)
+    x, y = samples(dim, width, time, batch)
+    assert score_error(build(width, time), x, y, batch, dim=dim, steps=STEPS) < 1e-10
+
+
+@pytest.mark.parametrize("name", sorted(FORMS))
+@pytest.mark.parametrize("size", [2, 4])
+def test_all_sizes_alike(name, size):
+    build, dim = FORMS[name]
+    torch.manual_seed(0)
+    x, y = samples(dim, size, size, size)
+    assert score_error(build(size, size), x, y, size, dim=dim, steps=STEPS) < 1e-10
+
+
+def test_an_input_with_a_leading_axis_of_one_leaves_training_alone():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head = nn.Linear(5, 6), nn.Linear(6, 3)
+
+        def forward(self, x):  # [1, B, 5]
+            return self.head(torch.tanh(self.inner(x)).sum(0))
+
+    torch.manual_seed(0)
+    x, y = torch.randn(1, 24, 5, dtype=torch.float64), torch.randint(3, (24,))
+    assert score_error(Sum(), x, y, 8, dim=1) < 1e-10
+
+
+def test_attention_that_drops_weights_is_exact():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(self.inner(x).mean(1))
+
+    torch.manual_seed(0)
+    x, y = torch.randn(24, 4, 8, dtype=torch.float64), torch.randint(3, (24,))
+    model = Model()
+    assert model.inner.self_attn.dropout == 0.1
+    assert score_error(model, x, y, 8) < 1e-10
+
+
+def test_axes_hold_for_other_sizes():
+    """Observed once, for each form of the arguments: a batch of another size, or of as many positions as samples."""
+    torch.manual_seed(0)
+    model = Encoder(3, 4, batch_first=False).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, y = torch.randn(5, 12, 3, dtype=torch.float64), torch.randint(3, (12,))
+    loss = nn.functional.cross_entropy
+    engine = InRunShapley(model, optimizer, 12, "first", validation=lambda: loss(model(x), y))
+    for size in (3, 5, 4):
+        plain = copy.deepcopy(model)
+        probe = torch.autograd.grad(loss(plain(x), y), list(plain.parameters()))
+        each = loss(plain(x[:, :size]), y[:size], reduction="none")
+        expected = [
+            0.1 * float(sum((g * v).sum() for g, v in zip(gradient, probe, strict=True)))
+            for gradient in (
+                torch.autograd.grad(one / size, list(plain.parameters()), retain_graph=True) for one in each
+            )
+        ]
+        with engine.step(range(size)):
+            loss(model(x[:, :size]), y[:size]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert engine.ledger.steps[-1].scores.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+class Mixing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.inner(x) - self.inner(x).mean(0))
+
+
+class Experts(nn.Module):
+    """Each sample goes to one of two experts."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts, self.head = nn.ModuleList(nn.Linear(5, 6) for _ in range(2)), nn.Linear(6, 3)
+
+    def forward(self, x):
+        which, h = (x[:, 0] > 0).long(), x.new_zeros(len(x), 6)
+        for number, expert in enumerate(self.experts):
+            h[which == number] = expert(x[which == number])
+        return self.head(h)
+
+
+class Shuffled(nn.Module):
+    """As many rows as samples, in another order."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        order = x[:, 0].argsort()
+        return self.head(torch.tanh(self.inner(x[order]))[order.argsort()])
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (Mixing, r"layer 'head' \(Linear\): .*it mixes samples, sees a part of them, or has them in another order"),
+        (Experts, r"layer 'experts.0' \(Linear\): .*(depends on the samples' values|sees a part of them)"),
+        (Shuffled, r"layer 'inner' \(Linear\): .*has them in another order.*batch_axis={'inner': axis}"),
+    ],
+)
+def test_what_has_no_batch_axis_is_refused_with_the_layer_and_what_to_pass(build, message):
+    torch.manual_seed(0)
+    x, y = torch.randn(24, 5, dtype=torch.float64), torch.randint(3, (24,))
+    with pytest.raises(ValueError, match=message):
+        score_error(build(), x, y, 8)
+
+
+def test_two_axes_that_may_both_number_samples_are_refused_unless_one_is_named():
+    """A model that treats each position alone treats each sample alone, too: nothing tells the two apart."""
+    torch.manual_seed(0)
+
+    class Each(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.inner(x)
+
+    def loss(output, y, reduction="mean"):
+        each = (output - y[:, None, None]).square().mean((1, 2))
+        return each.mean() if reduction == "mean" else each
+
+    x, y = torch.randn(24, 8, 5, dtype=torch.float64), torch.randn(24, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"several axes of the arguments have the length of the batch, 8.*batch_axis"):
+        score_error(Each(), x, y, 8, loss=loss)
+    assert score_error(Each(), x, y, 8, loss=loss, batch_axis=0) < 1e-10
+    assert score_error(Each(), x, y, 8, loss=loss, batch_axis={"inner": 0}) < 1e-10
+    assert score_error(Each(), x[:, :7], y, 8, loss=loss) < 1e-10
+
+
+def test_a_part_that_was_not_called_when_the_model_was_observed_is_refused_and_not_guessed():
+    torch.manual_seed(0)
+    x, y = samples(0, 4, 4, 4)
+    with pytest.raises(ValueError, match=r"layer 'second' \(Linear\): it was not called when the model was observed"):
+        score_error(Conditional(4, 4), x, y, 4)
+
+
+def test_nothing_of_the_model_changes_while_it_is_observed():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.calls, self.seen = nn.Linear(5, 3), 0, []
+            self.register_buffer("total", torch.zeros(()))
+            self.plain = torch.zeros(1)
+
+        def forward(self, x):
+            self.calls += 1
+            self.seen.append(len(x))
+            self.total += 1
+            self.plain += 1
+            return self.inner(nn.functional.dropout(x, 0.5))
+
+    torch.manual_seed(0)
+    model, x = Counting(), torch.randn(4, 5)
+    state = torch.get_rng_state()
+    observation = observe(model, (x,), {}, 4, {model.inner: "inner"}, dict(model.named_parameters()))
+    assert observation.layers == {"inner": [0]}
+    assert (model.calls, model.seen, float(model.total), float(model.plain)) == (0, [], 0.0, 0.0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_twin_computes_with_the_same_weights_and_keeps_what_it_counts_to_itself():
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    memo = {}
+    twin = twin_of(model, memo)
+    x = torch.randn(5, 3)
+    assert twin[0].weight is model[0].weight
+    assert memo[id(model[0])] is twin[0]
+    before = model[1].running_mean.clone()
+    output = twin(x)
+    assert torch.equal(model[1].running_mean, before)
+    assert not torch.equal(twin[1].running_mean, before)
+    assert torch.equal(output, model(x))
+
+
+def test_samples_that_are_all_alike_cannot_be_told_apart():
+    model = nn.Linear(5, 3)
+    observation = observe(model, (torch.ones(4, 5),), {}, 4, {model: ""}, dict(model.named_parameters()))
+    assert isinstance(observation.of_layer("", 0), Unclear)
+    assert observation.unclear == math.inf

@@ -1,0 +1,357 @@
+"""Loops as people write them: each is scored exactly, or refused with a way out; none is wrong without a word."""
+
+import copy
+import io
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from inrun_bench import InRunShapley
+from tests.attribution.brute_force import relative_error
+from tests.attribution.problem import N, perceptron, problem
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01),
+}
+
+
+def same(engine, other):
+    assert relative_error(engine.values(), other.values()) < 1e-12
+    for name, amount in engine.ledger.accounts.items():
+        assert amount == pytest.approx(other.ledger.accounts[name], abs=1e-12)
+
+
+@pytest.mark.parametrize("order", ["first", "integrated"])
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_closure_is_scored_as_the_loop_that_it_is(order, name, by_name):
+    plain, closed = (problem(optimizer=lambda m: OPTIMIZERS[name](m.parameters())) for _ in range(2))
+    one, other = plain.engine(order), closed.engine(order)
+    plain.train(one, 3)
+
+    def closure():
+        closed.optimizer.zero_grad()
+        loss = closed.batch_loss()
+        loss.backward()
+        return loss
+
+    for _ in range(3):
+        with other.step(range(N)):
+            loss = closed.optimizer.step(closure=closure) if by_name else closed.optimizer.step(closure)
+        assert isinstance(loss, torch.Tensor)
+    same(one, other)
+    for w, u in zip(plain.model.parameters(), closed.model.parameters(), strict=True):
+        assert torch.equal(w, u)
+
+
+def test_a_closure_is_evaluated_once():
+    class Twice(torch.optim.Optimizer):
+        @torch.no_grad()
+        def step(self, closure=None):
+            for _ in range(2 if closure is not None else 0):
+                closure()
+            for w in self.param_groups[0]["params"]:
+                w -= 0.1 * w.grad
+
+    p = problem(optimizer=lambda m: Twice(m.parameters(), {}))
+    engine = p.engine("first")
+
+    def closure():
+        loss = p.batch_loss()
+        loss.backward()
+        return loss
+
+    with pytest.raises(RuntimeError, match="evaluates its closure more than once"), engine.step(range(N)):
+        p.optimizer.step(closure)
+    assert not engine.ledger.steps
+
+
+@pytest.mark.parametrize("order", ["first", "second", "integrated"])
+@pytest.mark.parametrize("kinds", [("sgd", "sgd"), ("sgd", "adamw"), ("rmsprop", "adamw")])
+def test_several_optimisers_are_those_of_parameter_groups(order, kinds):
+    """Held against brute force, whose optimiser is a pair that steps as one."""
+
+    class Pair:
+        def __init__(self, model):
+            parameters = list(model.parameters())
+            halves = parameters[:2], parameters[2:]
+            self.members = [OPTIMIZERS[kind](half) for kind, half in zip(kinds, halves, strict=True)]
+            self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks = {}, {}
+
+        def step(self):
+            for member in self.members:
+                member._optimizer_step_pre_hooks.clear()
+                member._optimizer_step_post_hooks.clear()
+                member.step()
+
+    p = problem(optimizer=Pair)
+    engine = InRunShapley(p.model, p.optimizer.members, N, order, validation=p.validation)
+    tolerance = 1e-10 if order != "integrated" else 1e-6  # four points
+    for _ in range(3):
+        brute = p.brute_force()
+        expected, account = brute.scores(order), brute.optimizer_account()
+        with engine.step(range(N)):
+            p.batch_loss().backward()
+            for member in p.optimizer.members:
+                member.step()
+            p.model.zero_grad()
+        entry = engine.ledger.steps[-1]
+        assert relative_error(entry.scores, expected) < tolerance
+        assert entry.optimizer == pytest.approx(account, abs=1e-11)
+
+
+def test_each_of_several_optimisers_must_step_once():
+    p = problem()
+    parameters = list(p.model.parameters())
+    members = [torch.optim.SGD(half, lr=0.1) for half in (parameters[:2], parameters[2:])]
+    engine = InRunShapley(p.model, members, N, validation=p.validation)
+    with pytest.raises(RuntimeError, match="1 of 2 optimisers stepped"), engine.step(range(N)):
+        p.batch_loss().backward()
+        members[0].step()
+    with pytest.raises(ValueError, match=r"parameter '0.weight' is held by two optimisers"):
+        InRunShapley(p.model, [torch.optim.SGD(parameters, lr=0.1), members[0]], N)
+    with pytest.raises(ValueError, match="empty sequence"):
+        InRunShapley(p.model, [], N)
+    with pytest.raises(ValueError, match=r"of shape \[3\] that is none of the model's.*ModuleList"):
+        InRunShapley(p.model, torch.optim.SGD([*parameters, nn.Parameter(torch.ones(3))], lr=0.1), N)
+
+
+def test_steps_of_other_optimisers_are_refused():
+    p = problem()
+    parameters = list(p.model.parameters())
+    other = torch.optim.SGD(parameters[2:], lr=0.1)
+    engine = InRunShapley(p.model, torch.optim.SGD(parameters[:2], lr=0.1), N, validation=p.validation)
+    with (
+        pytest.raises(RuntimeError, match=r"does not know \(SGD\) is about to move parameter '2.weight'.*\[optimizer"),
+        engine.step(range(N)),
+    ):
+        p.batch_loss().backward()
+        other.step()
+    other.step()  # outside of a step it is nobody's business
+    assert not engine.ledger.steps
+
+
+def test_an_optimiser_that_steps_in_the_backward_pass_is_refused():
+    p = problem()
+    each = {w: torch.optim.SGD([w], lr=0.1) for w in p.model.parameters()}
+    engine = InRunShapley(p.model, list(each.values()), N, validation=p.validation)
+    for w in each:
+        w.register_post_accumulate_grad_hook(lambda w: each[w].step())
+    with pytest.raises(RuntimeError, match="inside of the backward pass"), engine.step(range(N)):
+        p.batch_loss().backward()
+
+
+@pytest.mark.parametrize("begin", [0, 2, 5])
+@pytest.mark.parametrize("order", ["first", "midpoint"])
+def test_sharpness_aware_training_is_refused_whenever_it_begins(begin, order):
+    p = problem()
+    engine = p.engine(order)
+    p.train(engine, begin)
+    with pytest.raises(RuntimeError, match="weights were changed between the beginning of the step"):  # noqa: SIM117
+        with engine.step(range(N)):
+            p.batch_loss().backward()
+            up = [0.05 * w.grad / w.grad.norm() for w in p.model.parameters()]
+            with torch.no_grad():
+                torch._foreach_add_(list(p.model.parameters()), up)
+            p.optimizer.zero_grad()
+            p.batch_loss().backward()
+            with torch.no_grad():
+                torch._foreach_sub_(list(p.model.parameters()), up)
+            p.optimizer.step()
+    with nullcontext() if begin == 0 else pytest.warns(RuntimeWarning, match="weights were changed by something else"):
+        ledger = engine.ledger
+    assert len(ledger.steps) == begin
+
+
+@pytest.mark.parametrize("begin", [0, 2, 5])
+@pytest.mark.parametrize("order", ["first", "midpoint"])
+def test_a_gradient_of_which_a_part_was_thrown_away_is_refused_whenever_it_begins(begin, order):
+    """Two backward passes, of which the optimiser receives the second: the sum of every step is checked."""
+    p = problem()
+    engine = p.engine(order)
+    p.train(engine, begin)
+    with pytest.raises(ValueError, match=f"step {begin}: the samples' scores add up to"):
+        with engine.step(range(N)):
+            p.batch_loss().backward()
+            p.optimizer.zero_grad()
+            p.take_step()
+        _ = engine.ledger
+    assert len(engine.ledger.steps) == begin
+
+
+@pytest.mark.parametrize("order", ["first", "second", "midpoint"])
+def test_layers_that_are_frozen_and_unfrozen_are_followed(order):
+    p = problem()
+    p.model[0].requires_grad_(False)
+    engine = p.engine(order)
+    p.check(order, engine=engine)
+    p.model[0].requires_grad_(True)
+    p.check(order, engine=engine)
+    p.model[3].requires_grad_(False)
+    p.check(order, engine=engine)
+    assert len(engine.ledger.steps) == 6
+
+
+def test_rows_of_one_sample_are_added_up():
+    """Drawn with replacement, or views of a sample."""
+    p, apart = problem(), problem()
+    engine = InRunShapley(p.model, p.optimizer, 3, "first", validation=p.validation)
+    rows = apart.engine("first")
+    index = np.array([0, 1, 1, 2, 0])
+    for _ in range(2):
+        with engine.step(index):
+            p.take_step()
+        with rows.step(range(N)):
+            apart.take_step()
+        assert engine.ledger.steps[-1].index.tolist() == index.tolist()
+    expected = np.zeros(3)
+    np.add.at(expected, index, rows.values())
+    np.testing.assert_allclose(engine.values(), expected, rtol=1e-12)
+
+
+def test_a_row_of_two_samples_is_shared_out():
+    p, apart = problem(), problem()
+    engine = InRunShapley(p.model, p.optimizer, 4, "midpoint", validation=p.validation)
+    rows = apart.engine("midpoint")
+    index, weights = np.array([[0, 1], [1, 2], [2, 3], [3, 0], [0, 0]]), np.array([0.25, 0.5, 1.0, 0.0, 0.3])
+    weights = np.stack([weights, 1 - weights], 1)
+    for _ in range(2):
+        with engine.step(torch.from_numpy(index), weights=torch.from_numpy(weights)):
+            p.take_step()
+        with rows.step(range(N)):
+            apart.take_step()
+    expected = np.zeros(4)
+    np.add.at(expected, index, rows.values()[:, None] * weights)
+    np.testing.assert_allclose(engine.values(), expected, rtol=1e-12)
+    assert engine.ledger.accounts["residual"] == pytest.approx(rows.ledger.accounts["residual"], abs=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("index", "weights", "message"),
+    [
+        ([[0, 1]] * N, None, r"index of shape \(5, 2\) needs weights"),
+        ([0] * N, [[1.0]] * N, r"index of shape \(5,\) takes no weights"),
+        ([[0, 1]] * N, [[0.5, 0.25]] * N, "must add up to 1, got 0.75"),
+        ([[0, 1]] * N, [[1.0]] * N, r"weights must be \[5, 2\], as index is, got shape \(5, 1\)"),
+    ],
+)
+def test_bad_shares(index, weights, message):
+    p = problem()
+    engine = p.engine("first")
+    with pytest.raises(ValueError, match=message), engine.step(index, weights=weights):
+        p.take_step()
+
+
+@pytest.mark.parametrize("order", ["first", "second", "integrated", "trapezoid"])
+def test_a_validation_loss_of_another_model_is_refused(order):
+    p = problem()
+    teacher = copy.deepcopy(p.model)
+    engine = InRunShapley(p.model, p.optimizer, N, order, validation=lambda: p.validation(teacher))
+    with pytest.raises(ValueError, match="depends on none of the model's trained parameters"), engine.step(range(N)):
+        p.take_step()
+
+
+def test_a_validation_loss_that_changes_weights_is_refused():
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.head = nn.Embedding(7, 4, max_norm=0.5), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.words(x).mean(1))
+
+    p = problem(Words, shape=(4,), ids=7)
+    with (
+        pytest.raises(ValueError, match=r"validation changed parameter 'words.weight'.*max_norm"),
+        p.engine("first").step(range(N)),
+    ):
+        p.take_step()
+
+
+def test_weights_that_are_changed_after_the_optimiser_are_told_of():
+    p = problem()
+    engine = p.engine("first")
+
+    def clipping():
+        with engine.step(range(N)):
+            p.take_step()
+            with torch.no_grad():
+                p.model[0].weight.clamp_(-0.1, 0.1)
+
+    with pytest.warns(RuntimeWarning, match=r"changed by something else after optimizer.step\(\), in step 0"):
+        clipping()
+
+
+def test_a_model_that_is_saved_while_it_is_watched_is_an_ordinary_one():
+    p = problem()
+    engine = p.engine("first", rules="weight-gradient")
+    p.train(engine)
+    stream = io.BytesIO()
+    torch.save(p.model, stream)
+    stream.seek(0)
+    loaded = torch.load(stream, weights_only=False)
+    assert torch.equal(loaded(p.x), p.model(p.x))
+    loaded(p.x).sum().backward()
+    assert "InRunShapley" not in str(vars(loaded[0]))
+
+
+def test_data_parallel_is_refused_by_name(monkeypatch):
+    p = problem()
+    wrapped = nn.DataParallel(p.model)
+    with pytest.raises(TypeError, match="is a DataParallel: In-Run values of data parallel training"):
+        InRunShapley(wrapped, p.optimizer, N)
+    engine = p.engine("first")
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    with pytest.raises(TypeError, match="process group of 2 processes"), engine.step(range(N)):
+        p.take_step()
+    with pytest.raises(TypeError, match="process group of 2 processes"):
+        problem().engine("first")
+
+
+def test_values_of_some_steps():
+    p = problem()
+    engine = p.engine("first")
+    p.train(engine, 4)
+    scores = np.stack([entry.scores for entry in engine.ledger.steps])
+    np.testing.assert_array_equal(engine.values(steps=slice(1, None)), scores[1] + scores[2] + scores[3])
+    np.testing.assert_array_equal(engine.values(steps=slice(None, None, 2)), scores[0] + scores[2])
+    np.testing.assert_allclose(engine.values(), scores.sum(0), rtol=1e-14)
+
+
+def test_one_step_that_drowns_the_others_is_told_of_once():
+    """As Adam's first, without warm-up: what it moved is hundreds of times what a later step moves."""
+    p = problem(optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=1e-4))
+    engine = p.engine("first")
+    p.optimizer.param_groups[0]["lr"] = 0.1
+    p.train(engine, 1)
+    p.optimizer.param_groups[0]["lr"] = 1e-4
+    with pytest.warns(RuntimeWarning, match=r"scores of step 0 are .* times .*slice\(1, None\)") as told:
+        p.train(engine, 60)
+    assert len(told) == 1
+    calm = problem()
+    calm.train(calm.engine("first"), 25)  # no word
+
+
+def test_losses_of_a_watched_loop_are_those_of_a_loop_that_nobody_watches():
+    torch.manual_seed(0)
+    plain, watched = problem(perceptron), problem(perceptron)
+    engine = watched.engine("first")
+    for _ in range(3):
+        one = F.cross_entropy(plain.model(plain.x[:N]), plain.y[:N])
+        one.backward()
+        plain.optimizer.step()
+        plain.optimizer.zero_grad()
+        with engine.step(range(N)):
+            two = F.cross_entropy(watched.model(watched.x[:N]), watched.y[:N])
+            two.backward()
+            watched.optimizer.step()
+            watched.optimizer.zero_grad()
+        assert torch.equal(one, two)

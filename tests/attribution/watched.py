@@ -1,0 +1,62 @@
+"""A watched run beside one that nobody watches: the same training to the bit, and scores that are those of one backward
+pass a sample."""
+
+import copy
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from inrun_bench import InRunShapley
+
+RATE = 0.1
+
+
+def score_error(model, x, y, batch, *, steps=2, dim=0, loss=cross_entropy, prepare=lambda model: model, **options):
+    """Return the relative error of first-order scores; x holds samples along `dim`, the last ones for validation.
+
+    Training is stochastic gradient descent in both runs, with the same random numbers at each step. What `prepare`
+    returns is called in place of the model.
+    """
+    model = model.double()
+    plain, watched = copy.deepcopy(model), copy.deepcopy(model)
+    weights, of_watched = (list(one.parameters()) for one in (plain, watched))
+    optimizers = [torch.optim.SGD(one.parameters(), lr=RATE) for one in (plain, watched)]
+    last = torch.arange(len(y) - batch, len(y))
+
+    def validation(one):
+        mode = one.training
+        value = loss(one.eval()(x.index_select(dim, last)), y[last])
+        one.train(mode)
+        return value
+
+    engine = InRunShapley(watched, optimizers[1], len(y), "first", validation=lambda: validation(watched), **options)
+    run = prepare(watched)
+    expected = torch.zeros(len(y), dtype=torch.float64)
+    for step in range(steps):
+        index = torch.arange(batch) + batch * step
+
+        def losses(one, index=index):
+            return loss(one(x.index_select(dim, index)), y[index], reduction="none") / batch
+
+        trained = [w for w in weights if w.requires_grad]
+        probe = torch.autograd.grad(validation(plain), trained, allow_unused=True)
+        torch.manual_seed(step)
+        each = losses(plain)
+        for sample, own in zip(index.tolist(), each, strict=True):
+            gradient = torch.autograd.grad(own, trained, retain_graph=True, allow_unused=True)
+            pairs = zip(gradient, probe, strict=True)
+            expected[sample] += RATE * sum((g * v).sum() for g, v in pairs if g is not None and v is not None)
+        each.sum().backward()
+        torch.manual_seed(step)
+        with engine.step(index):
+            total = losses(run).sum()
+            total.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+        assert total.item() == each.sum().item()  # training is what it would have been
+        for one, two in zip(weights, of_watched, strict=True):
+            assert torch.equal(one, two) or options.get("rules") == "weight-gradient"
+            assert (one.grad is None) == (two.grad is None)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+    return float((torch.from_numpy(engine.values()) - expected).norm() / expected.norm())
