@@ -31,7 +31,7 @@ def refuse_parallel(model: nn.Module, parameters: Iterable[Tensor]) -> None:
                 f"{name or 'the model'!r} is a {kind}: In-Run values of data parallel training are not supported yet, "
                 "since each process sees its own part of the batch; train in one process, on one device"
             )
-    if any(type(p).__name__ == "DTensor" or hasattr(p, "_local_tensor") for p in parameters):
+    if any(type(p).__name__ == "DTensor" or type(p.data).__name__ == "DTensor" for p in parameters):
         raise TypeError(
             "the model's parameters are sharded over processes (DTensor), which is not supported yet; train in one "
             "process, on one device"

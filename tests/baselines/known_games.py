@@ -3,7 +3,11 @@
 import math
 
 import numpy as np
+from hypothesis import strategies as st
 from scipy.stats import hypergeom
+
+ANY_UTILITY = st.floats(-100, 100).map(lambda x: x if abs(x) > 1e-100 else 0.0)
+"""Standard errors are made of squares, which smaller ones do not have; such games are refused."""
 
 
 class Airport:

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from inrun_bench.attribution.products import hopper
+from inrun_bench.experiments.gpu import hopper
 
 ROOT = Path(__file__).parent.parent.parent.parent
 PAGE = (ROOT / "docs" / "kernels.md").read_text()

@@ -41,7 +41,7 @@ RECIPES = {
 def task_of(architecture, recipe, n_validation=60):
     task = tasks.load("digits-mlp", seed=0, n_train=16)
     parts = {}
-    for part, n in (("train", 16), ("validation", n_validation)):
+    for part, n in (("train", 16), ("validation", n_validation), ("test", 10)):
         x = torch.randn(n, 1, 12, 12, generator=torch.Generator().manual_seed(n))
         parts[part] = tasks.Split(x, getattr(task, part).y[:n])
     return dataclasses.replace(task, architecture=ARCHITECTURES[architecture], recipe=RECIPES[recipe], **parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from inrun_bench.attribution.ledger.ledger import Entry, Ledger, Pages
 
 __all__ = ["ONLY", "Account", "Books"]
+
+logger = logging.getLogger(__name__)
 
 DROWNING = 10.0
 """How many times the median step's scores those of another may be before somebody is told."""
@@ -88,12 +90,13 @@ class Books:
         if largest > DROWNING * median > 0.0:
             self._told = True
             step = self._spread.index(largest)
-            warnings.warn(
-                f"scores of step {step} are spread {largest / median:.0f} times as far as those of the median step, so "
-                "that its batch decides the values (Adam's first steps do this without a warm-up of the learning "
-                f"rate). Warm up, or leave steps out: values(steps=slice({step + 1}, None))",
-                RuntimeWarning,
-                stacklevel=2,
+            logger.warning(
+                "scores of step %d are %.0f times those of the median step, so that its batch decides the values "
+                "(Adam's first steps do this without a warm-up of the learning rate). Warm up, or leave steps out: "
+                "values(steps=slice(%d, None))",
+                step,
+                largest / median,
+                step + 1,
             )
 
     def settle(self, losses: Mapping[str, float]) -> None:
