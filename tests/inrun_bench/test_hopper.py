@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 
 from inrun_bench.experiments.gpu import hopper
 
-ROOT = Path(__file__).parent.parent.parent.parent
+ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs" / "kernels.md").read_text()
 SHOWN = PAGE.partition(hopper.BEGIN)[2].partition(hopper.END)[0].strip()
 
@@ -77,7 +77,7 @@ def test_kernels_are_compiled_as_they_are_launched_at_the_shapes_of_the_benchmar
     """Uninitialised tensors take no memory, so that layers of Llama 3 fit anywhere."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     layers, passes = "gpt2-small-qkv gpt2-small-proj llama3-8b-gate-up", "gpt2-small-passes"
-    command = [sys.executable, "-W", "ignore", "-m", "tests.attribution.products.hopper_launches", layers, passes]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.inrun_bench.hopper_launches", layers, passes]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     compiled = json.loads(done.stdout)
