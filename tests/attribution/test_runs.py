@@ -268,3 +268,20 @@ def test_sequences_with_padding():
 
     problem(shape=(6, 4), loss=loss).check("midpoint")
     problem(shape=(6, 4), loss=loss, options={"rules": "weight-gradient"}).check("first")
+
+
+def test_what_changed_gradients_element_by_element_is_known_after_resuming():
+    """Clipping by value that begins in mid-run: told of at once, exact from the next step on, resumed or not."""
+    bound = 0.02
+    p = problem()
+    engine = p.engine("first")
+    p.train(engine, 3)
+    p.between = lambda model: torch.nn.utils.clip_grad_value_(model.parameters(), bound)
+    p.received = lambda g: g.clamp(-bound, bound)
+    with pytest.warns(RuntimeWarning, match="could not be foreseen"):
+        p.train(engine, 2)
+    state = engine.state_dict()
+    engine.detach()
+    resumed = p.engine("first")
+    resumed.load_state_dict(state)
+    p.check("first", engine=resumed, steps=1)
