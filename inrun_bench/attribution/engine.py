@@ -24,7 +24,7 @@ from inrun_bench.attribution.ledger.books import ONLY, Books
 from inrun_bench.attribution.ledger.ledger import Ledger, Pages
 from inrun_bench.attribution.ledger.pending import Pending
 from inrun_bench.attribution.optimizers import Optimizers
-from inrun_bench.attribution.parallel import refuse_parallel
+from inrun_bench.attribution.parallel import refuse_parallel, refuse_process_group
 from inrun_bench.attribution.probes import PROBES, First, Probe, Step, scaled
 from inrun_bench.attribution.products.backend import Backend
 from inrun_bench.attribution.scoring.route import Late, LateChoice
@@ -290,7 +290,7 @@ class InRunShapley:
         """
         if self._open is not None:
             raise RuntimeError("a step is already open; steps must not be nested")
-        refuse_parallel(self._model, ())
+        refuse_process_group()
         self._capture.check_parameters()
         self._follow_frozen_and_unfrozen()
         opened = OpenStep(
@@ -518,9 +518,14 @@ class InRunShapley:
         """Watch anew where parameters were frozen or unfrozen since the last step."""
         if {p for p in self._model.parameters() if p.requires_grad} != set(self._parameters):
             self._settle_books()
+            if not any(p.requires_grad for p in self._model.parameters()):
+                raise RuntimeError("every parameter was frozen since InRunShapley was made; there is nothing to score")
+            known = self._watcher
             self._capture.remove()
-            self._watcher.remove()
+            known.remove()
             self._watch()
+            self._watcher.by_element, self._watcher.surprised = known.by_element, known.surprised
+            self._watcher.differed = known.copying
 
     def _warn_if_weights_changed(self) -> None:
         if self._left_at is not None and self._left_at != self._place():

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["refuse_parallel"]
+__all__ = ["refuse_parallel", "refuse_process_group"]
 
 WRAPPERS = {
     "DataParallel",
@@ -36,6 +36,11 @@ def refuse_parallel(model: nn.Module, parameters: Iterable[Tensor]) -> None:
             "the model's parameters are sharded over processes (DTensor), which is not supported yet; train in one "
             "process, on one device"
         )
+    refuse_process_group()
+
+
+def refuse_process_group() -> None:
+    """Raise TypeError where a process group of more than one process is initialised."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         world = torch.distributed.get_world_size()
         if world > 1:

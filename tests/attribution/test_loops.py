@@ -199,6 +199,16 @@ def test_layers_that_are_frozen_and_unfrozen_are_followed(order):
     assert len(engine.ledger.steps) == 6
 
 
+def test_a_model_that_is_frozen_as_a_whole_is_refused():
+    p = problem()
+    engine = p.engine("first")
+    p.train(engine, 1)
+    p.model.requires_grad_(False)
+    with pytest.raises(RuntimeError, match="every parameter was frozen"), engine.step(range(N)):
+        pass
+    assert len(engine.ledger.steps) == 1
+
+
 def test_rows_of_one_sample_are_added_up():
     """Drawn with replacement, or views of a sample."""
     p, apart = problem(), problem()

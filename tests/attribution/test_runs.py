@@ -285,3 +285,5 @@ def test_what_changed_gradients_element_by_element_is_known_after_resuming():
     resumed = p.engine("first")
     resumed.load_state_dict(state)
     p.check("first", engine=resumed, steps=1)
+    p.model[0].requires_grad_(False)  # watched anew, and known still
+    p.check("first", engine=resumed, steps=1)
