@@ -416,12 +416,12 @@ class InRunShapley:
             )
         with torch.enable_grad():
             loss = closure()
-        calls = iter([loss])
+        given = [loss]
 
         def evaluated() -> Any:
-            for once in calls:
-                return once
-            raise RuntimeError("the optimiser evaluates its closure more than once a step, which cannot be scored")
+            if not given:
+                raise RuntimeError("the optimiser evaluates its closure more than once a step, which cannot be scored")
+            return given.pop()
 
         if "closure" in kwargs:
             return args, {**kwargs, "closure": evaluated}

@@ -18,6 +18,7 @@ from tasks.recipe import Recipe
 from tasks.trajectory_game import DivergedError, TrajectoryGame
 
 NAMES = tasks.names(large=False)
+from tests.tasks.small_words import Words
 
 
 def small(name="digits-mlp", recipe="sgd", **changes):
@@ -62,17 +63,6 @@ def test_utilities_equal_those_of_a_training_loop(name, recipe):
         expected = [judged_alone(task, model, part) for model in models]
         game = task.trajectory_game("loss", part)
         np.testing.assert_allclose(game.measure(coalitions), expected, rtol=1e-10)
-
-
-class Words(nn.Module):
-    """A transformer that takes its tokens as numbers of the model's dtype, as tasks hold them."""
-
-    def __init__(self):
-        super().__init__()
-        self.gpt = GPT(vocabulary=7, context=4, width=8, heads=2, blocks=1)
-
-    def forward(self, x):
-        return self.gpt(x.long())
 
 
 def of_words():

@@ -11,20 +11,9 @@ from inrun_bench.adjoint import sweep
 from inrun_bench.adjoint.checkpoints import Storage
 from inrun_bench.adjoint.sweep import DivergedRunError, differentiate, utilities_at
 from inrun_bench.peak_memory import peak_bytes
-from tasks.architectures import GPT
 from tasks.stacks import sizing
 from tests.inrun_bench.adjoint.small import central_differences, small_task, some_weights
-
-
-class Words(nn.Module):
-    """A transformer, which no chain of layers can serve; it takes its tokens as numbers, as tasks hold them."""
-
-    def __init__(self):
-        super().__init__()
-        self.gpt = GPT(vocabulary=7, context=4, width=8, heads=2, blocks=1)
-
-    def forward(self, x):
-        return self.gpt(x.long())
+from tests.tasks.small_words import Words
 
 
 def task_of_words():
