@@ -16,9 +16,9 @@ from inrun_bench.attribution import InRunShapley, Integrated
 from tasks.architectures import GPT
 from tasks.recipe import Recipe
 from tasks.trajectory_game import DivergedError, TrajectoryGame
+from tests.tasks.small_words import Words
 
 NAMES = tasks.names(large=False)
-from tests.tasks.small_words import Words
 
 
 def small(name="digits-mlp", recipe="sgd", **changes):
