@@ -73,6 +73,19 @@ def test_a_closure_is_evaluated_once():
     assert not engine.ledger.steps
 
 
+@pytest.mark.parametrize("order", ["first", "second", "midpoint"])
+def test_gradients_may_be_zeroed_in_place_in_the_block(order):
+    kept, cleared = problem(), problem()
+    one, other = kept.engine(order), cleared.engine(order)
+    for _ in range(4):
+        for p, engine in ((kept, one), (cleared, other)):
+            with engine.step(range(N)):
+                p.batch_loss().backward()
+                p.optimizer.step()
+                p.optimizer.zero_grad(set_to_none=p is kept)
+    same(one, other)
+
+
 @pytest.mark.parametrize("order", ["first", "second", "integrated"])
 @pytest.mark.parametrize("kinds", [("sgd", "sgd"), ("sgd", "adamw"), ("rmsprop", "adamw")])
 def test_several_optimisers_are_those_of_parameter_groups(order, kinds):
