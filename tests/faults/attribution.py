@@ -27,14 +27,14 @@ FAULTS = [
         f"{CODE}/engine.py",
         'self._watcher.by_element, self._watcher.surprised = state["by_element"], state["surprised"]',
         'self._watcher.surprised = state["surprised"]',
-        f"{TESTS}/test_runs.py",
+        f"{TESTS}/test_runs.py::test_what_changed_gradients_element_by_element_is_known_after_resuming",
     ),
     Fault(
         "late gradients are not copied",
         f"{CODE}/engine.py",
         "[None if g is None else g.clone() for g in opened.gradients]",
         "list(opened.gradients)",
-        f"{TESTS}/test_engine.py {TESTS}/test_runs.py {LOOPS}",
+        f"{LOOPS}::test_gradients_may_be_zeroed_in_place_in_the_block",
     ),
     Fault(
         "weights before the step are not copied",
@@ -48,7 +48,7 @@ FAULTS = [
         f"{CODE}/capture/layers.py",
         "(batch_first(x, axis).clone() for x in (a, b))",
         "(batch_first(x, axis) for x in (a, b))",
-        f"{TESTS}/test_models.py",
+        f"{TESTS}/capture/test_compiled.py",
     ),
     Fault(
         "samples of a validation pass are counted in place of positions",
