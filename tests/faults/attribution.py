@@ -55,7 +55,7 @@ FAULTS = [
         f"{CODE}/capture/factors.py",
         "a.shape[:-1].numel()",
         "len(a)",
-        f"{TESTS}/test_models.py {TESTS}/capture",
+        f"{TESTS}/capture/test_factors.py",
     ),
     Fault(
         "the first of several axes that may number samples is taken",
