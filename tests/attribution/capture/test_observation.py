@@ -231,6 +231,24 @@ def test_axes_hold_for_other_sizes():
         assert engine.ledger.steps[-1].scores.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
+def test_one_exchange_is_not_believed_where_it_leaves_two_axes():
+    """Samples that differ at the last position alone: the last sample changes one row of either axis."""
+
+    class TimeFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head = nn.Linear(2, 5), nn.Linear(5, 3)
+
+        def forward(self, x):  # [B, 2 B]
+            h = x.view(len(x), -1, 2).transpose(0, 1)
+            return self.head(torch.tanh(self.inner(h)).cumsum(0).mean(0))
+
+    torch.manual_seed(0)
+    x, y = torch.ones(12, 8, dtype=torch.float64), torch.randint(3, (12,))
+    x[:, -2:] = torch.randn(12, 2, dtype=torch.float64)
+    assert score_error(TimeFirst(), x, y, 4) < 1e-10
+
+
 class Mixing(nn.Module):
     def __init__(self):
         super().__init__()
