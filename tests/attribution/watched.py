@@ -11,11 +11,11 @@ from inrun_bench import InRunShapley
 RATE = 0.1
 
 
-def score_error(model, x, y, batch, *, steps=2, dim=0, loss=cross_entropy, prepare=lambda model: model, **options):
+def score_error(model, x, y, batch, *, steps=2, dim=0, loss=cross_entropy, call=lambda model, x: model(x), **options):
     """Return the relative error of first-order scores; x holds samples along `dim`, the last ones for validation.
 
-    Training is stochastic gradient descent in both runs, with the same random numbers at each step. What `prepare`
-    returns is called in place of the model.
+    Training is stochastic gradient descent in both runs, with the same random numbers at each step; `call` says how the
+    model is called.
     """
     model = model.double()
     plain, watched = copy.deepcopy(model), copy.deepcopy(model)
@@ -25,18 +25,17 @@ def score_error(model, x, y, batch, *, steps=2, dim=0, loss=cross_entropy, prepa
 
     def validation(one):
         mode = one.training
-        value = loss(one.eval()(x.index_select(dim, last)), y[last])
+        value = loss(call(one.eval(), x.index_select(dim, last)), y[last])
         one.train(mode)
         return value
 
     engine = InRunShapley(watched, optimizers[1], len(y), "first", validation=lambda: validation(watched), **options)
-    run = prepare(watched)
     expected = torch.zeros(len(y), dtype=torch.float64)
     for step in range(steps):
         index = torch.arange(batch) + batch * step
 
         def losses(one, index=index):
-            return loss(one(x.index_select(dim, index)), y[index], reduction="none") / batch
+            return loss(call(one, x.index_select(dim, index)), y[index], reduction="none") / batch
 
         trained = [w for w in weights if w.requires_grad]
         probe = torch.autograd.grad(validation(plain), trained, allow_unused=True)
@@ -49,7 +48,7 @@ def score_error(model, x, y, batch, *, steps=2, dim=0, loss=cross_entropy, prepa
         each.sum().backward()
         torch.manual_seed(step)
         with engine.step(index):
-            total = losses(run).sum()
+            total = losses(watched).sum()
             total.backward()
             for optimizer in optimizers:
                 optimizer.step()

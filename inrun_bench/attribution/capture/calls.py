@@ -48,7 +48,9 @@ class ObservedCalls:
         self.micro_batch: MicroBatch | None = None
         self._declared, self._operations, self._parameters = declared, operations, parameters
         self._layers = {site.layer: site.name for site in sites}
+        self._model = model
         self._observations: dict[Any, Observation] = {}
+        self._first_numbers: dict[Any, list[Tensor]] = {}  # that a part of the model was called on, while it is new
         self._outermost: nn.Module | None = None
         self._again: nn.Module | None = None  # the outermost module that a backward pass computes anew
         self._observation: Observation | None = None  # of the present call, or of the last
@@ -126,6 +128,13 @@ class ObservedCalls:
             return None
         leaves, spec = tree_flatten((args, kwargs))
         form = (id(module), module.training, str(spec), tuple(map(_form, leaves)))
+        if module is not self._model:  # which may hold no samples at all
+            tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            if not any(_may_hold_samples(tensor, size) for tensor in tensors):
+                return Observation(without_samples=True)
+            reason = self._why_not_samples(form, [tensor for tensor in tensors if size in tensor.shape], size)
+            if reason is not None:
+                return Observation(failure=Unclear(reason))
         if form in self._observations:
             return self._observations[form]
         with self._operations.paused():
@@ -133,6 +142,39 @@ class ObservedCalls:
         if all(self._declared.of(name) != "observed" for name in observation.unclear_layers):
             self._observations[form] = observation  # another batch may tell what this one does not
         return observation
+
+    def _why_not_samples(self, form: Any, tensors: list[Tensor], size: int) -> str | None:
+        """Return what speaks against samples in a call of a part of the model, which is all that is seen of them."""
+        if form in self._observations and form not in self._first_numbers:
+            return None
+        if any(tensor.requires_grad for tensor in tensors):  # made by another part of the model
+            return None
+        if any(_counts(tensor, size) for tensor in tensors):
+            return f"it was called on 0 .. {size - 1} outside of the model's forward, which may be samples or positions"
+        before = self._first_numbers.pop(form, None)
+        if before is None and form not in self._observations:
+            self._first_numbers[form] = [tensor.detach().clone() for tensor in tensors]
+        elif before is not None and all(map(_same, before, tensors)):
+            del self._observations[form]
+            return (
+                "it was called twice on the same numbers outside of the model's forward, which may be samples or a "
+                "constant of as many rows"
+            )
+        return None
+
+
+def _may_hold_samples(tensor: Tensor, size: int) -> bool:
+    return size in tensor.shape or (tensor.dim() > 0 and tensor.shape[0] > size and tensor.shape[0] % size == 0)
+
+
+def _counts(tensor: Tensor, size: int) -> bool:
+    if tensor.is_floating_point() or tensor.dim() != 1 or tensor.is_meta:
+        return False
+    return bool((tensor == torch.arange(size, device=tensor.device)).all())
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
 
 
 def _in_backward_pass() -> bool:

@@ -50,6 +50,7 @@ class Observation:
     layers: dict[str, list[Seen]] = field(default_factory=dict)
     operations: dict[OperationKey, list[Seen]] = field(default_factory=dict)
     failure: Unclear | None = None  # why nothing could be observed
+    without_samples: bool = False  # whether nothing in the call holds samples
 
     @property
     def unclear(self) -> float:
@@ -77,6 +78,8 @@ class Observation:
     def _of(self, calls: list[Seen], call: int | None) -> Seen:
         if self.failure is not None:
             return self.failure
+        if self.without_samples:
+            return None
         if not calls:
             return Unclear("it was not called when the model was observed, so that its samples are not known")
         if call is not None and call < len(calls):

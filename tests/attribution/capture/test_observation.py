@@ -330,6 +330,47 @@ def test_a_part_that_was_not_called_when_the_model_was_observed_is_refused_and_n
         score_error(Conditional(4, 4), x, y, 4)
 
 
+class Parts(nn.Module):
+    """Parts that the loop calls one by one."""
+
+    def __init__(self, positions):
+        super().__init__()
+        self.token, self.position = nn.Linear(5, 6), nn.Embedding(positions, 6)
+        self.constant, self.head = nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def train_step(self, x, table=None):
+        h = self.token(x)
+        h = h + (self.position(torch.arange(x.shape[1])) if table is None else self.constant(table))
+        return self.head(torch.tanh(h).cumsum(1).mean(1))
+
+
+@pytest.mark.parametrize("positions", [3, 4, 8])
+def test_parts_of_a_model_that_are_called_on_positions_are_exact_or_refused(positions):
+    torch.manual_seed(0)
+    x, y = torch.randn(12, positions, 5, dtype=torch.float64), torch.randint(3, (12,))
+    told = {"": 0, "position": None}
+    assert score_error(Parts(positions), x, y, 4, call=Parts.train_step, batch_axis=told) < 1e-10
+    if positions == 3:
+        assert score_error(Parts(positions), x, y, 4, call=Parts.train_step) < 1e-10
+        return
+    with pytest.raises(ValueError, match=r"layer '(position|token)'.*(may be samples or positions|as many|batch)"):
+        score_error(Parts(positions), x, y, 4, call=Parts.train_step)
+
+
+def test_a_part_that_is_called_on_a_constant_of_as_many_rows_as_samples_is_refused():
+    torch.manual_seed(0)
+    x, y = torch.randn(12, 4, 5, dtype=torch.float64), torch.randint(3, (12,))
+    table = torch.randn(4, 5, dtype=torch.float64)
+
+    def call(model, x):
+        return model.train_step(x, table)
+
+    with pytest.raises(ValueError, match=r"layer 'constant'.*twice on the same numbers"):
+        score_error(Parts(4), x, y, 4, call=call, batch_axis={"token": 0})
+    told = {"": 0, "constant": None}
+    assert score_error(Parts(4), x, y, 4, call=call, batch_axis=told) < 1e-10
+
+
 def test_nothing_of_the_model_changes_while_it_is_observed():
     class Counting(nn.Module):
         def __init__(self):
