@@ -102,7 +102,7 @@ def test_null_player(data):
     assert valuation.values[player] == valuation.stderr[player] == 0
 
 
-@given(st.data(), st.floats(-5, 5))
+@given(st.data(), st.floats(-5, 5).map(lambda x: x if abs(x) > 1e-50 else 0.0))
 def test_linearity(data, factor):
     """For the same permutations the estimate is linear in the game."""
     one = data.draw(tables())

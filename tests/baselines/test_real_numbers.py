@@ -3,11 +3,12 @@
 from fractions import Fraction
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from baselines import CachedGame, GroupedGame, KNNGraph, UtilityStore, evaluate, knn_regression_shapley, knn_shapley
 from baselines.real_numbers import real_numbers
+
+pd = pytest.importorskip("pandas")
 
 BIG = 2**53 + 1  # the first whole number that float64 does not hold
 X, TEST = np.array([[0.0], [1.0]]), np.array([[0.0]])
