@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import compress
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -293,6 +294,8 @@ class InRunShapley:
         refuse_process_group()
         self._capture.check_parameters()
         self._follow_frozen_and_unfrozen()
+        self._optimizers.look_again(self._names)
+        self._optimizers.watch(self._before_optimizer_step, self._after_optimizer_step)  # hooks may have been added
         opened = OpenStep(
             self.n_samples,
             self._steps,
@@ -336,6 +339,7 @@ class InRunShapley:
             numbers = {slope for slope in update.slope if isinstance(slope, float)}  # the update is linear
             common = len(numbers) == 1 and not any(isinstance(slope, Tensor) for slope in update.slope)
             opened.factor = numbers.pop() if common else 1.0  # scores, and not the probe, are multiplied with it
+            opened.early_slope = update.slope
             opened.known = []
             for loss in opened.losses.values():
                 q = self._early_direction(Step(loss, update, opened.before), split=not opened.early)
@@ -435,6 +439,10 @@ class InRunShapley:
                 "weights were changed between the beginning of the step and optimizer.step(): gradients of two points "
                 "(sharpness-aware training, look-ahead) have no scores at one"
             )
+        if self._trained() != set(self._parameters):
+            raise RuntimeError(
+                "parameters were frozen or unfrozen inside of the step; do it between steps, where it is followed"
+            )
         self._capture.show(None)
         opened.received = self._watcher.compare(by_element=not opened.early)
         opened.read_gradients(self._optimizers, self._parameters)
@@ -443,6 +451,7 @@ class InRunShapley:
             expect_seen(opened, list(self._capture.parameters))
         opened.update = self._optimizers.read(self._capture.parameters, opened.gradients)
         if opened.early:
+            self._follow_learning_rates(opened)
             opened.total = early_scores(opened)
         else:  # whatever comes after the step may change gradients, and the optimiser changes weights in place
             opened.gradients = [None if g is None else g.clone() for g in opened.gradients]
@@ -452,6 +461,30 @@ class InRunShapley:
             opened.before = [w.clone() for w in opened.before]
             for loss in opened.losses.values():
                 loss.copied(opened.before)
+
+    def _follow_learning_rates(self, opened: OpenStep) -> None:
+        """Bring scores of an early probe to learning rates that were changed since the step began, all alike."""
+        assert opened.update is not None
+
+        def refuse(differ: Any) -> None:
+            if differ:
+                raise RuntimeError(
+                    f"step {number}: learning rates of some parameters were changed inside of the step, after their "
+                    "scores had been made; change them between steps"
+                )
+
+        number = opened.number
+        moved = [gradient is not None for gradient in opened.gradients]
+        old, new = (list(compress(slopes, moved)) for slopes in (opened.early_slope, opened.update.slope))
+        if all(isinstance(slope, float) for slope in new) and old == new:
+            return
+        before, after = (
+            gathered([torch.as_tensor(slope, dtype=torch.float64, device=opened.device) for slope in slopes])
+            for slopes in (old, new)
+        )
+        ratio = torch.where(before == after, 1.0, after / before)
+        opened.factor = opened.factor * ratio[0]
+        opened.checks.expect(~torch.isclose(ratio, ratio[0], rtol=1e-9, atol=0.0).all(), refuse)
 
     def _after_optimizer_step(self, *_: Any) -> None:
         if self._open is not None:
@@ -514,11 +547,15 @@ class InRunShapley:
         self._watcher = Watcher(self._capture.parameters)
         self._losses = {name: self._new_loss(closure) for name, closure in (self._validation or {}).items()}
 
+    def _trained(self) -> set[nn.Parameter]:
+        return {p for p in self._model.parameters() if p.requires_grad}
+
     def _follow_frozen_and_unfrozen(self) -> None:
         """Watch anew where parameters were frozen or unfrozen since the last step."""
-        if {p for p in self._model.parameters() if p.requires_grad} != set(self._parameters):
+        trained = self._trained()
+        if trained != set(self._parameters):
             self._settle_books()
-            if not any(p.requires_grad for p in self._model.parameters()):
+            if not trained:
                 raise RuntimeError("every parameter was frozen since InRunShapley was made; there is nothing to score")
             known = self._watcher
             self._capture.remove()

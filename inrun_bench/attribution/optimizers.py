@@ -37,13 +37,19 @@ class Optimizers:
         self.members: list[Optimizer] = [optimizers] if isinstance(optimizers, Optimizer) else _several(optimizers)
         if not self.members:
             raise ValueError("optimizer must be a torch.optim.Optimizer or several of them, got an empty sequence")
-        self._holder: dict[Tensor, Optimizer] = {}
         for member in self.members:
             check_optimizer(member)
+        self._holder: dict[Tensor, Optimizer] = {}
+        self.look_again(parameters)
+        self._handles: list[Any] = []
+
+    def look_again(self, parameters: Mapping[Any, str]) -> None:
+        """Note which optimiser holds which parameter; groups may have been added."""
+        self._holder = {}
+        for member in self.members:
             for p in (p for group in member.param_groups for p in group["params"]):
                 self._check(p, parameters)
                 self._holder[p] = member
-        self._handles: list[Any] = []
 
     @property
     def linear(self) -> bool:
@@ -71,12 +77,7 @@ class Optimizers:
         rests: dict[str, Tensor] = {}
         for member in self.members:
             own = {name: p for name, p in parameters.items() if self._holder.get(p) is member}
-            given = None
-            if gradients is not None:
-                given = [
-                    g for p, g in zip(parameters.values(), gradients, strict=True) if self._holder.get(p) is member
-                ]
-            update = read_update(member, own, given)
+            update = read_update(member, own, self._gradients(member, parameters, gradients))
             slopes |= dict(zip(own, update.slope, strict=True))
             rests |= dict(zip(own, update.empty or (), strict=False))
         if not rests:
@@ -84,7 +85,8 @@ class Optimizers:
         return Update(list(slopes.values()), [rests.get(name, torch.zeros_like(p)) for name, p in parameters.items()])
 
     def watch(self, before: Callable[..., Any], after: Callable[..., Any]) -> None:
-        """Have `before` called before each member's step and `after` after it, as torch's hooks are."""
+        """Have `before` called before each member's step and `after` after it, as the last of all hooks there are."""
+        self.remove()
         for member in self.members:
             self._handles.append(member.register_step_pre_hook(before))
             self._handles.append(member.register_step_post_hook(after))

@@ -44,7 +44,9 @@ class OpenStep:
         self.per_sample = per_sample
         self.way: Way | None = None  # what is done where the probe comes late; None where it does not
         self.known: list[Direction] | None = None  # directions scored in the backward pass, by validation set
-        self.factor = 1.0  # what their scores are to be multiplied with
+        self.device = device
+        self.factor: float | Tensor = 1.0  # what their scores are to be multiplied with
+        self.early_slope: list[float | Tensor] = []  # of the update, as it was when the step began
         self.scores = Scores(len(losses), device)
         self.kept: list[Term] = []
         self.before: list[Tensor] = []  # weights; the present ones until the optimiser steps

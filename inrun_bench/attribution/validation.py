@@ -230,6 +230,7 @@ def _far(got: Tensor, expected: Tensor | Factors) -> Tensor:
 def moved_to(parameters: Sequence[Tensor], weights: Sequence[Tensor] | None) -> Iterator[None]:
     """Put `weights` into the parameters for the time of the block; random numbers drawn in it are drawn again."""
     devices = sorted({p.device.index for p in parameters if p.device.type == "cuda"})
+    torch.clear_autocast_cache()  # of copies in half precision, that it takes to be those of the present weights
     present = [p.data for p in parameters]
     with torch.random.fork_rng(devices=devices):
         try:
@@ -240,3 +241,4 @@ def moved_to(parameters: Sequence[Tensor], weights: Sequence[Tensor] | None) -> 
         finally:
             for parameter, weight in zip(parameters, present, strict=True):
                 parameter.data = weight
+            torch.clear_autocast_cache()

@@ -73,6 +73,112 @@ def test_a_closure_is_evaluated_once():
     assert not engine.ledger.steps
 
 
+@pytest.mark.parametrize("order", ["first", "second", "trapezoid"])
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_the_learning_rate_is_the_one_of_the_step_that_is_taken(order, name):
+    """Set in the block, as loops do that write their schedule themselves."""
+    outside, inside = (problem(optimizer=lambda m: OPTIMIZERS[name](m.parameters())) for _ in range(2))
+    one, other = outside.engine(order), inside.engine(order)
+    for rate in (0.1, 0.02, 0.05):
+        outside.optimizer.param_groups[0]["lr"] = rate
+        with one.step(range(N)):
+            outside.take_step()
+        with other.step(range(N)):
+            inside.optimizer.param_groups[0]["lr"] = rate
+            inside.take_step()
+    same(one, other)
+
+
+def test_learning_rates_that_are_changed_apart_in_the_block_are_refused():
+    groups = lambda m: torch.optim.SGD([{"params": m[0].parameters()}, {"params": m[2:].parameters()}], lr=0.1)  # noqa: E731
+    p = problem(optimizer=groups)
+    engine = p.engine("first")
+    with pytest.raises(RuntimeError, match="learning rates of some parameters were changed"), engine.step(range(N)):
+        p.optimizer.param_groups[0]["lr"] = 0.2
+        p.take_step()
+
+
+@pytest.mark.parametrize("order", ["first", "midpoint"])
+def test_hooks_of_the_optimiser_may_be_put_on_at_any_time(order):
+    before, after = problem(), problem()
+
+    def clip(p):
+        p.optimizer.register_step_pre_hook(lambda *_: nn.utils.clip_grad_norm_(p.model.parameters(), 0.05) and None)
+
+    clip(before)
+    one, other = before.engine(order), after.engine(order)
+    clip(after)
+    before.train(one, 3)
+    after.train(other, 3)
+    same(one, other)
+
+
+def test_groups_that_are_added_to_one_of_several_optimisers_are_followed():
+    p, single = problem(), problem()
+    for each in (p, single):
+        each.model[3].requires_grad_(False)
+    a, b = (torch.optim.SGD(p.model[number].parameters(), lr=0.1) for number in (0, 2))
+    one = torch.optim.SGD([*single.model[0].parameters(), *single.model[2].parameters()], lr=0.1)
+    engine = InRunShapley(p.model, [a, b], N, "first", validation=p.validation)
+    other = InRunShapley(single.model, one, N, "first", validation=single.validation)
+    for number in range(4):
+        if number == 2:
+            for each in (p, single):
+                each.model[3].requires_grad_(True)
+            b.add_param_group({"params": list(p.model[3].parameters())})
+            one.add_param_group({"params": list(single.model[3].parameters())})
+        with engine.step(range(N)):
+            p.batch_loss().backward()
+            a.step()
+            b.step()
+            p.model.zero_grad()
+        with other.step(range(N)):
+            single.batch_loss().backward()
+            one.step()
+            single.model.zero_grad()
+    same(engine, other)
+
+
+def test_layers_that_are_unfrozen_in_the_block_are_refused():
+    p = problem()
+    p.model[3].requires_grad_(False)
+    engine = p.engine("first")
+    with pytest.raises(RuntimeError, match="frozen or unfrozen inside of the step"), engine.step(range(N)):
+        p.model[3].requires_grad_(True)
+        p.take_step()
+
+
+@pytest.mark.parametrize("order", ["first", "integrated", "trapezoid"])
+def test_autocast_around_a_step_is_autocast_within(order):
+    """Its copies of weights in half precision must not outlive the weights."""
+    around, within = (problem(lambda: nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))) for _ in range(2))
+    for p in (around, within):
+        p.model.float()
+        p.x = p.x.float()
+    half = lambda: torch.autocast("cpu", torch.bfloat16)  # noqa: E731
+    plain = within.validation
+
+    def validation():
+        with half():
+            return plain()
+
+    one = InRunShapley(around.model, around.optimizer, N, order, validation=around.validation)
+    other = InRunShapley(within.model, within.optimizer, N, order, validation=validation)
+    for _ in range(3):
+        with half(), one.step(range(N)):
+            around.take_step()
+        with other.step(range(N)):
+            with half():
+                loss = within.batch_loss()
+            loss.backward()
+            within.optimizer.step()
+            within.optimizer.zero_grad()
+    with half():
+        accounts = one.ledger.accounts
+    assert relative_error(one.values(), other.values()) < 1e-6
+    assert accounts["drop"] == pytest.approx(other.ledger.accounts["drop"], rel=1e-6)
+
+
 @pytest.mark.parametrize("order", ["first", "second", "midpoint"])
 def test_gradients_may_be_zeroed_in_place_in_the_block(order):
     kept, cleared = problem(), problem()

@@ -99,7 +99,7 @@ def early_scores(opened: OpenStep) -> Tensor:
     _expect_sums(
         opened, checked, [[multiplied_out(known[name]) for name in names] for known in opened.known], gradients
     )
-    return total * opened.factor
+    return _times(total, opened.factor)
 
 
 def late_scores(opened: OpenStep, probe: Probe, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Tensor:
