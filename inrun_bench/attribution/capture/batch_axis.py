@@ -23,6 +23,8 @@ class Unclear:
     ----------
     reason : str
         Why.
+    everywhere : bool
+        Whether that is so of the whole model.
     by_size : bool
         Whether an axis that is told by its length alone is to be believed: of an operation outside of all modules, or
         where the user has declared the axis.
@@ -31,14 +33,20 @@ class Unclear:
     """
 
     reason: str
+    everywhere: bool = False
     by_size: bool = False
     declared: int | None = None
 
     def error(self, what: str, name: str) -> ValueError:
         """Return the refusal of `what` (a layer or an operation) that belongs to the layer `name`."""
+        how = (
+            "Say which axis numbers the samples in all layers with batch_axis=axis, or by layer"
+            if self.everywhere
+            else f"Name the axis that numbers the samples with batch_axis={{{name!r}: axis}}"
+        )
         return ValueError(
-            f"{what}: {self.reason}. Name the axis that numbers the samples with batch_axis={{{name!r}: axis}} (None "
-            "where it sees no samples, 'folded' where the first axis numbers samples and positions, samples slowest)"
+            f"{what}: {self.reason}. {how} (None where a layer sees no samples, 'folded' where the first axis numbers "
+            "samples and positions, samples slowest)"
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,8 +12,9 @@ from torch.utils._pytree import tree_flatten
 
 from inrun_bench.attribution.capture.batch_axis import DeclaredAxes, Unclear
 from inrun_bench.attribution.capture.hooks import LayerHook
-from inrun_bench.attribution.capture.observation import Observation, OperationKey, Seen, observe
+from inrun_bench.attribution.capture.observation import Observation, Seen, observe
 from inrun_bench.attribution.capture.operations import FollowedOperations
+from inrun_bench.attribution.capture.recorder import OperationKey
 from inrun_bench.attribution.layer_terms import LayerSite, MicroBatch
 
 __all__ = ["ObservedCalls"]
@@ -88,8 +88,6 @@ class ObservedCalls:
         if self._observation is None or (self._outermost is None and not _in_backward_pass()):
             reason = "it happens outside of the model's modules, where nothing is observed"
             return Unclear(reason, by_size=True, declared=self._declared.axis)
-        if self._observation.failure is not None and self._declared.axis is not None:
-            return replace(self._observation.failure, by_size=True, declared=self._declared.axis)
         return self._observation.of_operation(key)
 
     def of_compiled_layer(self, site: LayerSite) -> Seen:
@@ -124,7 +122,7 @@ class ObservedCalls:
     def _observed(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], size: int
     ) -> Observation | None:
-        if size == 1:
+        if size == 1 or self._declared.everywhere != "observed":
             return None
         leaves, spec = tree_flatten((args, kwargs))
         form = (id(module), module.training, str(spec), tuple(map(_form, leaves)))
@@ -138,7 +136,7 @@ class ObservedCalls:
         if form in self._observations:
             return self._observations[form]
         with self._operations.paused():
-            observation = observe(module, args, kwargs, size, self._layers, self._parameters, self._declared.axis)
+            observation = observe(module, args, kwargs, size, self._layers, self._parameters)
         if all(self._declared.of(name) != "observed" for name in observation.unclear_layers):
             self._observations[form] = observation  # another batch may tell what this one does not
         return observation
@@ -184,4 +182,4 @@ def _in_backward_pass() -> bool:
 def _form(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
         return leaf.dim(), leaf.is_floating_point()
-    return leaf if leaf is None or isinstance(leaf, (bool, str)) else type(leaf)
+    return leaf if leaf is None or isinstance(leaf, (bool, int, str)) else type(leaf)

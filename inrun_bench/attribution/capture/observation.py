@@ -1,45 +1,38 @@
-"""Where samples are: observed by exchanging one sample for another, never guessed from sizes.
+"""Where samples are: observed by exchanging samples for others, never guessed from sizes.
 
 Sizes coincide: as many positions as samples, hidden numbers, layers, or a constant of as many rows; and sums of scores
-cannot tell, since they run over all axes. What tells is the model itself. Its forward pass is run twice on a twin,
-without effect on training: once as it is, once with the rows of one sample exchanged for another's. Along the axis that
-numbers the samples, the output of each layer then changes at that sample and nowhere else.
+cannot tell, since they run over all axes. What tells is the model itself. Its forward pass is run on a twin, without
+effect on training: once as it is, and then with half of the samples exchanged for their neighbours, in twice as many
+ways as a sample's number has binary digits, so that no two samples are exchanged in the same ones. Along the axis that
+numbers the samples, each row of a layer's output then changes where its sample was exchanged, and nowhere else.
 
 The same shows which operations see no samples at all (what is computed from positions, weights or constants), which
 layers mix samples (batch statistics, contrastive losses) and which see their rows in another order (experts). These are
 :class:`~inrun_bench.attribution.capture.batch_axis.Unclear`, with the reason. An axis is a fact of the code and not of
 the sizes: it is observed once for each form of the arguments, and holds for other sizes.
-
-The twin shares its parameters with the model; buffers, counters and lists are its own, and random numbers are drawn
-from a copy of the random state, so that the pass that follows is to the last bit what it would have been.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from inrun_bench.attribution.capture.batch_axis import BatchAxis, Unclear, batch_first, candidates
+from inrun_bench.attribution.capture.batch_axis import BatchAxis, Unclear
+from inrun_bench.attribution.capture.recorder import OperationKey, Output, Recorder
+from inrun_bench.attribution.capture.twin import beside_training, twin_of
 
-__all__ = ["Observation", "OperationKey", "Seen", "key_of_operation", "observe", "twin_of"]
+__all__ = ["Observation", "Seen", "observe"]
 
 Seen: TypeAlias = BatchAxis | Unclear
 """What was seen of one output: the axis that numbers samples, None where it holds none, or why neither is clear."""
 
-OperationKey: TypeAlias = tuple[str, frozenset[str], int, int]
-"""An operation on followed parameters: its name, theirs, the number of its result's axes, and which result it is."""
-
-EXCHANGES = 3  # at most; one is enough unless axes that do not number samples changed in one place as well
+ROUNDS = 8  # of taking what turned out to be constant for what it is; more than any model has constants of constants
 RESOLUTION = 1e-6  # relative; rows that nothing was done to are the same to the bit, but for sums in random order
 
 
@@ -89,11 +82,6 @@ class Observation:
         return Unclear("its calls had different axes when the model was observed, and it is not known which this is")
 
 
-def key_of_operation(function: Callable[..., Any], keys: set[str], output: Tensor, slot: int) -> OperationKey:
-    """Return what an operation is known by from one pass to the next."""
-    return getattr(function, "__name__", str(function)), frozenset(keys), output.dim(), slot
-
-
 def observe(
     module: nn.Module,
     args: tuple[Any, ...],
@@ -101,7 +89,6 @@ def observe(
     size: int,
     layers: Mapping[nn.Module, str],
     parameters: Mapping[str, nn.Parameter],
-    declared: int | None = None,
 ) -> Observation:
     """Return where the samples are in a call of a module.
 
@@ -117,23 +104,17 @@ def observe(
         The layers to look at, by their names; those that lie within `module` are seen.
     parameters : mapping of str to Parameter
         Those whose operations are to be looked at, outside of `layers`.
-    declared : int, optional
-        The axis of arguments that numbers samples, where it is known; every axis of that length is tried otherwise.
 
     Notes
     -----
-    Two forward passes, and one or two more where sizes coincide and the first exchange does not tell.
+    ``1 + 2 ceil(log2(size))`` forward passes; as many again for each round in which outputs turn out to be constant
+    though they were computed with the help of samples, and for each axis of the arguments that has the batch's length.
     """
     leaves, spec = tree_flatten((args, dict(kwargs)))
-    watch = _Watch(module, layers, parameters, spec, leaves)
-    observations: list[Observation] = []
     if any(leaf.is_meta for leaf in leaves if isinstance(leaf, Tensor)):
         return _failed("tensors without numbers cannot be observed")
-    hypotheses = list(_hypotheses(leaves, size, declared))
-    for axes in hypotheses:
-        exchanges = _exchanges(leaves, axes, size)
-        if exchanges:
-            observations.append(_observed(watch, axes, exchanges, size, all_of_them=len(hypotheses) > 1))
+    watched = _Call(module, layers, parameters, spec, leaves, size)
+    observations = [watched.observed(axes) for axes in _hypotheses(leaves, size) if _tells(leaves, axes)]
     if not observations:
         return _failed(
             f"index names {size} samples, but no argument of the call, of shapes "
@@ -148,119 +129,117 @@ def observe(
     return best[0]
 
 
-@dataclass
-class _Output:
-    """One output of a layer or operation in one pass."""
-
-    kind: Any  # a layer's name, or the key of an operation
-    shape: tuple[int, ...]
-    tainted: bool  # whether it was computed from arguments that hold samples
-    sums: dict[BatchAxis, Tensor]  # random projections of its slices, by axis that may number samples
-    whole: Tensor
-
-
 @dataclass(frozen=True)
-class _Watch:
+class _Call:
     module: nn.Module
     layers: Mapping[nn.Module, str]
     parameters: Mapping[str, nn.Parameter]
     spec: Any
     leaves: list[Any]
+    size: int
 
-    def run(self, leaves: list[Any], tainted: set[int], size: int) -> list[_Output]:
-        """Run a twin and return what it brought."""
+    def observed(self, axes: dict[int, int]) -> Observation:
+        """Return where samples are if `axes` number them in the arguments, by slot."""
+        constants: set[tuple[Any, int]] = set()
+        for _ in range(ROUNDS):
+            try:
+                base, changes = self._exchanged(axes, constants)
+            except RuntimeError as error:
+                if "changes its own parameters" in str(error):
+                    raise
+                return _failed(f"to observe its samples the model was run beside training, which failed: {error!r}")
+            except Exception as error:  # whatever a model raises where it is run beside training
+                return _failed(f"to observe its samples the model was run beside training, which failed: {error!r}")
+            if changes is None:
+                return _failed("which layers are called, and with what sizes, depends on the samples' values")
+            found = {
+                (output.kind, output.number)
+                for output, seen in zip(base, changes, strict=True)
+                if output.tainted and not any(change.whole for change in seen)
+            }
+            if not found:
+                return self._summary(base, changes)
+            constants |= found
+        return _failed("constants were made of constants without end, with the help of samples")
+
+    def _summary(self, base: list[Output], changes: list[list[_Change]]) -> Observation:
+        observation = Observation()
+        for output, seen in zip(base, changes, strict=True):
+            axis = _seen(output, seen, self.size)
+            if isinstance(output.kind, int):
+                if isinstance(axis, Unclear):
+                    return _failed(f"the model's output: {axis.reason}")
+                continue
+            table: dict[Any, list[Seen]] = (
+                observation.layers if isinstance(output.kind, str) else observation.operations
+            )
+            table.setdefault(output.kind, []).append(axis)
+        return observation
+
+    def _exchanged(
+        self, axes: dict[int, int], constants: set[tuple[Any, int]]
+    ) -> tuple[list[Output], list[list[_Change]] | None]:
+        """Return the outputs, and what each exchange changed in each; None where it changed their forms."""
+        base = self._run(self.leaves, axes, constants)
+        changes: list[list[_Change]] = [[] for _ in base]
+        for mask in _masks(self.size):
+            leaves = list(self.leaves)
+            for slot, axis in axes.items():
+                leaves[slot] = _with_neighbours(leaves[slot], axis, mask)
+            outputs = self._run(leaves, axes, constants)
+            if [(each.kind, each.shape) for each in outputs] != [(each.kind, each.shape) for each in base]:
+                return base, None
+            for one, two, seen in zip(base, outputs, changes, strict=True):
+                slices = {axis: _differing(one.slices[axis], two.slices[axis]) for axis in one.slices}
+                seen.append(_Change(mask, bool(_differing(one.whole, two.whole).any()), slices))
+        return base, changes
+
+    def _run(self, leaves: list[Any], axes: dict[int, int], constants: set[tuple[Any, int]]) -> list[Output]:
         memo: dict[int, Any] = {}
         twin = twin_of(self.module, memo)
-        layers = {memo[id(layer)]: name for layer, name in self.layers.items() if id(layer) in memo}
-        recorder = _Recorder({id(p): key for key, p in self.parameters.items()}, size)
+        recorder = Recorder({id(p): key for key, p in self.parameters.items()}, self.size, constants)
         given = [_copied(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        for slot in tainted:
+        for slot in axes:
             recorder.taint(given[slot])
         args, kwargs = tree_unflatten(given, self.spec)
-        handles = []
-        for layer, name in layers.items():
+        for layer, name in ((memo[id(layer)], name) for layer, name in self.layers.items() if id(layer) in memo):
             keys = {key for key, p in self.parameters.items() if any(own is p for own in layer.parameters())}
-            handles.append(layer.register_forward_pre_hook(recorder.enter))
-            handles.append(layer.register_forward_hook(recorder.leave(name, keys), with_kwargs=True))
-        devices = sorted({p.device.index for p in self.module.parameters() if p.device.type == "cuda"})
-        with (
-            torch.random.fork_rng(devices=devices),
-            torch.compiler.set_stance("force_eager"),
-            torch.enable_grad(),
-            _saving_nothing(),
-            warnings.catch_warnings(action="ignore"),  # training will say them
-            recorder,
-        ):
-            twin(*args, **kwargs)
+            layer.register_forward_pre_hook(recorder.enter)
+            layer.register_forward_hook(recorder.leave(name, keys), with_kwargs=True)
+        with beside_training(self.module), recorder:
+            recorder.leave_model(twin(*args, **kwargs))
         return recorder.outputs
 
 
-def _observed(
-    watch: _Watch, axes: dict[int, int], exchanges: list[tuple[int, int]], size: int, *, all_of_them: bool
-) -> Observation:
-    try:
-        base = watch.run(watch.leaves, set(axes), size)
-    except Exception as error:  # whatever a model raises where it is run beside training
-        return _failed(f"to observe its samples the model was run beside training, which failed: {error!r}")
-    changes: list[list[tuple[int, Tensor, dict[BatchAxis, Tensor]]]] = [[] for _ in base]
-    for sample, other in exchanges:
-        leaves = list(watch.leaves)
-        for slot, axis in axes.items():
-            leaves[slot] = _exchanged(leaves[slot], axis, sample, other)
-        try:
-            outputs = watch.run(leaves, set(axes), size)
-        except Exception as error:
-            return _failed(f"the model fails where one sample is exchanged for another: {error!r}")
-        if [(each.kind, each.shape) for each in outputs] != [(each.kind, each.shape) for each in base]:
-            return _failed("which layers are called, and with what sizes, depends on the samples' values")
-        for one, two, of_output in zip(base, outputs, changes, strict=True):
-            differing = {axis: _differing(one.sums[axis], two.sums[axis]) for axis in one.sums}
-            of_output.append((sample, _differing(one.whole, two.whole), differing))
-        seen = [_seen(one, each, size) for one, each in zip(base, changes, strict=True)]
-        if not all_of_them and not any(isinstance(each, _Ambiguous) for each in seen):
-            break
-    observation = Observation()
-    for one, each in zip(base, changes, strict=True):
-        table: dict[Any, list[Seen]] = observation.layers if isinstance(one.kind, str) else observation.operations
-        table.setdefault(one.kind, []).append(_seen(one, each, size))
-    return observation
+@dataclass(frozen=True)
+class _Change:
+    """What an exchange of the samples of a mask changed: anything at all, and which slices along each axis."""
+
+    mask: Tensor
+    whole: bool
+    slices: dict[BatchAxis, Tensor]
 
 
-class _Ambiguous(Unclear):
-    """Several axes number the samples, for all that was seen so far."""
-
-
-def _seen(output: _Output, changes: list[tuple[int, Tensor, dict[BatchAxis, Tensor]]], size: int) -> Seen:
-    """Return what the exchanges so far say of an output."""
-    axes = list(output.sums)
-    if not any(bool(whole.any()) for _, whole, _ in changes):
-        if not output.tainted:
-            return None
-        if len(axes) == 1:
-            return axes[0]
-        return _Ambiguous(f"its output, of shape {list(output.shape)}, did not change with the sample")
-    fitting = [
-        axis
-        for axis in axes
-        if all(_at_sample(differing[axis], axis, sample, size) for sample, _, differing in changes)
-    ]
+def _seen(output: Output, changes: list[_Change], size: int) -> Seen:
+    """Return what exchanges say of an output."""
+    if not output.tainted and not any(change.whole for change in changes):
+        return None
+    fitting = [axis for axis in output.slices if all(_at_samples(change, axis, size) for change in changes)]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        return _Ambiguous(f"several axes of its output, of shape {list(output.shape)}, may number the {size} samples")
+        return Unclear(f"several axes of its output, of shape {list(output.shape)}, may number the {size} samples")
     return Unclear(
-        f"where one of the {size} samples is exchanged for another, its output, of shape {list(output.shape)}, changes "
-        "in other places than one row of an axis: it mixes samples, sees a part of them, or has them in another order"
+        f"where some of the {size} samples are exchanged for others, its output, of shape {list(output.shape)}, "
+        "changes in other places than their rows of one axis: it mixes samples, sees a part of them, or has them in "
+        "another order"
     )
 
 
-def _at_sample(differing: Tensor, axis: BatchAxis, sample: int, size: int) -> bool:
-    """Whether a slice differs at the sample, if at all, and at no other."""
-    changed = differing.nonzero().flatten().tolist()
-    if axis == "folded":
-        block = len(differing) // size
-        return all(row // block == sample for row in changed)
-    return all(row == sample for row in changed)
+def _at_samples(change: _Change, axis: BatchAxis, size: int) -> bool:
+    """Whether slices differ at samples that were exchanged, and at no others."""
+    rows = change.slices[axis]
+    return not bool((rows & ~change.mask.repeat_interleave(len(rows) // size).to(rows.device)).any())
 
 
 def _differing(one: Tensor, two: Tensor) -> Tensor:
@@ -268,7 +247,16 @@ def _differing(one: Tensor, two: Tensor) -> Tensor:
     return ((one - two).abs() > RESOLUTION * scale) | (one.isfinite() != two.isfinite())
 
 
-def _hypotheses(leaves: list[Any], size: int, declared: int | None) -> Iterator[dict[int, int]]:
+def _masks(size: int) -> Iterator[Tensor]:
+    """Yield bool [size]: for each binary digit of a sample's number, those in which it is 1, and those in which not."""
+    numbers = torch.arange(size)
+    for digit in range((size - 1).bit_length()):
+        chosen = (numbers >> digit) % 2 == 1
+        yield chosen
+        yield ~chosen
+
+
+def _hypotheses(leaves: list[Any], size: int) -> Iterator[dict[int, int]]:
     """Yield ways in which arguments may hold samples: of each that does, the axis that numbers them."""
     fitting = {
         slot: [axis for axis, length in enumerate(leaf.shape) if length == size]
@@ -277,175 +265,28 @@ def _hypotheses(leaves: list[Any], size: int, declared: int | None) -> Iterator[
     }
     fitting = {slot: axes for slot, axes in fitting.items() if axes}
     told: list[dict[int, int]] = []
-    most = max((max(axes) + 1 for axes in fitting.values()), default=0)
-    for wanted in range(most) if declared is None else [declared]:
+    for wanted in range(max((max(axes) + 1 for axes in fitting.values()), default=0)):
         axes_of = {slot: wanted if wanted in axes else axes[0] for slot, axes in fitting.items()}
         if any(wanted in axes for axes in fitting.values()) and axes_of not in told:
             told.append(axes_of)
             yield axes_of
 
 
-def _exchanges(leaves: list[Any], axes: dict[int, int], size: int) -> list[tuple[int, int]]:
-    """Return pairs of samples that differ in as many arguments as can be, the first ones of different samples."""
-    rows = {slot: leaves[slot].detach().movedim(axis, 0).reshape(size, -1) for slot, axis in axes.items()}
-    pairs: list[tuple[int, int, int]] = []
-    for sample in {0, size // 2, size - 1}:
-        counted = [
-            (sum(not torch.equal(each[sample], each[other]) for each in rows.values()), sample, other)
-            for other in {(sample + 1) % size, (sample + size // 2) % size, (sample - 1) % size} - {sample}
-        ]
-        pairs.append(max(counted))
-    pairs = sorted((pair for pair in pairs if pair[0]), reverse=True)
-    return [(sample, other) for _, sample, other in pairs[:EXCHANGES]]
+def _tells(leaves: list[Any], axes: dict[int, int]) -> bool:
+    """Whether any sample differs from its neighbour."""
+    return any(not torch.equal(leaves[slot], leaves[slot].roll(1, axis)) for slot, axis in axes.items())
+
+
+def _with_neighbours(tensor: Tensor, axis: int, mask: Tensor) -> Tensor:
+    """Return a tensor in which the samples of a mask are their neighbours."""
+    along = mask.to(tensor.device).view(*(len(mask) if one == axis else 1 for one in range(tensor.dim())))
+    exchanged = torch.where(along, tensor.detach().roll(1, axis), tensor.detach())
+    return exchanged.requires_grad_(tensor.requires_grad)
 
 
 def _copied(tensor: Tensor) -> Tensor:
     return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
-def _exchanged(tensor: Tensor, axis: int, sample: int, other: int) -> Tensor:
-    changed = tensor.detach().clone()
-    changed.select(axis, sample).copy_(tensor.detach().select(axis, other))
-    return changed.requires_grad_(tensor.requires_grad)
-
-
 def _failed(reason: str) -> Observation:
-    return Observation(failure=Unclear(reason))
-
-
-class _Recorder(TorchFunctionMode):
-    """Follows what is computed from samples and from parameters, and notes projections of where they meet."""
-
-    def __init__(self, parameters: Mapping[int, str], size: int) -> None:
-        super().__init__()
-        self.outputs: list[_Output] = []
-        self._size = size
-        self._inside = 0
-        self._samples: dict[int, Tensor] = {}  # what holds samples, by id; kept alive, lest an id pass to another
-        self._followed: dict[int, set[str]] = {number: {key} for number, key in parameters.items()}
-        self._alive: list[Tensor] = []
-
-    def taint(self, tensor: Tensor) -> None:
-        """Note that a tensor holds samples."""
-        self._samples[id(tensor)] = tensor
-
-    def enter(self, *_: Any) -> None:
-        """Be told that a layer is entered, whose operations are its own affair."""
-        self._inside += 1
-
-    def leave(self, name: str, keys: set[str]) -> Callable[..., None]:
-        """Return the forward hook of a layer."""
-
-        def hook(_layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            self._inside -= 1
-            if self._inside:
-                return
-            given = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
-            tainted = any(id(leaf) in self._samples for leaf in given)
-            results = [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
-            for result in results if tainted else []:
-                self.taint(result)
-            if results:
-                self._note(name, results[0], tainted)
-                if not tainted:
-                    self._follow(results[0], keys)
-
-        return hook
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        given = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
-        results = [leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor)]
-        if not results:
-            return result
-        tainted = any(id(leaf) in self._samples for leaf in given)
-        if tainted:
-            for each in results:
-                self.taint(each)
-        keys = set().union(*(self._followed.get(id(leaf), ()) for leaf in given))
-        if not keys or self._inside:
-            return result
-        for slot, each in enumerate(results):
-            if not each.is_floating_point():
-                continue
-            if id(each) not in self._followed:
-                self._note(key_of_operation(func, keys, each, slot), each, tainted)
-            if not tainted:
-                self._follow(each, keys)
-        return result
-
-    def _follow(self, tensor: Tensor, keys: set[str]) -> None:
-        self._followed.setdefault(id(tensor), keys)
-        self._alive.append(tensor)
-
-    def _note(self, kind: Any, output: Tensor, tainted: bool) -> None:
-        with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
-            values = output.detach()
-            values = values.to(torch.promote_types(values.dtype, torch.float32))
-            sums = {axis: _projected(values, axis) for axis in candidates(tuple(output.shape), self._size)}
-            whole = _projected(values[None], 0)
-        self.outputs.append(_Output(kind, tuple(output.shape), tainted, sums, whole))
-
-
-def _projected(values: Tensor, axis: BatchAxis) -> Tensor:
-    """Return a random projection of each slice along an axis: equal slices have equal ones."""
-    slices = batch_first(values, axis)
-    rows = slices.reshape(len(slices), -1)
-    draw = torch.Generator(values.device).manual_seed(rows.shape[1])
-    return rows @ (torch.rand(rows.shape[1], generator=draw, dtype=values.dtype, device=values.device) + 0.5)
-
-
-@contextmanager
-def _saving_nothing() -> Iterator[None]:
-    """Let autograd keep no tensor for a backward pass that will never come."""
-
-    def never(_: Any) -> Tensor:
-        raise AssertionError("an observed pass is never differentiated")
-
-    with torch.autograd.graph.saved_tensors_hooks(lambda _tensor: None, never):
-        yield
-
-
-def twin_of(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """Return a module that computes the same from the same parameters, and whose state is its own.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        Any; what :mod:`torch.jit` made is taken as it is.
-    memo : dict
-        Filled with the twin of each module, by id.
-    """
-    if id(module) in memo:
-        known: nn.Module = memo[id(module)]
-        return known
-    if isinstance(module, torch.jit.ScriptModule):
-        memo[id(module)] = module
-        return module
-    twin: nn.Module = object.__new__(type(module))
-    memo[id(module)] = twin
-    held = dict(vars(module))
-    if getattr(held.get("forward"), "stands_in", False):
-        del held["forward"]
-    held["_compiled_call_impl"] = None
-    children = held.pop("_modules")
-    for name, value in held.items():
-        if name == "_buffers":
-            value = {key: None if buffer is None else buffer.detach().clone() for key, buffer in value.items()}
-        elif isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-            value = value.detach().clone()
-        elif isinstance(value, (dict, list, set)):
-            value = copy.copy(value)
-        twin.__dict__[name] = value
-    twin.__dict__["_modules"] = {
-        name: None if child is None else twin_of(child, memo) for name, child in children.items()
-    }
-    for name, value in held.items():  # modules that are held in another way than as children
-        if isinstance(value, nn.Module) and id(value) in memo:
-            twin.__dict__[name] = memo[id(value)]
-        elif isinstance(value, list) and any(isinstance(each, nn.Module) for each in value):
-            twin.__dict__[name] = [memo.get(id(each), each) for each in value]
-    return twin
+    return Observation(failure=Unclear(reason, everywhere=True))

@@ -30,7 +30,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from inrun_bench.attribution.capture.batch_axis import BatchAxis, Unclear, batch_first, candidates
-from inrun_bench.attribution.capture.observation import OperationKey, Seen, key_of_operation
+from inrun_bench.attribution.capture.observation import Seen
+from inrun_bench.attribution.capture.recorder import OperationKey, key_of_operation
 from inrun_bench.attribution.capture.saved_tensors import save
 from inrun_bench.attribution.directions import Direction, multiplied_out
 from inrun_bench.attribution.layer_terms import MicroBatch
@@ -86,6 +87,7 @@ class _Operation:
     sources: Mapping[int, _Source]
     output: int = 0
     random_state: RandomState | None = None
+    written: frozenset[int] = frozenset()  # arguments that the function changes, running statistics for instance
 
     @property
     def name(self) -> str:
@@ -116,7 +118,7 @@ class _Operation:
         return parameters
 
     def _call(self, *followed: Tensor) -> Tensor:
-        leaves = list(self.leaves)
+        leaves = [leaf.clone() if slot in self.written else leaf for slot, leaf in enumerate(self.leaves)]
         for slot, tensor in zip(self.sources, followed, strict=True):
             leaves[slot] = tensor
         args, kwargs = tree_unflatten(leaves, self.spec)
@@ -302,14 +304,17 @@ class FollowedOperations:
         self._announced |= operation.keys
         self.keys |= operation.keys
         leaves = list(operation.leaves)
-        slots = [number for number, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        for slot in operation.written:
+            leaves[slot] = leaves[slot].detach().clone()
+        tensors = {slot for slot, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
+        slots = sorted(tensors - operation.written)
         saved = save([leaves[slot].detach() for slot in slots])
         for slot in slots:
             leaves[slot] = None
 
         def backward(b: Tensor) -> None:
-            tensors = dict(zip(slots, saved(), strict=True))
-            known = tuple(tensors.get(slot, leaf) for slot, leaf in enumerate(leaves))
+            given = dict(zip(slots, saved(), strict=True))
+            known = tuple(given.get(slot, leaf) for slot, leaf in enumerate(leaves))
             self._receive(OperationTerm(replace(operation, leaves=known), micro_batch, axis, b.detach()))
 
         output.register_hook(backward)
@@ -323,13 +328,12 @@ class FollowedOperations:
         observed = self._seen(key)
         if not isinstance(observed, Unclear):
             return observed
-        meets = any(size in x.shape or (x.requires_grad and not x.dim()) for x in others)
-        if not meets and (output.dim() or not others):
-            return None
-        axes = [axis for axis in candidates(tuple(output.shape), size) if axis != "folded"]
+        if observed.by_size and not any(x.requires_grad for x in others) and (output.dim() or not others):
+            return None  # a constant, or samples as they are given: the axis shows where it meets what the model made
+        axes = candidates(tuple(output.shape), size)
         if observed.by_size and observed.declared in axes:
             return observed.declared
-        if observed.by_size and len(axes) == 1:
+        if observed.by_size and len(axes) == 1 and axes[0] != "folded":
             return axes[0]
         raise ValueError(
             f"{operation.name!r} joins parameter {', '.join(map(repr, sorted(operation.keys)))} with the batch's "
@@ -367,10 +371,12 @@ class _Mode(TorchFunctionMode):
         function, leaves = _out_of_place(func, leaves)
         name = getattr(func, "__name__", "")
         state = RandomState.now(_tensors(leaves)) if name in DRAWING or "dropout" in name else None
+        versions = {slot: leaf._version for slot, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
         result = func(*args, **kwargs)
+        written = frozenset(slot for slot, version in versions.items() if leaves[slot]._version != version)
         others = [leaf for slot, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and slot not in sources]
         known = tuple(None if slot in sources else leaf for slot, leaf in enumerate(leaves))
-        operation = _Operation(function, known, spec, sources, 0, state)
+        operation = _Operation(function, known, spec, sources, 0, state, written - sources.keys())
         outputs, result_spec = tree_flatten(result)
         tensors = [slot for slot, output in enumerate(outputs) if isinstance(output, Tensor)]
         for number, slot in enumerate(tensors):

@@ -5,7 +5,11 @@ Training never notices.
 
 import copy
 import math
+import random
+from contextlib import nullcontext
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +18,8 @@ from torch import nn
 
 from inrun_bench import InRunShapley
 from inrun_bench.attribution.capture.batch_axis import Unclear
-from inrun_bench.attribution.capture.observation import observe, twin_of
+from inrun_bench.attribution.capture.observation import observe
+from inrun_bench.attribution.capture.twin import twin_of
 from tests.attribution.watched import score_error
 
 STEPS = 2
@@ -287,7 +292,7 @@ class Shuffled(nn.Module):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (Mixing, r"layer 'head' \(Linear\): .*it mixes samples, sees a part of them, or has them in another order"),
+        (Mixing, r"the model's output: .*it mixes samples, sees a part of them, .*in all layers with batch_axis=axis"),
         (Experts, r"layer 'experts.0' \(Linear\): .*(depends on the samples' values|sees a part of them)"),
         (Shuffled, r"layer 'inner' \(Linear\): .*has them in another order.*batch_axis={'inner': axis}"),
     ],
@@ -297,6 +302,148 @@ def test_what_has_no_batch_axis_is_refused_with_the_layer_and_what_to_pass(build
     x, y = torch.randn(24, 5, dtype=torch.float64), torch.randint(3, (24,))
     with pytest.raises(ValueError, match=message):
         score_error(build(), x, y, 8)
+
+
+class Free(nn.Module):
+    """Any function of a hidden state, between two linear maps."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.inner, self.head, self.between = nn.Linear(5, 6), nn.Linear(6, 3), between
+
+    def forward(self, x):
+        return self.head(self.between(torch.tanh(self.inner(x))))
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda h: h - h[:2].mean(0),
+        lambda h: h.cumsum(0),
+        lambda h: h + h.roll(1, 0),
+        lambda h: h.flip(0),
+        lambda h: h[h[:, 0].argsort()],
+        lambda h: torch.cat([h[-1:], h[1:]]),
+        lambda h: h / h.norm(),
+    ],
+    ids=["support set", "running sum", "neighbour", "flipped", "sorted", "first is last", "common norm"],
+)
+def test_whatever_mixes_or_moves_samples_is_refused(between):
+    torch.manual_seed(0)
+    x, y = torch.randn(24, 5, dtype=torch.float64), torch.randint(3, (24,))
+    with pytest.raises(ValueError, match="changes in other places than their rows"):
+        score_error(Free(between), x, y, 8)
+
+
+class Guided(nn.Module):
+    """Twice as many rows as samples, those without a condition first."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        without, given = torch.tanh(self.inner(torch.cat([torch.zeros_like(x), x]))).chunk(2)
+        return self.head(given - without)
+
+
+def test_rows_of_samples_behind_others_are_no_folded_samples():
+    torch.manual_seed(0)
+    x, y = torch.randn(12, 5, dtype=torch.float64), torch.randint(3, (12,))
+    with pytest.raises(ValueError, match=r"layer 'inner' \(Linear\): .*changes in other places"):
+        score_error(Guided(), x, y, 4)
+
+
+class Grid(nn.Module):
+    """Positions that are made with the help of the samples, whose device and type they take."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.inner, self.position, self.head = nn.Linear(5, 6), nn.Linear(1, 6), nn.Linear(6, 3)
+        self.make = make
+
+    def forward(self, x):
+        h = self.inner(x) + self.position(self.make(x)[:, None])
+        return self.head(torch.tanh(h).cumsum(1).mean(1))
+
+
+@pytest.mark.parametrize("positions", [3, 4, 8])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: torch.linspace(0, 1, x.shape[1]).to(x),
+        lambda x: torch.arange(x.shape[1]).type_as(x),
+        lambda x: torch.ones_like(x[0, :, 0]).cumsum(0),
+    ],
+    ids=["to", "type_as", "ones_like"],
+)
+def test_constants_made_with_the_help_of_samples_are_no_samples(make, positions):
+    torch.manual_seed(0)
+    x, y = torch.randn(12, positions, 5, dtype=torch.float64), torch.randint(3, (12,))
+    assert score_error(Grid(make), x, y, 4) < 1e-10
+
+
+class Operator(nn.Module):
+    """Functions at points that all samples share, as many as there are samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.branch, self.trunk = nn.Linear(5, 6), nn.Linear(2, 6)
+
+    def forward(self, x, points):
+        return torch.tanh(self.branch(x)) @ torch.tanh(self.trunk(points)).t()
+
+
+def test_arguments_that_all_samples_share_are_no_samples():
+    torch.manual_seed(0)
+    x, y = torch.randn(12, 5, dtype=torch.float64), torch.randn(12, 4, dtype=torch.float64)
+    points = torch.randn(4, 2, dtype=torch.float64)
+
+    def loss(output, y, reduction="mean"):
+        each = (output - y).square().mean(1)
+        return each.mean() if reduction == "mean" else each
+
+    with pytest.raises(ValueError, match=r"the model's output: .*it mixes samples"):
+        score_error(Operator(), x, y, 4, loss=loss, call=lambda model, x: model(x, points))
+
+
+def test_axes_that_an_argument_turns_are_observed_for_each_of_its_values():
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head = nn.GRU(5, 6), nn.Linear(6, 3)
+
+        def forward(self, x, turned):
+            return self.head(self.inner(x if turned else x.transpose(0, 1))[0][-1])
+
+    torch.manual_seed(0)
+    x, y = torch.randn(12, 4, 5, dtype=torch.float64), torch.randint(3, (12,))
+    turns = iter(range(100))
+
+    def call(model, x):
+        turned = next(turns) // 4 % 2
+        return model(x.transpose(0, 1) if turned else x, turned)
+
+    assert score_error(Turned(), x, y, 4, call=call) < 1e-10
+
+
+@pytest.mark.parametrize("width", [4, 6])
+def test_operations_outside_of_modules_are_exact_or_refused(width):
+    class Loose(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.table = nn.Linear(5, width), nn.Parameter(torch.randn(4, width))
+            self.scale, self.head = nn.Parameter(torch.ones(width)), nn.Linear(width, 3)
+
+    def call(model, x):
+        window = torch.linspace(0, 1, 4, dtype=x.dtype)[:, None]
+        h = model.inner(x) + model.table * window
+        return model.head((torch.tanh(h).flatten(0, 1) * model.scale).view(*x.shape[:2], -1).cumsum(1).mean(1))
+
+    torch.manual_seed(0)
+    x, y = torch.randn(12, 4, 5, dtype=torch.float64), torch.randint(3, (12,))
+    with pytest.raises(ValueError, match="is not clear which axis"):
+        score_error(Loose(), x, y, 4, call=call, batch_axis={"inner": 0, "head": 0})
 
 
 def test_two_axes_that_may_both_number_samples_are_refused_unless_one_is_named():
@@ -369,6 +516,109 @@ def test_a_part_that_is_called_on_a_constant_of_as_many_rows_as_samples_is_refus
         score_error(Parts(4), x, y, 4, call=call, batch_axis={"token": 0})
     told = {"": 0, "constant": None}
     assert score_error(Parts(4), x, y, 4, call=call, batch_axis=told) < 1e-10
+
+
+class Noisy(nn.Module):
+    """Random numbers from anywhere, and a state that is kept anywhere."""
+
+    def __init__(self, noise, state=None):
+        super().__init__()
+        self.inner, self.head, self.noise, self.state = nn.Linear(5, 6), nn.Linear(6, 3), noise, state
+
+    def forward(self, x):
+        h = torch.tanh(self.inner(x))
+        return self.head(h + self.noise(self, h) if self.training else h)
+
+
+def count(model, h):
+    model.state.calls += 1
+    return h * model.state.calls
+
+
+def remember(model, h):
+    model.state[0].mul_(0.9).add_(1.0)
+    return h * model.state[0]
+
+
+@pytest.mark.parametrize(
+    ("noise", "state"),
+    [
+        (lambda _model, h: h * random.random(), lambda: None),  # noqa: S311
+        (lambda _model, h: torch.from_numpy(np.random.normal(size=h.shape)), lambda: None),  # noqa: NPY002
+        (lambda m, h: torch.randn(h.shape, generator=m.state, dtype=h.dtype), lambda: torch.Generator().manual_seed(3)),
+        (count, lambda: SimpleNamespace(calls=0)),
+        (remember, lambda: [torch.zeros(1, dtype=torch.float64)]),
+    ],
+    ids=["random", "numpy", "a generator", "a counter", "a list of tensors"],
+)
+def test_random_numbers_and_states_of_the_model_are_those_of_training(noise, state):
+    """One run after the other, from the same state: what nobody watches, and what somebody does."""
+    x, y = torch.randn(12, 5, generator=torch.Generator().manual_seed(1)).double(), torch.arange(12) % 3
+    losses = []
+    for watched in (False, True):
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        torch.manual_seed(0)
+        model = Noisy(noise, state()).double()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+        def validation(model=model):
+            mode = model.training
+            value = nn.functional.cross_entropy(model.eval()(x), y)
+            model.train(mode)
+            return value
+
+        engine = InRunShapley(model, optimizer, 12, "first", validation=validation) if watched else None
+        for index in torch.arange(12).split(4):
+            with engine.step(index) if watched else nullcontext():
+                loss = nn.functional.cross_entropy(model(x[index]), y[index])
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            losses.append(loss.item())
+    assert losses[:3] == losses[3:]
+
+
+def test_a_model_that_changes_its_own_parameters_is_refused():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.kept = nn.Linear(5, 3), nn.Parameter(torch.ones(1), requires_grad=False)
+
+        def forward(self, x):
+            self.kept.data.mul_(0.9)
+            return self.inner(x) * self.kept
+
+    x, y = torch.randn(12, 5).double(), torch.randint(3, (12,))
+    with pytest.raises(RuntimeError, match=r"changes its own parameters.*batch_axis=0"):
+        score_error(Own(), x, y, 4)
+
+
+def test_activations_that_hooks_collect_are_those_of_training():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    activations = []
+    model[1].register_forward_hook(lambda _layer, _args, output: activations.append(output))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, y = torch.randn(12, 5, dtype=torch.float64), torch.randint(3, (12,))
+    loss = nn.functional.cross_entropy
+    engine = InRunShapley(model, optimizer, 12, "first", validation=lambda: loss(model(x), y))
+    with engine.step(range(4)):
+        activations.clear()
+        total = loss(model(x[:4]), y[:4])
+        assert len(activations) == 1
+        (total + 0.1 * activations[0].square().mean()).backward()
+        optimizer.step()
+
+
+def test_statistics_of_a_layer_without_a_rule_are_taken_once():
+    class Own(nn.InstanceNorm1d):
+        pass
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Own(3, affine=True, track_running_stats=True), nn.Flatten(), nn.Linear(12, 3))
+    x, y = torch.randn(12, 3, 4, dtype=torch.float64), torch.randint(3, (12,))
+    assert score_error(model, x, y, 4) < 1e-10
 
 
 def test_nothing_of_the_model_changes_while_it_is_observed():

@@ -1,0 +1,166 @@
+"""What a pass of a model made of samples and of parameters, noted in projections."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten
+
+from inrun_bench.attribution.capture.batch_axis import BatchAxis, batch_first, candidates
+
+__all__ = ["OperationKey", "Output", "Recorder", "key_of_operation"]
+
+OperationKey: TypeAlias = tuple[str, frozenset[str], int, int]
+"""An operation on followed parameters: its name, theirs, the number of its result's axes, and which result it is."""
+
+
+@dataclass
+class Output:
+    """One output in one pass.
+
+    Attributes
+    ----------
+    kind : str, OperationKey or int
+        A layer's name, the key of an operation, or the number of an output of the whole model.
+    number : int
+        Which of its kind.
+    shape : tuple of int
+        Its shape.
+    tainted : bool
+        Whether it was computed from arguments that hold samples.
+    slices : dict of BatchAxis to Tensor
+        Random projections of its slices, by axis that may number samples.
+    whole : Tensor [1]
+        The same of all of it.
+    """
+
+    kind: Any
+    number: int
+    shape: tuple[int, ...]
+    tainted: bool
+    slices: dict[BatchAxis, Tensor]
+    whole: Tensor
+
+
+def key_of_operation(function: Callable[..., Any], keys: set[str], output: Tensor, slot: int) -> OperationKey:
+    """Return what an operation is known by from one pass to the next."""
+    return getattr(function, "__name__", str(function)), frozenset(keys), output.dim(), slot
+
+
+class Recorder(TorchFunctionMode):
+    """Follows what is computed from samples and from parameters, and notes projections of what comes of them.
+
+    Parameters
+    ----------
+    parameters : mapping of int to str
+        Names of the parameters to follow, by their ids.
+    size : int
+        Number of samples.
+    constants : set
+        Kind and number of outputs that are known to hold no samples, whatever they were computed from.
+    """
+
+    def __init__(self, parameters: Mapping[int, str], size: int, constants: set[tuple[Any, int]]) -> None:
+        super().__init__()
+        self.outputs: list[Output] = []
+        self._size, self._constants = size, constants
+        self._inside = 0
+        self._samples: dict[int, Tensor] = {}  # what holds samples, by id; kept alive, lest an id pass to another
+        self._followed: dict[int, set[str]] = {number: {key} for number, key in parameters.items()}
+        self._alive: list[Tensor] = []
+        self._numbers: Counter[Any] = Counter()
+
+    def taint(self, tensor: Tensor) -> None:
+        """Note that a tensor holds samples."""
+        self._samples[id(tensor)] = tensor
+
+    def enter(self, *_: Any) -> None:
+        """Be told that a layer is entered, whose operations are its own affair."""
+        self._inside += 1
+
+    def leave(self, name: str, keys: set[str]) -> Callable[..., None]:
+        """Return the forward hook of a layer."""
+
+        def hook(_layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            self._inside -= 1
+            given = _tensors((args, kwargs))
+            results = _tensors(output)
+            tainted = any(id(each) in self._samples for each in given)
+            for result in results if tainted else []:
+                self.taint(result)
+            if self._inside or not results:
+                return
+            followed = keys.union(*(self._followed.get(id(each), ()) for each in given))
+            if not self._note(name, results[0], tainted):
+                self._follow(results, followed)
+
+        return hook
+
+    def leave_model(self, output: Any) -> None:
+        """Note what comes of the whole model, where it can number samples."""
+        for slot, result in enumerate(_tensors(output)):
+            if result.is_floating_point() and candidates(tuple(result.shape), self._size):
+                self._note(slot, result, id(result) in self._samples)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        given, results = _tensors((args, kwargs)), _tensors(result)
+        if not results:
+            return result
+        tainted = any(id(each) in self._samples for each in given)
+        if tainted:
+            for each in results:
+                self.taint(each)
+        keys: set[str] = set().union(*(self._followed.get(id(each), ()) for each in given))
+        if not keys or self._inside:
+            return result
+        for slot, each in enumerate(results):
+            if not each.is_floating_point():
+                continue
+            holds = tainted
+            if id(each) not in self._followed:
+                holds = self._note(key_of_operation(func, keys, each, slot), each, tainted)
+            if not holds:
+                self._follow([each], keys)
+        return result
+
+    def _follow(self, tensors: list[Tensor], keys: set[str]) -> None:
+        for tensor in tensors:
+            self._samples.pop(id(tensor), None)
+            self._followed.setdefault(id(tensor), keys)
+            self._alive.append(tensor)
+
+    def _note(self, kind: Any, output: Tensor, tainted: bool) -> bool:
+        """Note an output and return whether it may hold samples."""
+        number = self._numbers[kind]
+        self._numbers[kind] += 1
+        tainted = tainted and (kind, number) not in self._constants
+        with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
+            values = output.detach()
+            values = values.to(torch.promote_types(values.dtype, torch.float32))
+            axes = candidates(tuple(output.shape), self._size)
+            slices = {axis: _projected(batch_first(values, axis)) for axis in axes}
+            self.outputs.append(Output(kind, number, tuple(output.shape), tainted, slices, _projected(values[None])))
+        return tainted
+
+
+def _projected(slices: Tensor) -> Tensor:
+    """Return a random projection of each slice: equal slices have equal ones."""
+    rows = slices.reshape(len(slices), -1)
+    if rows.is_complex():
+        rows = torch.view_as_real(rows).flatten(1)
+    draw = torch.Generator(rows.device).manual_seed(rows.shape[1])
+    return rows @ (torch.rand(rows.shape[1], generator=draw, dtype=rows.dtype, device=rows.device) + 0.5)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]

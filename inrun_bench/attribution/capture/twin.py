@@ -1,0 +1,136 @@
+"""A twin of a model, to run beside training and without effect on it.
+
+The twin shares the model's parameters. All else is its own: buffers, tensors, counters, lists, generators of random
+numbers. Functions that a user has hooked onto its layers after their forward are left out, since what they collect is
+meant to be training's.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = ["beside_training", "twin_of"]
+
+HOOKS = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Of a module, left out: those that run before its forward may make its weights."""
+
+
+def twin_of(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Return a module that computes the same from the same parameters, and whose state is its own.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Any; what :mod:`torch.jit` made is taken as it is.
+    memo : dict
+        Filled with the twin of each module, by id.
+
+    Raises
+    ------
+    TypeError
+        If the forward of a module is a function of its own that may hold on to the module.
+    """
+    for child in module.modules():
+        if id(child) not in memo:
+            memo[id(child)] = child if isinstance(child, torch.jit.ScriptModule) else object.__new__(type(child))
+    for parameter in module.parameters():
+        memo[id(parameter)] = parameter
+    for child in module.modules():
+        if memo[id(child)] is not child:
+            vars(memo[id(child)]).update({name: _own(child, name, value, memo) for name, value in _held(child).items()})
+    twin: nn.Module = memo[id(module)]
+    return twin
+
+
+def _held(module: nn.Module) -> dict[str, Any]:
+    held = dict(vars(module))
+    forward = held.get("forward")
+    if getattr(forward, "stands_in", False):
+        del held["forward"]
+    elif forward is not None and not (isinstance(forward, MethodType) and forward.__self__ is module):
+        raise TypeError(f"the forward of {type(module).__name__} was replaced by a function, which has no twin")
+    held["_compiled_call_impl"] = None
+    return held
+
+
+def _own(module: nn.Module, name: str, value: Any, memo: dict[int, Any]) -> Any:
+    if name in HOOKS:
+        return type(value)()
+    if name == "_parameters" or name.endswith("_hooks") or "_hooks_" in name:
+        return copy.copy(value)
+    if name == "forward":
+        return MethodType(value.__func__, memo[id(module)])
+    return _copied(value, memo)
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    """Return a copy as deep as can be; what cannot be copied is shared."""
+    if isinstance(value, Tensor):
+        return memo[id(value)] if id(value) in memo else value.detach().clone()
+    if isinstance(value, torch.Generator):
+        generator = torch.Generator(value.device)
+        generator.set_state(value.get_state())
+        return generator
+    if type(value) in (dict, list, tuple, set) or type(value).__name__ == "OrderedDict":
+        if isinstance(value, dict):
+            return type(value)((key, _copied(each, memo)) for key, each in value.items())
+        return type(value)(_copied(each, memo) for each in value)
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception:  # locks, files, tensors of a graph: whatever cannot be copied
+        return value
+
+
+@contextmanager
+def beside_training(module: nn.Module) -> Iterator[None]:
+    """Let a twin be run in this block: random numbers are drawn from copies, nothing is kept, and no warning is said.
+
+    Raises
+    ------
+    RuntimeError
+        If the module's parameters, which a twin shares, are changed in it.
+    """
+    parameters = [p.detach() for p in module.parameters()]
+    devices = sorted({p.device.index for p in parameters if p.device.type == "cuda"})
+    before = _norms(parameters)
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - the state of others
+    try:
+        with (
+            torch.random.fork_rng(devices=devices),
+            torch.compiler.set_stance("force_eager"),
+            torch.enable_grad(),
+            torch.autograd.graph.saved_tensors_hooks(lambda _tensor: None, _never),
+            warnings.catch_warnings(action="ignore"),  # training will say them
+        ):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+    if not torch.equal(before, _norms(parameters)):
+        raise RuntimeError(
+            f"the forward of {type(module).__name__} changes its own parameters, so that it cannot be run beside "
+            "training to observe its batch axis; keep such tensors as buffers, or pass batch_axis=0 (the axis of the "
+            "samples in all layers) and start anew"
+        )
+
+
+def _norms(tensors: list[Tensor]) -> Tensor:
+    norms = torch._foreach_norm(tensors)
+    return torch.stack([norm.double().cpu() for norm in norms])
+
+
+def _never(_: Any) -> Tensor:
+    raise RuntimeError(
+        "the model differentiates inside of its forward, so that it cannot be run beside training to observe its batch "
+        "axis"
+    )
