@@ -5,7 +5,7 @@ Each part attaches and detaches itself; what they have to tell each other, they 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -64,7 +64,6 @@ class Capture:
         if unknown:
             raise ValueError(f"batch_axis names {unknown[0]!r}, which is no layer of the model")
         sites = find_sites(model, {p: name for name, p in self.parameters.items()}, kernels)
-        self._coupling = _Coupling(model)
         covered = set().union(*(site.keys for site in sites))
         without_samples = set().union(*(site.keys for site in sites if axes.of(site.name) is None))
         self.factors = ValidationFactors(sites, rules)
@@ -75,6 +74,7 @@ class Capture:
             (self.parameters.keys() - covered) | without_samples,
         )
         self._calls = ObservedCalls(model, sites, self.parameters, axes, self._operations)
+        self._coupling = _Coupling(model)
         self._fused = FusedLayers(sites, rules, self._calls, self.factors)
         self._layers = WatchedLayers(sites, receive, self._calls, self._fused, self._operations, self.factors)
         self._owners = [
@@ -139,16 +139,17 @@ class Capture:
 
 
 class _Coupling:
-    """Refuses layers that normalise by the statistics of the batch."""
+    """Refuses layers that normalise by the statistics of the batch, before anything is observed of their model."""
 
     def __init__(self, model: nn.Module) -> None:
         self.micro_batch: MicroBatch | None = None
         self._handles: list[Any] = []
-        for name, layer in model.named_modules():
-            if isinstance(layer, BATCH_NORM):
-                if layer.training:
-                    raise TypeError(_coupled(name, layer))
-                self._handles.append(layer.register_forward_pre_hook(LayerHook(layer, self._refusal(name))))
+        self._names = {layer: name for name, layer in model.named_modules() if isinstance(layer, BATCH_NORM)}
+        self._refuse(self._names)
+        for module in model.modules():
+            if any(layer in self._names for layer in module.modules()):
+                hook = LayerHook(module, self._enter)
+                self._handles.append(module.register_forward_pre_hook(hook, prepend=True))
 
     def remove(self) -> None:
         """Take all hooks off the model."""
@@ -156,12 +157,14 @@ class _Coupling:
             handle.remove()
         self._handles.clear()
 
-    def _refusal(self, name: str) -> Callable[..., None]:
-        def refuse(layer: nn.Module, *_: Any) -> None:
-            if self.micro_batch is not None and layer.training:
-                raise TypeError(_coupled(name, layer))
+    def _enter(self, module: nn.Module, *_: Any) -> None:
+        if self.micro_batch is not None:
+            self._refuse(layer for layer in module.modules() if layer in self._names)
 
-        return refuse
+    def _refuse(self, layers: Iterable[nn.Module]) -> None:
+        for layer in layers:
+            if layer.training:
+                raise TypeError(_coupled(self._names[layer], layer))
 
 
 def _coupled(name: str, layer: nn.Module) -> str:
