@@ -28,8 +28,9 @@ from inrun_bench.attribution.optimizers import Optimizers
 from inrun_bench.attribution.parallel import refuse_parallel, refuse_process_group
 from inrun_bench.attribution.probes import PROBES, First, Probe, Step, scaled
 from inrun_bench.attribution.products.backend import Backend
+from inrun_bench.attribution.scoring.checks import expect_received, expect_seen
 from inrun_bench.attribution.scoring.route import Late, LateChoice
-from inrun_bench.attribution.scoring.scoring import early_scores, expect_received, expect_seen, late_scores
+from inrun_bench.attribution.scoring.scoring import early_scores, late_scores
 from inrun_bench.attribution.step import OpenStep
 from inrun_bench.attribution.transfer import gathered, to_host
 from inrun_bench.attribution.validation import ValidationLoss
@@ -385,6 +386,7 @@ class InRunShapley:
         opened.scores.keys |= term.keys
         if opened.known is not None:
             opened.scores.add(term, opened.known)
+            opened.seen.add(term, opened.known[0])
         if opened.way in ("keep", "split"):
             self._late.keep(opened.kept, term, rounded=opened.way == "split")
 
@@ -446,9 +448,10 @@ class InRunShapley:
         self._capture.show(None)
         opened.received = self._watcher.compare(by_element=not opened.early)
         opened.read_gradients(self._optimizers, self._parameters)
-        expect_received(opened, self._watcher)
+        expect_received(opened.checks, opened.received, opened.void, self._watcher, opened.number)
         if opened.way != "jvp":
-            expect_seen(opened, list(self._capture.parameters))
+            gradients = dict(zip(self._capture.parameters, opened.gradients, strict=True))
+            expect_seen(opened.checks, opened.scores.keys, gradients, opened.number)
         opened.update = self._optimizers.read(self._capture.parameters, opened.gradients)
         if opened.early:
             self._follow_learning_rates(opened)

@@ -12,6 +12,7 @@ from inrun_bench.attribution.directions import Direction
 from inrun_bench.attribution.gradient_scaling import Received, dense
 from inrun_bench.attribution.layer_terms import MicroBatch, Term
 from inrun_bench.attribution.optimizers import Optimizers
+from inrun_bench.attribution.scoring.checks import SeenGradients
 from inrun_bench.attribution.scoring.route import Way
 from inrun_bench.attribution.scoring.scores import Scores
 from inrun_bench.attribution.transfer import Numbers, gathered, to_host
@@ -48,6 +49,7 @@ class OpenStep:
         self.factor: float | Tensor = 1.0  # what their scores are to be multiplied with
         self.early_slope: list[float | Tensor] = []  # of the update, as it was when the step began
         self.scores = Scores(len(losses), device)
+        self.seen = SeenGradients()
         self.kept: list[Term] = []
         self.before: list[Tensor] = []  # weights; the present ones until the optimiser steps
         self.place: list[tuple[int, int]] = []  # what tells the weights from others, and then those after the step

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from inrun_bench.attribution.capture.batch_axis import DeclaredAxes
@@ -114,7 +115,9 @@ class Capture:
             self._layers.latest = self._fused.latest = micro_batch
 
     def aim(
-        self, probes: Sequence[Direction] | None, receive: Callable[[LayerSite, MicroBatch, Tensor], None] | None
+        self,
+        probes: Sequence[Direction] | None,
+        receive: Callable[[LayerSite, MicroBatch, Tensor, torch.dtype], None] | None,
     ) -> None:
         """Say which probes samples may be scored with on the way, and who takes the scores; None: none is known."""
         self._fused.aim(probes, receive)
@@ -144,7 +147,9 @@ class _Coupling:
     def __init__(self, model: nn.Module) -> None:
         self.micro_batch: MicroBatch | None = None
         self._handles: list[Any] = []
-        self._names = {layer: name for name, layer in model.named_modules() if isinstance(layer, BATCH_NORM)}
+        self._names: dict[nn.Module, str] = {
+            layer: name for name, layer in model.named_modules() if isinstance(layer, BATCH_NORM)
+        }
         self._refuse(self._names)
         for module in model.modules():
             if any(layer in self._names for layer in module.modules()):

@@ -65,7 +65,7 @@ class FusedLayers:
         self.entered: list[Seen] = []
         self._sites, self._rules, self._calls, self._factors = sites, rules, calls, factors
         self._probes: Sequence[Direction] | None = None
-        self._receive: Callable[[LayerSite, MicroBatch, Tensor], None] | None = None
+        self._receive: Callable[[LayerSite, MicroBatch, Tensor, torch.dtype], None] | None = None
         self._scored = False
         self._how = {site.name: how for site in sites if (how := find_scored_backward(site.layer)) is not None}
         self._number = announce(self)
@@ -82,7 +82,9 @@ class FusedLayers:
         self._replaced.clear()
 
     def aim(
-        self, probes: Sequence[Direction] | None, receive: Callable[[LayerSite, MicroBatch, Tensor], None] | None
+        self,
+        probes: Sequence[Direction] | None,
+        receive: Callable[[LayerSite, MicroBatch, Tensor, torch.dtype], None] | None,
     ) -> None:
         """Say which probes samples are scored with on the way, and who takes the scores; None: no probe is known."""
         self._probes, self._receive = probes, receive
@@ -152,7 +154,7 @@ class Scored:
     probes : sequence of mappings
         Of parameters' names to directions, one mapping a validation set.
     receive : callable
-        Takes the scores, [probes, B], in the backward pass.
+        Takes the scores, [probes, B], and what they were computed in, in the backward pass.
     backend : {"auto", "triton", "torch"}
         What forms a linear map's gradient, see :mod:`inrun_bench.attribution.products.backend`.
     """
@@ -162,7 +164,7 @@ class Scored:
     weight_key: str
     bias_key: str | None
     probes: Sequence[Direction]
-    receive: Callable[[Tensor], None]
+    receive: Callable[[Tensor, torch.dtype], None]
     backend: Backend = "auto"
 
 
@@ -212,7 +214,7 @@ def scored_gradients(call: Scored, a: Tensor, b: Tensor, *, with_bias: bool) -> 
         key = call.bias_key
         q_bias = q.new_zeros(len(q), len(call.layer.bias)) if key is None else _stacked(call.probes, key)
     gradient, bias_gradient, scores = call.how.gradients(call.layer, a, b, q, q_bias, call.backend)
-    call.receive(scores)
+    call.receive(scores, b.dtype)
     return gradient, bias_gradient
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -14,9 +13,9 @@ from torch import Tensor
 
 from inrun_bench.attribution.directions import Direction
 from inrun_bench.attribution.layer_terms import LayerSite, MicroBatch, Term
-from inrun_bench.attribution.transfer import Numbers, gathered
+from inrun_bench.attribution.transfer import Numbers
 
-__all__ = ["Scores", "expect_sum", "gradient_dot"]
+__all__ = ["Scores", "TermSums"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,36 @@ class _ScoredTerm:
     micro_batch: MicroBatch
     scores: Tensor  # [probes, micro_batch.size]
     keys: set[str]
+    precision: float  # of the coarsest of what went into them
+
+
+@dataclass(frozen=True)
+class TermSums:
+    """What terms add up to.
+
+    Attributes
+    ----------
+    keys : list of set of str
+        The parameters concerned, by term.
+    precision : list of float
+        Of the coarsest of what went into each term.
+    sums, magnitudes : float64 Tensor [terms, probes]
+        Sums over the samples of scores, and of their absolute values.
+    """
+
+    keys: list[set[str]]
+    precision: list[float]
+    sums: Tensor
+    magnitudes: Tensor
+
+    def joined(self, other: TermSums, factor: float | Tensor) -> TermSums:
+        """Return these times a factor, and others."""
+        return TermSums(
+            self.keys + other.keys,
+            self.precision + other.precision,
+            torch.cat([factor * self.sums, other.sums]),
+            torch.cat([factor * self.magnitudes, other.magnitudes]),
+        )
 
 
 class Scores:
@@ -36,12 +65,13 @@ class Scores:
         Number of validation sets.
     device : torch.device
         Where the sums are taken.
+    precision : float, optional
+        Of what terms were rounded to before they came.
     """
 
-    def __init__(self, n_probes: int, device: torch.device) -> None:
-        self.precision = torch.finfo(torch.float64).eps  # the coarsest of what has been added
+    def __init__(self, n_probes: int, device: torch.device, precision: float = torch.finfo(torch.float64).eps) -> None:
         self.keys: set[str] = set()  # parameters of which something has been seen
-        self._n_probes, self._device = n_probes, device
+        self._n_probes, self._device, self._precision = n_probes, device, precision
         self._terms: list[_ScoredTerm] = []
 
     def add(self, term: Term, probes: Sequence[Direction]) -> None:
@@ -50,28 +80,32 @@ class Scores:
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             scores = [term.score(probe) for probe in probes]
         together = scores[0][None] if len(scores) == 1 else torch.stack(scores)
-        self._terms.append(_ScoredTerm(term.where, term.micro_batch, together, term.keys))
-        self.precision = max(self.precision, *(torch.finfo(x.dtype).eps for x in (together, term.b)))
-        self.keys |= term.keys
+        self._add(term.where, term.micro_batch, together, term.keys, term.b.dtype)
 
-    def add_scores(self, site: LayerSite, micro_batch: MicroBatch, scores: Tensor) -> None:
-        """Add scores, [probes, micro_batch.size], that a layer's own backward pass brought."""
-        self._terms.append(_ScoredTerm(site.where, micro_batch, scores, site.keys))
-        self.precision = max(self.precision, torch.finfo(scores.dtype).eps)
-        self.keys |= site.keys
+    def add_scores(self, site: LayerSite, micro_batch: MicroBatch, scores: Tensor, kind: torch.dtype) -> None:
+        """Add scores, [probes, micro_batch.size], that a layer's own backward pass brought, computed in `kind`."""
+        self._add(site.where, micro_batch, scores, site.keys, kind)
 
-    def total(self, size: int, without: Collection[str] = ()) -> Tensor:
-        """Return the sums, float64 [probes, size], but for terms of the parameters `without`."""
-        by_micro_batch: dict[MicroBatch, list[Tensor]] = {}
+    def _add(self, where: str, micro_batch: MicroBatch, scores: Tensor, keys: set[str], kind: torch.dtype) -> None:
+        precision = max(self._precision, torch.finfo(scores.dtype).eps, torch.finfo(kind).eps)
+        self._terms.append(_ScoredTerm(where, micro_batch, scores, keys, precision))
+        self.keys |= keys
+
+    def total(self, size: int) -> tuple[Tensor, TermSums]:
+        """Return the sums over terms, float64 [probes, size], and those over samples."""
+        by_micro_batch: dict[MicroBatch, list[_ScoredTerm]] = {}
         for term in self._terms:
-            if term.keys.isdisjoint(without):
-                by_micro_batch.setdefault(term.micro_batch, []).append(term.scores)
+            by_micro_batch.setdefault(term.micro_batch, []).append(term)
         total = torch.zeros(self._n_probes, size, dtype=torch.float64, device=self._device)
-        for micro_batch, scores_of_terms in by_micro_batch.items():
-            total[:, micro_batch.rows] += torch.stack(
-                [scores.double().to(self._device) for scores in scores_of_terms]
-            ).sum(0)
-        return total
+        sums, magnitudes = [total.new_zeros(0, self._n_probes)], [total.new_zeros(0, self._n_probes)]
+        for micro_batch, terms in by_micro_batch.items():
+            scores = torch.stack([term.scores.double().to(self._device) for term in terms])
+            total[:, micro_batch.rows] += scores.sum(0)
+            sums.append(scores.sum(2))
+            magnitudes.append(scores.abs().sum(2))
+        ordered = [term for terms in by_micro_batch.values() for term in terms]
+        keys, precision = [term.keys for term in ordered], [term.precision for term in ordered]
+        return total, TermSums(keys, precision, torch.cat(sums), torch.cat(magnitudes))
 
     def expect_finite(self, numbers: Numbers, total: Tensor, samples_of_row: Callable[[int], str], step: int) -> None:
         """Have FloatingPointError raised if a sum is not finite, with the step, the sample, and where it came from.
@@ -105,64 +139,3 @@ class Scores:
     def finite(self) -> list[Tensor]:
         """Return of each term whether all its scores are finite."""
         return [torch.isfinite(term.scores).all() for term in self._terms]
-
-    def entangled(self, keys: set[str]) -> set[str]:
-        """Return `keys` and all parameters that share terms with them."""
-        entangled, before = set(keys), -1
-        while len(entangled) > before:
-            before = len(entangled)
-            entangled = entangled.union(*(term.keys for term in self._terms if not term.keys.isdisjoint(entangled)))
-        return entangled
-
-
-def gradient_dot(directions: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Tensor:
-    """Return the dot product of a probe and a gradient, one tensor a parameter; None counts as zero."""
-    pairs = [(q, g) for q, g in zip(directions, gradients, strict=True) if g is not None]
-    return gathered([(q.flatten() @ g.flatten().to(q.dtype)).double() for q, g in pairs]).sum()
-
-
-def expect_sum(
-    numbers: Numbers,
-    total: Tensor,
-    directions: Sequence[Tensor],
-    gradients: Sequence[Tensor | None],
-    precision: float,
-    step: int,
-    unless: Tensor | None = None,
-) -> None:
-    """Have ValueError raised unless the samples' scores add up to the batch's gradient's dot product with the probe.
-
-    They do by definition, so that anything else means that part of the gradient was not seen, or seen twice.
-
-    Parameters
-    ----------
-    numbers : Numbers
-        With which the answer travels.
-    total : float64 Tensor [batch]
-        The scores.
-    directions, gradients : sequences of tensors
-        Probe and gradient by parameter.
-    precision : float
-        The coarsest precision that went into the scores.
-    step : int
-        The step's number.
-    unless : bool scalar Tensor, optional
-        Where true, nothing is checked.
-    """
-    pairs = [(q, g) for q, g in zip(directions, gradients, strict=True) if g is not None]
-    scale = gathered([q.norm().double() * g.norm().double() for q, g in pairs]).sum()
-    if unless is not None:
-        scale = scale.masked_fill(unless.to(scale.device), math.inf)
-
-    def check(found: NDArray[np.float64]) -> None:
-        got, expected, scale = found.tolist()
-        if math.isfinite(scale) and abs(got - expected) > math.sqrt(precision) / 4 * scale:
-            raise ValueError(
-                f"step {step}: the samples' scores add up to {got:.6g}, but the gradient's dot product with the probe "
-                f"is {expected:.6g}, so that part of the gradient is not the sum of its samples' contributions. Look "
-                "for gradients that were there before the step (zero_grad), a second backward pass (sharpness-aware "
-                "training, gradient penalties), something else that changed them in the step, or parts of the model "
-                "that drew random numbers anew"
-            )
-
-    numbers.expect(gathered([total.sum(), gradient_dot(directions, gradients), scale]), check)

@@ -1,0 +1,279 @@
+"""What must hold of every step: the gradient is the sum of what was seen of its samples.
+
+Scores of a layer's calls add up to its gradient's dot product with the probe, by definition; anything else means that
+part of the gradient was not seen, or seen twice. It is looked at layer by layer, lest a large one hide a small one, and
+takes a pass over weights and gradients, on their device. Where a probe is in factors, whose product is what they spare,
+gradients are compared along a fixed direction instead.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from inrun_bench.attribution.directions import Direction, Factors, multiplied_out
+from inrun_bench.attribution.gradient_scaling import Received, Watcher
+from inrun_bench.attribution.layer_terms import LayerTerm, Term
+from inrun_bench.attribution.scoring.scores import TermSums
+from inrun_bench.attribution.transfer import Numbers, gathered
+
+__all__ = [
+    "SeenGradients",
+    "expect_received",
+    "expect_seen",
+    "expect_sums",
+    "gradient_dot",
+    "warn_of_unforeseen_change",
+]
+
+OF_ROUNDING = 32  # in units of the precision: what rounding may do to a sum, relative to its terms
+OF_NOTHING = 64  # in units of its square: what is left where gradient and probe are both nothing but rounding
+
+
+def expect_received(numbers: Numbers, received: Received, void: Tensor | None, watcher: Watcher, number: int) -> None:
+    """Have it looked at whether the optimiser steps at all, and what was done to the gradients."""
+
+    def learn(differs: NDArray[np.float64]) -> None:
+        watcher.differed = bool(differs)
+
+    def check(uneven: NDArray[np.float64]) -> None:
+        if uneven and number == 0:
+            raise ValueError(
+                "gradients were changed element by element between the backward pass and optimizer.step() (clipped by "
+                "value?), which scores that were made in the backward pass cannot follow; pass late='keep'"
+            )
+        if uneven:
+            watcher.by_element = True
+            warn_of_unforeseen_change(number)
+
+    if void is not None:
+        numbers.expect(void, bool)
+    if received.differs is not None:
+        numbers.expect(received.differs, learn)
+    if received.uneven is not None:
+        numbers.expect(received.uneven, check)
+
+
+def expect_seen(numbers: Numbers, seen: Collection[str], gradients: Mapping[str, Tensor | None], number: int) -> None:
+    """Refuse a step in which a parameter has a gradient that no layer reported."""
+    unseen = {name: gradient.any() for name, gradient in gradients.items() if name not in seen and gradient is not None}
+    if not unseen:
+        return
+    unseen_names = list(unseen)
+
+    def check(found: NDArray[np.float64]) -> None:
+        for name, any_gradient in zip(unseen_names, found, strict=True):
+            if any_gradient:
+                raise ValueError(
+                    f"step {number}: parameter {name!r} has a gradient, but nothing was seen of the layer that it "
+                    "belongs to. Was its gradient there before the step (zero_grad), or is the model a compiled one "
+                    "that ran before InRunShapley was made?"
+                )
+
+    numbers.expect(gathered(list(unseen.values())), check)
+
+
+def expect_sums(
+    numbers: Numbers,
+    terms: TermSums,
+    directions: Sequence[Direction],
+    gradients: Mapping[str, Tensor | None],
+    number: int,
+    *,
+    but: Collection[str] = (),
+    unless: Tensor | None = None,
+) -> None:
+    """Have ValueError raised unless scores add up to the gradient's dot product with the probe, layer by layer.
+
+    Parameters
+    ----------
+    numbers : Numbers
+        With which the answer travels.
+    terms : TermSums
+        What was seen, brought to the gradients as given.
+    directions : sequence of mappings
+        Probes by parameter, one mapping a validation set.
+    gradients : mapping of str to Tensor
+        By parameter; None counts as zero.
+    number : int
+        The step's.
+    but : collection of str
+        Parameters that are left out, with all that share a term with them.
+    unless : bool scalar Tensor, optional
+        Where true, nothing is checked.
+    """
+    group_of, n_groups = _groups(terms.keys, gradients)
+    left_out = {group_of[name] for name in but}
+    names = [name for name, g in gradients.items() if g is not None and group_of[name] not in left_out]
+    known = [_dots([multiplied_out(probe[name]) for probe in directions], gradients[name]) for name in names]
+    dots = torch.stack(known) if known else terms.sums.new_zeros(0, 2, len(directions))
+    together = [terms.sums, terms.magnitudes, dots[:, 0], dots[:, 1]]
+    flag = terms.sums.new_zeros(1) if unless is None else unless.double().reshape(1)
+    of_term = np.array([group_of[next(iter(keys))] for keys in terms.keys], dtype=int)
+    of_name = np.array([group_of[name] for name in names], dtype=int)
+    precision = np.zeros(n_groups)
+    np.maximum.at(precision, of_term, terms.precision)
+    kept = np.array([group not in left_out for group in range(n_groups)], dtype=bool)
+
+    def check(found: NDArray[np.float64]) -> None:
+        if found[0]:
+            return
+        columns = found[1:].reshape(-1, len(directions))
+        sums, magnitudes, expected, scale = np.split(columns, np.cumsum([len(part) for part in together[:3]]))
+        got, size, wanted, scales = (np.zeros((n_groups, len(directions))) for _ in range(4))
+        for into, group, values in (
+            (got, of_term, sums),
+            (size, of_term, magnitudes),
+            (wanted, of_name, expected),
+            (scales, of_name, scale),
+        ):
+            np.add.at(into, group, values)
+        eps = precision[:, None]
+        allowed = np.sqrt(eps) / 4 * scales + OF_ROUNDING * eps * size + OF_NOTHING * eps**2 * scales.sum(0)
+        with np.errstate(invalid="ignore"):
+            wrong = (np.abs(got - wanted) > allowed) & np.isfinite(scales) & kept[:, None]
+        if wrong.any():
+            worst = np.unravel_index(np.argmax(np.where(wrong, np.abs(got - wanted), -1.0)), wrong.shape)
+            own = sorted(name for name, group in group_of.items() if group == worst[0])
+            more = f" and {len(own) - 2} more" if len(own) > 2 else ""
+            raise ValueError(
+                f"step {number}: the samples' scores add up to {got[worst]:.6g}, but the gradient's dot product with "
+                f"the probe is {wanted[worst]:.6g}, in parameters {', '.join(map(repr, own[:2]))}{more}{WHAT_TO_DO}"
+            )
+
+    numbers.expect(torch.cat([flag.to(dots.device), *(part.to(dots.device).flatten() for part in together)]), check)
+
+
+WHAT_TO_DO = (
+    ", so that part of the gradient is not the sum of its samples' contributions. Look for gradients that were there "
+    "before the step (zero_grad), a second backward pass (sharpness-aware training, gradient penalties), something "
+    "else that changed them in the step, or parts of the model that drew random numbers anew"
+)
+
+
+class SeenGradients:
+    """Gradients, along a fixed direction, of weights whose probe is in factors: as they are seen, call by call.
+
+    The gradient of a weight and a bias, applied to a vector r and 1, is ``sum_t b_t (a_t . r + 1)``: as little work as
+    reading inputs and output gradients once.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, Tensor] = {}
+        self._magnitudes: dict[str, Tensor] = {}
+        self._bias: dict[str, str | None] = {}
+        self._transposed: dict[str, bool] = {}
+        self._precision: dict[str, float] = {}
+
+    def add(self, term: Term, probe: Direction) -> None:
+        """Add a call, if it is that of a linear map whose weight has its probe in factors."""
+        key = term.site.key_of("weight") if isinstance(term, LayerTerm) else None
+        factors = None if key is None else probe.get(key)
+        if key is None or not isinstance(term, LayerTerm) or not isinstance(factors, Factors):
+            return
+        a, b = (x.flatten(0, -2).to(torch.promote_types(x.dtype, torch.float32)) for x in (term.a, term.b))
+        bias = term.site.key_of("bias")
+        along = a @ _fixed(a.shape[1], a.dtype, a.device) + (0.0 if bias is None else 1.0)
+        along = along.to(b.dtype)
+        seen, magnitude = along @ b, along.norm() * b.norm()
+        self._bias[key], self._transposed[key] = bias, factors.transposed
+        self._seen[key] = self._seen[key] + seen if key in self._seen else seen
+        self._magnitudes[key] = self._magnitudes[key] + magnitude if key in self._magnitudes else magnitude
+        precision = max(torch.finfo(x.dtype).eps for x in (term.a, term.b))
+        self._precision[key] = max(self._precision.get(key, 0.0), precision)
+
+    def expect_gradients(
+        self,
+        numbers: Numbers,
+        gradients: Mapping[str, Tensor | None],
+        factor: float | Tensor,
+        number: int,
+        unless: Tensor | None,
+    ) -> None:
+        """Have ValueError raised unless the gradients, that factor apart, are those that were seen."""
+        keys = [key for key in self._seen if gradients[key] is not None]
+        rows = []
+        for key in keys:
+            seen, received, bias = self._seen[key], gradients[key], self._bias[key]
+            assert received is not None
+            received = received.to(seen.dtype)
+            received = received.t() if self._transposed[key] else received
+            along = received @ _fixed(received.shape[1], seen.dtype, seen.device)
+            bias_gradient = None if bias is None else gradients[bias]
+            along = along if bias_gradient is None else along + bias_gradient
+            own = factor.to(seen.device) if isinstance(factor, Tensor) else factor
+            numbers_of_key = [(seen.double() * own - along).norm(), along.norm(), self._magnitudes[key] * own]
+            rows.append(gathered([x.double() for x in numbers_of_key]))
+        if not rows:
+            return
+        flag = rows[0].new_zeros(1) if unless is None else unless.double().reshape(1)
+        precision = np.array([self._precision[key] for key in keys])
+
+        def check(found: NDArray[np.float64]) -> None:
+            off, size, magnitude = found[1:].reshape(len(keys), 3).T
+            wrong = off > np.sqrt(precision) / 4 * size + OF_ROUNDING * precision * np.abs(magnitude)
+            if wrong.any() and not found[0]:
+                key = keys[int(wrong.argmax())]
+                raise ValueError(
+                    f"step {number}: the gradient of {key!r} is not what its layer was seen to make{WHAT_TO_DO}"
+                )
+
+        device = rows[0].device
+        numbers.expect(torch.cat([flag.to(device), *(row.to(device) for row in rows)]), check)
+
+
+def gradient_dot(directions: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Tensor:
+    """Return the dot product of a probe and a gradient, one tensor a parameter; None counts as zero."""
+    pairs = [(q, g) for q, g in zip(directions, gradients, strict=True) if g is not None]
+    return gathered([_dot(q, g) for q, g in pairs]).sum()
+
+
+def warn_of_unforeseen_change(number: int) -> None:
+    """Say that a step's scores are an approximation."""
+    warnings.warn(
+        f"step {number}: gradients were changed between the backward pass and optimizer.step() in a way that could not "
+        "be foreseen; this step's scores are scaled by one number, later ones are exact",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def _dot(q: Tensor, g: Tensor) -> Tensor:
+    return (q.flatten() @ g.flatten().to(q.dtype)).double()
+
+
+def _dots(probes: Sequence[Tensor], gradient: Tensor | None) -> Tensor:
+    """Return float64 [2, probes]: dot products, and what they could be at most."""
+    assert gradient is not None
+    size = gradient.norm().double()
+    return torch.stack(
+        [gathered([_dot(q, gradient) for q in probes]), gathered([q.norm().double() * size for q in probes])]
+    )
+
+
+def _groups(terms: Sequence[set[str]], names: Collection[str]) -> tuple[dict[str, int], int]:
+    """Number parameters so that those of one term have one number, and return how many there are."""
+    return _numbered(tuple(map(frozenset, terms)), tuple(names))
+
+
+@lru_cache(maxsize=64)
+def _numbered(terms: tuple[frozenset[str], ...], names: tuple[str, ...]) -> tuple[dict[str, int], int]:
+    groups: dict[str, set[str]] = {name: {name} for name in names}
+    for keys in set(terms):
+        joined = set().union(*(groups[key] for key in keys))
+        groups |= dict.fromkeys(joined, joined)
+    different = {id(group): group for group in groups.values()}
+    number = {identity: position for position, identity in enumerate(different)}
+    return {name: number[id(group)] for name, group in groups.items()}, len(number)
+
+
+@lru_cache(maxsize=64)
+def _fixed(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a direction that no gradient has reason to be orthogonal to."""
+    return torch.randn(size, generator=torch.Generator().manual_seed(size), dtype=dtype).to(device)
