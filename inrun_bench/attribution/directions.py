@@ -19,6 +19,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from inrun_bench.attribution.precision import own_precision
 from inrun_bench.attribution.products.backend import Backend
 from inrun_bench.attribution.products.gram_dot import gram_dot
 
@@ -54,8 +55,14 @@ class Factors:
 
     def dense(self) -> Tensor:
         """Return the probe, multiplied out."""
-        product = self.gradients.t() @ self.inputs.to(self.gradients.dtype)  # autocast leaves some in single
+        with own_precision(self.inputs.device):
+            product = self.gradients.t() @ self.inputs.to(self.gradients.dtype)  # autocast leaves some in single
         return (product.t() if self.transposed else product) * self.scale
+
+    def magnitude(self) -> Tensor:
+        """Return a bound on the probe's norm, which may be smaller by cancellation, while its rounding is not."""
+        size: Tensor = self.inputs.norm().double() * self.gradients.norm().double() * abs(self.scale)
+        return size
 
     def score(self, a: Tensor, b: Tensor, backend: Backend) -> Tensor:
         """Return the dot products, [B], of a linear map's input [B, ..., d_in] and output gradient [B, ..., d_out]."""

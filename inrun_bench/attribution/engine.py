@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from inrun_bench.attribution.batch_samples import Index, Weights
 from inrun_bench.attribution.capture.batch_axis import BatchAxis, DeclaredAxes
 from inrun_bench.attribution.capture.capture import Capture
+from inrun_bench.attribution.capture.saved_tensors import in_backward_pass
 from inrun_bench.attribution.directions import Factors
 from inrun_bench.attribution.gradient_scaling import Watcher
 from inrun_bench.attribution.layer_terms import Term
@@ -395,7 +396,7 @@ class InRunShapley:
         opened = self._open
         if opened is None:
             return None
-        if torch._C._current_graph_task_id() != -1:
+        if in_backward_pass():
             raise RuntimeError(
                 "optimizer.step() was called inside of the backward pass, where other gradients are not known yet; "
                 "call it after backward()"

@@ -18,15 +18,33 @@ __all__ = ["LayerSite", "LayerTerm", "MicroBatch", "Term"]
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The samples of one forward pass: where in the step's batch they begin, and how many there are."""
+    """The samples of one forward pass.
+
+    Attributes
+    ----------
+    start, size : int
+        Where in the step's batch they begin, and how many there are.
+    beside : tuple of int
+        Sizes of those before that had not been differentiated when these were announced.
+    """
 
     start: int
     size: int
+    beside: tuple[int, ...] = ()
 
     @property
     def rows(self) -> slice:
         """Where they stand in the step's batch."""
         return slice(self.start, self.start + self.size)
+
+    def computed_anew(self) -> None:
+        """Refuse, where it matters, what a checkpoint of the reentrant kind computes in the backward pass."""
+        if self.beside:
+            raise RuntimeError(
+                "a checkpoint with use_reentrant=True was differentiated for several parts of the step at once, which "
+                "does not tell whose samples it computes; call backward() for each part before the next one's "
+                "step.batch(), or use checkpoints with use_reentrant=False"
+            )
 
 
 class Term(Protocol):

@@ -41,6 +41,7 @@ class OpenStep:
         self.checks = Numbers()  # what may show that the step is not what it was taken for
         self.size = 0
         self.samples = BatchSamples(n_samples)
+        self._parts: list[MicroBatch] = []
         self.losses = losses
         self.per_sample = per_sample
         self.way: Way | None = None  # what is done where the probe comes late; None where it does not
@@ -81,7 +82,10 @@ class OpenStep:
             to 1. Needed where `index` has two axes.
         """
         self.samples.add(index, weights, self.checks, f"step {self.number}: ")
-        micro_batch = MicroBatch(self.size, len(index))
+        differentiated = self.scores.micro_batches | {term.micro_batch for term in self.kept}
+        beside = tuple(part.size for part in self._parts if part not in differentiated)
+        micro_batch = MicroBatch(self.size, len(index), beside)
+        self._parts.append(micro_batch)
         self.size += micro_batch.size
         self._show(micro_batch)
 

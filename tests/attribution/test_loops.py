@@ -290,19 +290,72 @@ def test_sharpness_aware_training_is_refused_whenever_it_begins(begin, order):
 
 
 @pytest.mark.parametrize("begin", [0, 2, 5])
-@pytest.mark.parametrize("order", ["first", "midpoint"])
-def test_a_gradient_of_which_a_part_was_thrown_away_is_refused_whenever_it_begins(begin, order):
-    """Two backward passes, of which the optimiser receives the second: the sum of every step is checked."""
+@pytest.mark.parametrize(("order", "rules"), [("first", "auto"), ("first", "gram"), ("midpoint", "auto")])
+def test_a_gradient_of_which_a_part_was_thrown_away_is_refused_whenever_it_begins(begin, order, rules):
+    """Two backward passes, of which the optimiser receives the second: every step is checked."""
     p = problem()
-    engine = p.engine(order)
+    engine = p.engine(order, rules=rules)
     p.train(engine, begin)
-    with pytest.raises(ValueError, match=f"step {begin}: the samples' scores add up to"):
+    with pytest.raises(
+        ValueError, match=rf"step {begin}: the (samples' scores add up to|gradient of '\d.weight' is not)"
+    ):
         with engine.step(range(N)):
             p.batch_loss().backward()
             p.optimizer.zero_grad()
             p.take_step()
         _ = engine.ledger
     assert len(engine.ledger.steps) == begin
+
+
+class Beside(nn.Module):
+    """Two networks, of which one does next to nothing."""
+
+    def __init__(self, share):
+        super().__init__()
+        self.share = share
+        self.large, self.small = perceptron(), perceptron()
+
+    def forward(self, x):
+        return self.large(x) + self.share * self.small(x)
+
+
+@pytest.mark.parametrize("begin", [0, 4])
+@pytest.mark.parametrize("rules", ["auto", "weight-gradient", "gram"])
+@pytest.mark.parametrize(("kind", "share"), [(torch.bfloat16, 0.3), (torch.float32, 1e-3)])
+def test_a_large_layer_hides_no_small_one(kind, share, rules, begin):
+    """Of the small network one backward pass of two is thrown away: share**2 of all scores."""
+    p = problem(lambda: Beside(share))
+    p.model.to(torch.float32)
+    p.x = p.x.float()
+    engine = p.engine("first", rules=rules)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind is torch.bfloat16):
+        p.train(engine, begin)
+        with pytest.raises(ValueError, match=f"step {begin}: the .*'small"):
+            with engine.step(range(N)):
+                p.batch_loss().backward()
+                p.model.small.zero_grad()
+                p.take_step()
+            _ = engine.ledger
+    assert len(engine.ledger.steps) == begin
+
+
+@pytest.mark.parametrize("rules", ["auto", "gram"])
+def test_a_run_that_has_converged_is_not_refused(rules):
+    """The batch's gradient is nothing beside its samples': what is left of it is rounding."""
+    torch.manual_seed(0)
+    x, y = torch.randn(64, 8), torch.randn(64, 2)
+    model = nn.Linear(8, 2, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.linalg.lstsq(x, y).solution.T)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    engine = InRunShapley(model, optimizer, 64, "first", validation=lambda: F.mse_loss(model(x), y), rules=rules)
+    for _ in range(5):
+        with engine.step(range(64)):
+            optimizer.zero_grad()
+            F.mse_loss(model(x), y).backward()
+            optimizer.step()
+    assert float(model.weight.grad.norm()) < 1e-6
+    assert len(engine.ledger.steps) == 5
 
 
 @pytest.mark.parametrize("order", ["first", "second", "midpoint"])

@@ -371,6 +371,68 @@ def test_activation_checkpointing(reentrant, order, rules):
     np.testing.assert_allclose(values, expected, rtol=1e-10)
 
 
+@pytest.mark.parametrize("rules", ["project", "weight-gradient"])
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("bare", [False, True])
+def test_one_backward_pass_over_parts_that_checkpoints_compute_anew(reentrant, rules, bare):
+    """Torch's older checkpoints run their layers in the backward pass alone, where nobody knows for which part."""
+
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head = perceptron()[:3], nn.Linear(8, 3)
+            self.scale = nn.Parameter(torch.rand(8))
+
+        def forward(self, x):
+            hidden = checkpoint(self.inner, x, use_reentrant=reentrant)
+            return self.head(hidden * self.scale if bare else hidden)
+
+    p = problem(Checkpointed, options={"rules": rules})
+    p.x.requires_grad_()
+    twin = copy.deepcopy(p.model)
+
+    def plain(x):
+        hidden = twin.inner(x)
+        return twin.head(hidden * twin.scale if bare else hidden)
+
+    def validation():
+        model = p.model
+        hidden = model.inner(p.x[N:].detach())
+        return F.cross_entropy(model.head(hidden * model.scale if bare else hidden), p.y[N:])
+
+    p.validation = validation
+    probe = torch.autograd.grad(F.cross_entropy(plain(p.x[N:].detach()), p.y[N:]), list(twin.inner.parameters()))
+    expected = torch.zeros(N, dtype=torch.float64)
+    for i in range(4):
+        loss = F.cross_entropy(plain(p.x[i : i + 1].detach()), p.y[i : i + 1]) / N
+        own = torch.autograd.grad(loss, list(twin.inner.parameters()))
+        expected[i] = 0.1 * sum((g * v).sum() for g, v in zip(own, probe, strict=True))
+    for parameter in [*p.model.head.parameters(), p.model.scale]:
+        parameter.requires_grad_(False)
+    engine = p.engine("first")
+
+    def train(*parts, together):
+        p.optimizer.zero_grad()
+        with engine.step() as step:
+            losses = []
+            for rows in parts:
+                step.batch(rows)
+                losses.append(F.cross_entropy(p.model(p.x[rows]), p.y[rows], reduction="sum") / N)
+                if not together:
+                    losses.pop().backward()
+            if together:
+                sum(losses).backward()
+            p.optimizer.step()
+
+    with pytest.raises(RuntimeError, match="parts of the step of different sizes were differentiated at once"):
+        train([0], [1, 2, 3], together=True)
+    if reentrant:
+        with pytest.raises(RuntimeError, match="use_reentrant=True was differentiated for several parts"):
+            train([0, 1], [2, 3], together=True)
+    train([0, 1], [2, 3], together=not reentrant)
+    np.testing.assert_allclose(engine.values(), expected, rtol=1e-10)
+
+
 def twin_validation(p, twin):
     """The validation loss of `p` without checkpoints, which torch's older form cannot differentiate apart."""
     layers = nn.Sequential(*p.model.inner, p.model.head)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from inrun_bench.attribution.capture.hooks import LayerHook
 from inrun_bench.attribution.capture.observation import Observation, Seen, observe
 from inrun_bench.attribution.capture.operations import FollowedOperations
 from inrun_bench.attribution.capture.recorder import OperationKey
+from inrun_bench.attribution.capture.saved_tensors import in_backward_pass
 from inrun_bench.attribution.layer_terms import LayerSite, MicroBatch
 
 __all__ = ["ObservedCalls"]
@@ -54,6 +55,8 @@ class ObservedCalls:
         self._outermost: nn.Module | None = None
         self._again: nn.Module | None = None  # the outermost module that a backward pass computes anew
         self._observation: Observation | None = None  # of the present call, or of the last
+        self._latest: MicroBatch | None = None  # that were called
+        self._waiting: list[Observation] = []  # of calls that may be computed anew, by a checkpoint
         self._calls: Counter[str] = Counter()
         self._handles: list[Any] = []
         trained = {id(p) for p in parameters.values()}
@@ -79,13 +82,17 @@ class ObservedCalls:
         assert self.micro_batch is not None
         if self.micro_batch.size == 1:  # every row is the one sample's
             return site.rule_axis if site.wants_all else "folded"
+        if in_backward_pass():
+            return self._recalled(lambda observation: observation.of_layer(site.name, None))
         if self._observation is None:
             return Unclear("it was called where nothing could be observed")
         return self._observation.of_layer(site.name, None if self._outermost is None else call)
 
     def of_operation(self, key: OperationKey) -> Seen:
         """Return what numbers the samples in the result of an operation; Unclear where it was not observed."""
-        if self._observation is None or (self._outermost is None and not _in_backward_pass()):
+        if in_backward_pass():
+            return self._recalled(lambda observation: observation.of_operation(key))
+        if self._observation is None or self._outermost is None:
             reason = "it happens outside of the model's modules, where nothing is observed"
             return Unclear(reason, by_size=True, declared=self._declared.axis)
         return self._observation.of_operation(key)
@@ -98,10 +105,26 @@ class ObservedCalls:
         seen = {one.of_layer(site.name, None) for one in self._observations.values() if site.name in one.layers}
         return next(iter(seen)) if len(seen) == 1 else Unclear("it was not observed before it was compiled")
 
+    def _recalled(self, ask: Callable[[Observation], Seen]) -> Seen:
+        """Return what was seen of what is computed anew, in whichever call it was."""
+        answers = [ask(observation) for observation in self._waiting]
+        clear = {seen for seen in answers if not isinstance(seen, Unclear)}
+        if len(clear) == 1:
+            return clear.pop()
+        return next(
+            (seen for seen in answers if isinstance(seen, Unclear) and not clear),
+            Unclear("it was called in several ways, and it is not known which of them is computed anew"),
+        )
+
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling() or self.micro_batch is None or self._outermost is not None:
             return
-        if _in_backward_pass():  # what a checkpoint computes anew is known
+        if in_backward_pass():  # what a checkpoint computes anew is known
+            if any(size != self.micro_batch.size for size in self.micro_batch.beside):
+                raise RuntimeError(
+                    "parts of the step of different sizes were differentiated at once, and a checkpoint computes anew "
+                    "what it does not say is whose; call backward() for each part before the next one's step.batch()"
+                )
             if self._operations.suspended and self._again is None:
                 self._again = module
                 self._operations.follow_again(True)
@@ -111,6 +134,11 @@ class ObservedCalls:
         self._outermost = module
         self._calls.clear()
         self._observation = self._observed(module, args, kwargs, self.micro_batch.size)
+        if not self.micro_batch.beside and self._latest is not self.micro_batch:
+            self._waiting.clear()
+        self._latest = self.micro_batch
+        if self._observation is not None and not any(one is self._observation for one in self._waiting):
+            self._waiting.append(self._observation)
 
     def _leave(self, module: nn.Module, *_: Any) -> None:
         if module is self._outermost:
@@ -173,10 +201,6 @@ def _counts(tensor: Tensor, size: int) -> bool:
 
 def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one, other)
-
-
-def _in_backward_pass() -> bool:
-    return torch._C._current_graph_task_id() != -1
 
 
 def _form(leaf: Any) -> Any:

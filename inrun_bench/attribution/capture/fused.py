@@ -9,7 +9,7 @@ a call of a layer takes, :mod:`inrun_bench.attribution.families.costs` says.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from inrun_bench.attribution.capture.compiled import announce, scored_linear
 from inrun_bench.attribution.capture.factors import ValidationFactors
 from inrun_bench.attribution.capture.hooks import LayerForward, plain_forward
 from inrun_bench.attribution.capture.observation import Seen
+from inrun_bench.attribution.capture.saved_tensors import in_backward_pass
 from inrun_bench.attribution.directions import Direction, Factors, multiplied_out
 from inrun_bench.attribution.families import find_scored_backward
 from inrun_bench.attribution.families.costs import Call, RuleName, fastest
@@ -125,7 +126,10 @@ class FusedLayers:
         if rule != "weight-gradient":
             return plain_forward(layer, a)
         self._scored = True
-        return scored_call(self._call_to_score(site, micro_batch), a)
+        scored = self._call_to_score(site, micro_batch)
+        if in_backward_pass():
+            scored = replace(scored, receive=_computed_anew(micro_batch, scored.receive))
+        return scored_call(scored, a)
 
     def _call_to_score(self, site: LayerSite, micro_batch: MicroBatch) -> Scored:
         probes, receive = self._probes, self._receive
@@ -135,6 +139,14 @@ class FusedLayers:
         return Scored(
             site.layer, self._how[site.name], *keys, probes, partial(receive, site, micro_batch), site.kernels
         )
+
+
+def _computed_anew(micro_batch: MicroBatch, receive: Callable[..., None]) -> Callable[..., None]:
+    def checked(*scores: Any) -> None:
+        micro_batch.computed_anew()
+        receive(*scores)
+
+    return checked
 
 
 def _numbers_rows(seen: Seen, size: int) -> bool:

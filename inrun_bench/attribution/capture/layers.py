@@ -27,7 +27,7 @@ from inrun_bench.attribution.capture.fused import FusedLayers
 from inrun_bench.attribution.capture.hooks import LayerHook
 from inrun_bench.attribution.capture.observation import Seen
 from inrun_bench.attribution.capture.operations import FollowedOperations
-from inrun_bench.attribution.capture.saved_tensors import save
+from inrun_bench.attribution.capture.saved_tensors import in_backward_pass, save
 from inrun_bench.attribution.families import find_rules
 from inrun_bench.attribution.layer_terms import LayerSite, LayerTerm, MicroBatch
 from inrun_bench.attribution.products.backend import Backend
@@ -155,8 +155,11 @@ class WatchedLayers:
         slots = [number for number, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         saved = save([leaves[slot].detach() for slot in slots])
         leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        anew = in_backward_pass()
 
         def backward(b: Tensor) -> None:
+            if anew:
+                micro_batch.computed_anew()
             tensors = dict(zip(slots, saved(), strict=True))
             known = tree_unflatten([tensors.get(slot, leaf) for slot, leaf in enumerate(leaves)], spec)
             if not site.wants_all:

@@ -32,7 +32,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from inrun_bench.attribution.capture.batch_axis import BatchAxis, Unclear, batch_first, candidates
 from inrun_bench.attribution.capture.observation import Seen
 from inrun_bench.attribution.capture.recorder import OperationKey, key_of_operation
-from inrun_bench.attribution.capture.saved_tensors import save
+from inrun_bench.attribution.capture.saved_tensors import in_backward_pass, save
 from inrun_bench.attribution.directions import Direction, multiplied_out
 from inrun_bench.attribution.layer_terms import MicroBatch
 from inrun_bench.attribution.random_state import RandomState
@@ -312,7 +312,11 @@ class FollowedOperations:
         for slot in slots:
             leaves[slot] = None
 
+        anew = in_backward_pass()
+
         def backward(b: Tensor) -> None:
+            if anew:
+                micro_batch.computed_anew()
             given = dict(zip(slots, saved(), strict=True))
             known = tuple(given.get(slot, leaf) for slot, leaf in enumerate(leaves))
             self._receive(OperationTerm(replace(operation, leaves=known), micro_batch, axis, b.detach()))

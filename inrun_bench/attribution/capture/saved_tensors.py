@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["save"]
+__all__ = ["in_backward_pass", "save"]
 
 
 def save(tensors: Sequence[Tensor]) -> Callable[[], tuple[Tensor, ...]]:
@@ -31,6 +31,11 @@ def save(tensors: Sequence[Tensor]) -> Callable[[], tuple[Tensor, ...]]:
         return kept
 
     return give_back
+
+
+def in_backward_pass() -> bool:
+    """Whether this runs in a backward pass: a hook, or what a checkpoint computes anew."""
+    return torch._C._current_graph_task_id() != -1
 
 
 class _Keep(torch.autograd.Function):

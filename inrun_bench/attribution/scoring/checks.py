@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from inrun_bench.attribution.directions import Direction, Factors, multiplied_out
 from inrun_bench.attribution.gradient_scaling import Received, Watcher
 from inrun_bench.attribution.layer_terms import LayerTerm, Term
+from inrun_bench.attribution.precision import own_precision
 from inrun_bench.attribution.scoring.scores import TermSums
 from inrun_bench.attribution.transfer import Numbers, gathered
 
@@ -33,7 +35,7 @@ __all__ = [
 ]
 
 OF_ROUNDING = 32  # in units of the precision: what rounding may do to a sum, relative to its terms
-OF_NOTHING = 64  # in units of its square: what is left where gradient and probe are both nothing but rounding
+OF_NOTHING = 16  # in units of its square: what is left where gradient and probe are both nothing but rounding
 
 
 def expect_received(numbers: Numbers, received: Received, void: Tensor | None, watcher: Watcher, number: int) -> None:
@@ -87,6 +89,7 @@ def expect_sums(
     number: int,
     *,
     but: Collection[str] = (),
+    magnitudes: Mapping[str, Tensor] = MappingProxyType({}),
     unless: Tensor | None = None,
 ) -> None:
     """Have ValueError raised unless scores add up to the gradient's dot product with the probe, layer by layer.
@@ -105,15 +108,17 @@ def expect_sums(
         The step's.
     but : collection of str
         Parameters that are left out, with all that share a term with them.
+    magnitudes : mapping of str to Tensor
+        What terms of weights whose probes are in factors may add up to, cancellation apart.
     unless : bool scalar Tensor, optional
         Where true, nothing is checked.
     """
     group_of, n_groups = _groups(terms.keys, gradients)
     left_out = {group_of[name] for name in but}
     names = [name for name, g in gradients.items() if g is not None and group_of[name] not in left_out]
-    known = [_dots([multiplied_out(probe[name]) for probe in directions], gradients[name]) for name in names]
-    dots = torch.stack(known) if known else terms.sums.new_zeros(0, 2, len(directions))
-    together = [terms.sums, terms.magnitudes, dots[:, 0], dots[:, 1]]
+    known = [_dots([probe[name] for probe in directions], gradients[name], magnitudes.get(name)) for name in names]
+    dots = torch.stack(known) if known else terms.sums.new_zeros(0, 3, len(directions))
+    together = [terms.sums, terms.magnitudes, dots[:, 0], dots[:, 1], dots[:, 2]]
     flag = terms.sums.new_zeros(1) if unless is None else unless.double().reshape(1)
     of_term = np.array([group_of[next(iter(keys))] for keys in terms.keys], dtype=int)
     of_name = np.array([group_of[name] for name in names], dtype=int)
@@ -125,17 +130,14 @@ def expect_sums(
         if found[0]:
             return
         columns = found[1:].reshape(-1, len(directions))
-        sums, magnitudes, expected, scale = np.split(columns, np.cumsum([len(part) for part in together[:3]]))
+        parts = np.split(columns, np.cumsum([len(part) for part in together[:-1]]))
         got, size, wanted, scales = (np.zeros((n_groups, len(directions))) for _ in range(4))
-        for into, group, values in (
-            (got, of_term, sums),
-            (size, of_term, magnitudes),
-            (wanted, of_name, expected),
-            (scales, of_name, scale),
-        ):
+        columns_of = [(got, of_term), (size, of_term), (wanted, of_name), (scales, of_name), (size, of_name)]
+        for (into, group), values in zip(columns_of, parts, strict=True):
             np.add.at(into, group, values)
         eps = precision[:, None]
-        allowed = np.sqrt(eps) / 4 * scales + OF_ROUNDING * eps * size + OF_NOTHING * eps**2 * scales.sum(0)
+        share = np.sqrt(eps) / 4
+        allowed = share * scales + np.minimum(OF_ROUNDING * eps, share) * size + OF_NOTHING * eps**2 * scales.sum(0)
         with np.errstate(invalid="ignore"):
             wrong = (np.abs(got - wanted) > allowed) & np.isfinite(scales) & kept[:, None]
         if wrong.any():
@@ -177,6 +179,10 @@ class SeenGradients:
         factors = None if key is None else probe.get(key)
         if key is None or not isinstance(term, LayerTerm) or not isinstance(factors, Factors):
             return
+        with own_precision(term.b.device):
+            self._add(term, key, factors)
+
+    def _add(self, term: LayerTerm, key: str, factors: Factors) -> None:
         a, b = (x.flatten(0, -2).to(torch.promote_types(x.dtype, torch.float32)) for x in (term.a, term.b))
         bias = term.site.key_of("bias")
         along = a @ _fixed(a.shape[1], a.dtype, a.device) + (0.0 if bias is None else 1.0)
@@ -187,6 +193,11 @@ class SeenGradients:
         self._magnitudes[key] = self._magnitudes[key] + magnitude if key in self._magnitudes else magnitude
         precision = max(torch.finfo(x.dtype).eps for x in (term.a, term.b))
         self._precision[key] = max(self._precision.get(key, 0.0), precision)
+
+    @property
+    def magnitudes(self) -> dict[str, Tensor]:
+        """What the gradient of each weight is a sum of, cancellation apart."""
+        return self._magnitudes
 
     def expect_gradients(
         self,
@@ -204,7 +215,8 @@ class SeenGradients:
             assert received is not None
             received = received.to(seen.dtype)
             received = received.t() if self._transposed[key] else received
-            along = received @ _fixed(received.shape[1], seen.dtype, seen.device)
+            with own_precision(seen.device):
+                along = received @ _fixed(received.shape[1], seen.dtype, seen.device)
             bias_gradient = None if bias is None else gradients[bias]
             along = along if bias_gradient is None else along + bias_gradient
             own = factor.to(seen.device) if isinstance(factor, Tensor) else factor
@@ -217,7 +229,8 @@ class SeenGradients:
 
         def check(found: NDArray[np.float64]) -> None:
             off, size, magnitude = found[1:].reshape(len(keys), 3).T
-            wrong = off > np.sqrt(precision) / 4 * size + OF_ROUNDING * precision * np.abs(magnitude)
+            share = np.sqrt(precision) / 4
+            wrong = off > share * size + np.minimum(OF_ROUNDING * precision, share) * np.abs(magnitude)
             if wrong.any() and not found[0]:
                 key = keys[int(wrong.argmax())]
                 raise ValueError(
@@ -245,16 +258,18 @@ def warn_of_unforeseen_change(number: int) -> None:
 
 
 def _dot(q: Tensor, g: Tensor) -> Tensor:
-    return (q.flatten() @ g.flatten().to(q.dtype)).double()
+    return torch.dot(q.flatten(), g.flatten().to(q.dtype)).double()
 
 
-def _dots(probes: Sequence[Tensor], gradient: Tensor | None) -> Tensor:
-    """Return float64 [2, probes]: dot products, and what they could be at most."""
+def _dots(probes: Sequence[Tensor | Factors], gradient: Tensor | None, magnitude: Tensor | None) -> Tensor:
+    """Return float64 [3, probes]: dot products, what they could be at most, and what rounding may be relative to."""
     assert gradient is not None
     size = gradient.norm().double()
-    return torch.stack(
-        [gathered([_dot(q, gradient) for q in probes]), gathered([q.norm().double() * size for q in probes])]
-    )
+    dense = [multiplied_out(q) for q in probes]
+    none = torch.zeros_like(size)
+    terms = [q.magnitude() * magnitude if isinstance(q, Factors) and magnitude is not None else none for q in probes]
+    at_most = [q.norm().double() * size for q in dense]
+    return torch.stack([gathered([_dot(q, gradient) for q in dense]), gathered(at_most), gathered(terms)])
 
 
 def _groups(terms: Sequence[set[str]], names: Collection[str]) -> tuple[dict[str, int], int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from inrun_bench.attribution.directions import Direction
 from inrun_bench.attribution.layer_terms import LayerSite, MicroBatch, Term
+from inrun_bench.attribution.precision import own_precision
 from inrun_bench.attribution.transfer import Numbers
 
 __all__ = ["Scores", "TermSums"]
@@ -76,8 +76,7 @@ class Scores:
 
     def add(self, term: Term, probes: Sequence[Direction]) -> None:
         """Score a term with each probe."""
-        device = term.b.device.type
-        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+        with own_precision(term.b.device):
             scores = [term.score(probe) for probe in probes]
         together = scores[0][None] if len(scores) == 1 else torch.stack(scores)
         self._add(term.where, term.micro_batch, together, term.keys, term.b.dtype)
@@ -90,6 +89,11 @@ class Scores:
         precision = max(self._precision, torch.finfo(scores.dtype).eps, torch.finfo(kind).eps)
         self._terms.append(_ScoredTerm(where, micro_batch, scores, keys, precision))
         self.keys |= keys
+
+    @property
+    def micro_batches(self) -> set[MicroBatch]:
+        """Those of which anything has come."""
+        return {term.micro_batch for term in self._terms}
 
     def total(self, size: int) -> tuple[Tensor, TermSums]:
         """Return the sums over terms, float64 [probes, size], and those over samples."""

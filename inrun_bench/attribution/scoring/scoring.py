@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,8 @@ def early_scores(opened: OpenStep) -> Tensor:
     uneven = opened.received.uneven
     opened.seen.expect_gradients(opened.checks, gradients, factor, opened.number, uneven)
     factored = [] if opened.at_once else [name for name, q in opened.known[0].items() if isinstance(q, Factors)]
-    _expect_sums(opened, terms, factor, opened.known, gradients, but=factored)
+    seen = {name: magnitude * factor.abs() for name, magnitude in opened.seen.magnitudes.items()}
+    _expect_sums(opened, terms, factor, opened.known, gradients, but=factored, magnitudes=seen)
     return total * _product(opened.factor, device=total.device)
 
 
@@ -95,12 +97,11 @@ def _expect_sums(
     factor: Tensor,
     directions: Sequence[Direction],
     gradients: Mapping[str, Tensor | None],
-    *,
-    but: Collection[str] = (),
+    **options: Any,
 ) -> None:
     assert opened.received is not None
     terms = replace(terms, sums=terms.sums * factor, magnitudes=terms.magnitudes * factor.abs())
-    expect_sums(opened.checks, terms, directions, gradients, opened.number, but=but, unless=opened.received.uneven)
+    expect_sums(opened.checks, terms, directions, gradients, opened.number, unless=opened.received.uneven, **options)
 
 
 def _kept_scores(
