@@ -26,6 +26,14 @@ class RandomState:
         device = next((tensor.device for tensor in tensors if tensor.device.type == "cuda"), None)
         return cls(torch.get_rng_state(), device, None if device is None else torch.cuda.get_rng_state(device))
 
+    def drawn_from(self) -> bool:
+        """Whether random numbers were drawn since."""
+        if not torch.equal(self.cpu, torch.get_rng_state()):
+            return True
+        if self.device is None or self.of_device is None:
+            return False
+        return not torch.equal(self.of_device, torch.cuda.get_rng_state(self.device))
+
     @contextmanager
     def again(self) -> Iterator[None]:
         """Go back to this state in the block, and leave everyone else's random numbers as they were."""

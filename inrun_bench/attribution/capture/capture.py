@@ -68,16 +68,19 @@ class Capture:
         covered = set().union(*(site.keys for site in sites))
         without_samples = set().union(*(site.keys for site in sites if axes.of(site.name) is None))
         self.factors = ValidationFactors(sites, rules)
+        self._receive = receive
         self._operations = FollowedOperations(
             self.parameters,
-            receive,
+            self._looking_away,
             lambda key: self._calls.of_operation(key),
             (self.parameters.keys() - covered) | without_samples,
         )
         self._calls = ObservedCalls(model, sites, self.parameters, axes, self._operations)
         self._coupling = _Coupling(model)
         self._fused = FusedLayers(sites, rules, self._calls, self.factors)
-        self._layers = WatchedLayers(sites, receive, self._calls, self._fused, self._operations, self.factors)
+        self._layers = WatchedLayers(
+            sites, self._looking_away, self._calls, self._fused, self._operations, self.factors
+        )
         self._owners = [
             (module, attribute, name, p, p.device)
             for name, p in self.parameters.items()
@@ -113,6 +116,15 @@ class Capture:
             part.micro_batch = micro_batch
         if micro_batch is not None:
             self._layers.latest = self._fused.latest = micro_batch
+
+    def _looking_away(self, term: Term) -> None:
+        """Hand a term on, and look away while it is scored, which may run its layer again."""
+        micro_batch = self._operations.micro_batch
+        self.show(None)
+        try:
+            self._receive(term)
+        finally:
+            self.show(micro_batch)
 
     def aim(
         self,

@@ -11,13 +11,14 @@ Inputs are kept by autograd itself, as if the layer had saved them, so that what
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from inrun_bench.attribution.capture.batch_axis import BatchAxis, Unclear, batch_first, repeated
 from inrun_bench.attribution.capture.calls import ObservedCalls
@@ -26,10 +27,11 @@ from inrun_bench.attribution.capture.factors import ValidationFactors
 from inrun_bench.attribution.capture.fused import FusedLayers
 from inrun_bench.attribution.capture.hooks import LayerHook
 from inrun_bench.attribution.capture.observation import Seen
+from inrun_bench.attribution.capture.operation_terms import Operation, OperationTerm
 from inrun_bench.attribution.capture.operations import FollowedOperations
 from inrun_bench.attribution.capture.saved_tensors import in_backward_pass, save
 from inrun_bench.attribution.families import find_rules
-from inrun_bench.attribution.layer_terms import LayerSite, LayerTerm, MicroBatch
+from inrun_bench.attribution.layer_terms import LayerSite, LayerTerm, MicroBatch, Term
 from inrun_bench.attribution.products.backend import Backend
 from inrun_bench.attribution.random_state import RandomState
 
@@ -63,7 +65,7 @@ class WatchedLayers:
     def __init__(
         self,
         sites: Sequence[LayerSite],
-        receive: Callable[[LayerTerm], None],
+        receive: Callable[[Term], None],
         calls: ObservedCalls,
         fused: FusedLayers,
         operations: FollowedOperations,
@@ -105,8 +107,9 @@ class WatchedLayers:
             return
         seen: Seen = None if self.micro_batch is None else self._calls.of_layer(site)
         state = None
-        if self.micro_batch is not None and site.replays and torch.is_grad_enabled():
-            state = RandomState.now([leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)])
+        if self.micro_batch is not None and torch.is_grad_enabled():
+            replayed = site.replays or seen is None or self._operations.takes_part((args, kwargs))
+            state = RandomState.now(_tensors((args, kwargs))) if replayed else None
         self._entered.append((site, seen, state))
         self._fused.entered.append(seen)
         self._operations.inside = len(self._entered)
@@ -118,7 +121,7 @@ class WatchedLayers:
         if torch.compiler.is_compiling():
             return None if scored else self._leave_compiled(slot, site, args, kwargs, output)
         seen, state = self._left(site)
-        if scored or output is None or not torch.is_grad_enabled():
+        if output is None or not torch.is_grad_enabled():
             return None
         if self.micro_batch is None:
             self._factors.note(site, next(iter((*args, *kwargs.values()))), output)
@@ -128,15 +131,16 @@ class WatchedLayers:
             return None
         if isinstance(seen, Unclear):
             raise seen.error(site.where, site.name)
+        if state is not None and not state.drawn_from():
+            state = None
         if seen is None:
-            keys = {name: key for name, _ in layer.named_parameters() if (key := site.key_of(name))}
-            self._operations.derive(layer, keys, args, kwargs, first)
+            self._operations.derive(layer, args, kwargs, first, state)
             return None
         _check_size(site, seen, first, self.micro_batch.size)
-        a: Any = _bound(layer, args, kwargs) if site.wants_all else next(iter((*args, *kwargs.values())))
-        if state is not None:
-            a = {**a, "random_state": state}
-        first.register_hook(self._backward(site, self.micro_batch, a, seen))
+        operation = self._operations.through(layer, args, kwargs, state)
+        if operation is not None or not scored:
+            call = _Call(site, self.micro_batch, args, kwargs, seen, state, operation, scored)
+            first.register_hook(call.hook(self._receive, self._operations.apart))
         return None
 
     def _left(self, site: LayerSite) -> tuple[Seen, RandomState | None]:
@@ -148,25 +152,6 @@ class WatchedLayers:
             self._fused.entered.pop()
         self._operations.inside = len(self._entered)
         return seen, state
-
-    def _backward(self, site: LayerSite, micro_batch: MicroBatch, a: Any, axis: BatchAxis) -> Callable[[Tensor], None]:
-        """Let autograd keep a, and return the hook that makes a term of it when b comes."""
-        leaves, spec = tree_flatten(a)
-        slots = [number for number, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        saved = save([leaves[slot].detach() for slot in slots])
-        leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        anew = in_backward_pass()
-
-        def backward(b: Tensor) -> None:
-            if anew:
-                micro_batch.computed_anew()
-            tensors = dict(zip(slots, saved(), strict=True))
-            known = tree_unflatten([tensors.get(slot, leaf) for slot, leaf in enumerate(leaves)], spec)
-            if not site.wants_all:
-                known = batch_first(known, axis)
-            self._receive(LayerTerm(site, micro_batch, known, batch_first(b.detach(), axis)))
-
-        return backward
 
     def _leave_compiled(
         self, slot: int, site: LayerSite, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -183,6 +168,60 @@ class WatchedLayers:
         return pass_through(output, a.detach(), self._number, slot, 0 if axis == "folded" else axis)
 
 
+@dataclass(frozen=True)
+class _Call:
+    """One call of a layer on the samples: of its rules, unless it scores itself, and of what is followed through it."""
+
+    site: LayerSite
+    micro_batch: MicroBatch
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    axis: int | Literal["folded"]
+    state: RandomState | None
+    operation: Operation | None
+    scored: bool
+
+    def hook(self, receive: Callable[[Term], None], apart: Callable[[Tensor], Tensor]) -> Callable[[Tensor], None]:
+        """Let autograd keep the arguments, and return the hook that makes terms of them when b comes."""
+        leaves, spec = tree_flatten(((), self.args, self.kwargs))
+        slots = [slot for slot, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        saved = save([apart(leaves[slot]) for slot in slots], self.site.where)
+        leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        anew = in_backward_pass()
+        call = replace(self, args=(), kwargs={})
+
+        def backward(b: Tensor) -> None:
+            if anew:
+                call.micro_batch.computed_anew()
+            tensors = dict(zip(slots, saved(), strict=True))
+            known = [tensors.get(slot, leaf) for slot, leaf in enumerate(leaves)]
+            for term in call.terms(known, spec, b.detach()):
+                receive(term)
+
+        return backward
+
+    def terms(self, leaves: list[Any], spec: TreeSpec, b: Tensor) -> Iterator[Term]:
+        """Yield the terms that a gradient of the output brings."""
+        if self.operation is not None:
+            known = tuple(None if slot in self.operation.sources else leaf for slot, leaf in enumerate(leaves))
+            yield OperationTerm(replace(self.operation, leaves=known), self.micro_batch, self.axis, b)
+        if self.scored:
+            return
+        _, args, kwargs = tree_unflatten(leaves, spec)
+        a: Any
+        if self.site.wants_all:
+            a = _bound(self.site.layer, args, kwargs)
+            if self.site.replays and self.state is not None:
+                a["random_state"] = self.state
+        else:
+            a = batch_first(next(iter((*args, *kwargs.values()))), self.axis)
+        yield LayerTerm(self.site, self.micro_batch, a, batch_first(b, self.axis))
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
+
+
 def find_sites(model: nn.Module, key_of: Mapping[nn.Parameter, str], kernels: Backend) -> list[LayerSite]:
     """Return the layers whose trained parameters have rules; `key_of` names these parameters."""
     sites: list[LayerSite] = []
@@ -192,7 +231,7 @@ def find_sites(model: nn.Module, key_of: Mapping[nn.Parameter, str], kernels: Ba
             continue
         own = dict(layer.named_parameters(remove_duplicate=False))
         rules = []
-        for rule in find_rules(layer):
+        for rule in () if _computes_weights(layer) else find_rules(layer):
             keys = tuple(key_of.get(own[p]) if p in own else None for p in rule.parameters)
             if any(keys):
                 rules.append((rule, keys))
@@ -200,6 +239,11 @@ def find_sites(model: nn.Module, key_of: Mapping[nn.Parameter, str], kernels: Ba
         if rules:
             sites.append(LayerSite(name, layer, tuple(rules), kernels))
     return sites
+
+
+def _computes_weights(layer: nn.Module) -> bool:
+    """Whether hooks put what they compute of other parameters where the layer had one (pruning, old weight norm)."""
+    return any(isinstance(vars(layer).get(name), Tensor) for rule in find_rules(layer) for name in rule.parameters)
 
 
 def _check_size(site: LayerSite, axis: int | Literal["folded"], output: Tensor, size: int) -> None:

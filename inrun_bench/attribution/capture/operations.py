@@ -19,173 +19,39 @@ Operations inside of a layer that has rules are that layer's own affair.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from inrun_bench.attribution.capture.batch_axis import BatchAxis, Unclear, batch_first, candidates
+from inrun_bench.attribution.capture.batch_axis import BatchAxis, Unclear, candidates
+from inrun_bench.attribution.capture.custom_functions import custom_function
+from inrun_bench.attribution.capture.in_place import hook_on_value, results_of, works_in_place
 from inrun_bench.attribution.capture.observation import Seen
+from inrun_bench.attribution.capture.operation_terms import (
+    FollowedParameter,
+    LayerCall,
+    Operation,
+    OperationTerm,
+    Source,
+    changed_in_place,
+    without_tensors,
+)
 from inrun_bench.attribution.capture.recorder import OperationKey, key_of_operation
 from inrun_bench.attribution.capture.saved_tensors import in_backward_pass, save
-from inrun_bench.attribution.directions import Direction, multiplied_out
 from inrun_bench.attribution.layer_terms import MicroBatch
 from inrun_bench.attribution.random_state import RandomState
 
-__all__ = ["FollowedOperations", "OperationTerm"]
-
-DRAWING = {
-    "lstm",
-    "gru",
-    "rnn_tanh",
-    "rnn_relu",
-    "multi_head_attention_forward",
-    "scaled_dot_product_attention",
-    "rrelu",
-}
-"""Operations that may draw random numbers, beside those with ``dropout`` in their names."""
+__all__ = ["FollowedOperations"]
 
 BACKWARD = (Tensor.backward, torch.autograd.backward)
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Leaf:
-    """A followed parameter."""
-
-    key: str
-    parameter: nn.Parameter
-
-    @property
-    def keys(self) -> set[str]:
-        return {self.key}
-
-    def dual(self, probe: Direction) -> tuple[Tensor, Tensor]:
-        """Return the parameter and its derivative in the probe's direction."""
-        weight = self.parameter.detach()
-        direction = probe.get(self.key)
-        return weight, torch.zeros_like(weight) if direction is None else multiplied_out(direction).to(weight.dtype)
-
-    def value(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """Return the parameter, as given in `weights`."""
-        return weights[self.key]
-
-
-@dataclass(frozen=True)
-class _Operation:
-    """A call of a torch function in which followed tensors take part; `sources` says which arguments they are."""
-
-    function: Callable[..., Any]
-    leaves: tuple[Any, ...]
-    spec: TreeSpec
-    sources: Mapping[int, _Source]
-    output: int = 0
-    random_state: RandomState | None = None
-    written: frozenset[int] = frozenset()  # arguments that the function changes, running statistics for instance
-
-    @property
-    def name(self) -> str:
-        """The function's name."""
-        return getattr(self.function, "__name__", "an operation")
-
-    @property
-    def keys(self) -> set[str]:
-        return {key for source in self.sources.values() for key in source.keys}
-
-    def dual(self, probe: Direction) -> tuple[Tensor, Tensor]:
-        """Return the operation's output and its derivative in the probe's direction."""
-        duals = [source.dual(probe) for source in self.sources.values()]
-        value, tangent, *_ = torch.func.jvp(
-            self._call, tuple(primal for primal, _ in duals), tuple(tangent for _, tangent in duals)
-        )
-        return value, tangent
-
-    def value(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """Return the operation's output, as a function of `weights`."""
-        return self._call(*(source.value(weights) for source in self.sources.values()))
-
-    def parameters(self) -> dict[str, Tensor]:
-        """Return the followed parameters that take part, at their present values."""
-        parameters: dict[str, Tensor] = {}
-        for source in self.sources.values():
-            parameters |= {source.key: source.parameter} if isinstance(source, _Leaf) else source.parameters()
-        return parameters
-
-    def _call(self, *followed: Tensor) -> Tensor:
-        leaves = [leaf.clone() if slot in self.written else leaf for slot, leaf in enumerate(self.leaves)]
-        for slot, tensor in zip(self.sources, followed, strict=True):
-            leaves[slot] = tensor
-        args, kwargs = tree_unflatten(leaves, self.spec)
-        with nullcontext() if self.random_state is None else self.random_state.again():
-            outputs = _tensors(self.function(*args, **kwargs))
-        return outputs[self.output]
-
-
-_Source: TypeAlias = _Leaf | _Operation
-
-
-@dataclass(frozen=True)
-class OperationTerm:
-    """One operation of followed parameters on the samples: what it was, and the gradient b of its output."""
-
-    operation: _Operation
-    micro_batch: MicroBatch
-    axis: int | Literal["folded"]
-    b: Tensor
-
-    @property
-    def where(self) -> str:
-        """The operation and its parameters, for messages."""
-        return f"operation {self.operation.name!r} on parameter {', '.join(map(repr, sorted(self.keys)))}"
-
-    @property
-    def keys(self) -> set[str]:
-        """Names of the parameters concerned."""
-        return self.operation.keys
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """What is kept in memory."""
-        return [leaf for leaf in (*self.operation.leaves, self.b) if isinstance(leaf, Tensor)]
-
-    def score(self, probe: Direction) -> Tensor:
-        """Return the samples' dot products with `probe`."""
-        with torch.no_grad():
-            try:
-                _, tangent = self.operation.dual(probe)
-            except (NotImplementedError, RuntimeError) as error:
-                if "forward AD" not in str(error) and "forward-mode" not in str(error):
-                    raise
-                return self._backwards(probe)
-            return batch_first(self.b * tangent, self.axis).reshape(self.micro_batch.size, -1).sum(1)
-
-    def rounded(self, dtype: torch.dtype) -> OperationTerm:
-        """Return the term with the gradient in another precision; the operation needs its own."""
-        return replace(self, b=self.b.to(dtype))
-
-    def _backwards(self, probe: Direction) -> Tensor:
-        """Differentiate the operation once for each sample, all others' gradients held at zero."""
-        weights = {key: p.detach().requires_grad_() for key, p in self.operation.parameters().items()}
-        with torch.enable_grad():
-            output = self.operation.value(weights)
-        size = self.micro_batch.size
-        scores = self.b.new_zeros(size)
-        for sample in range(size):
-            alone = torch.zeros_like(self.b)
-            for whole, own in ((batch_first(self.b, self.axis), batch_first(alone, self.axis)),):
-                rows = len(whole) // size if self.axis == "folded" else 1
-                own[sample * rows : (sample + 1) * rows] = whole[sample * rows : (sample + 1) * rows]
-            gradients = torch.autograd.grad(output, list(weights.values()), alone, retain_graph=True, allow_unused=True)
-            for key, gradient in zip(weights, gradients, strict=True):
-                if gradient is not None and key in probe:
-                    scores[sample] += (gradient * multiplied_out(probe[key])).sum()
-        return scores
 
 
 class FollowedOperations:
@@ -230,10 +96,12 @@ class FollowedOperations:
         self._parameters = dict(parameters)
         self._names = set(parameters)
         self._announced: set[str] = set()
+        self._memory: set[int] = set()  # where parameters lie
         self._mode: _Mode | None = None
 
     def __enter__(self) -> None:
         self.inside = 0
+        self._memory = {p.untyped_storage().data_ptr() for p in self._parameters.values()}
         if self._names:
             self._mode = _Mode(self, {name: self._parameters[name] for name in self._names})
             self._mode.__enter__()  # type: ignore[no-untyped-call]
@@ -258,43 +126,106 @@ class FollowedOperations:
 
     def follow_again(self, on: bool) -> None:
         """Begin, or end, to follow what a checkpoint computes anew in a backward pass, as it was followed at first."""
+        if self._mode is not None:
+            self._mode.follow_copies(on)
         if self._mode is not None and on:
             self._mode.__enter__()  # type: ignore[no-untyped-call]
         elif self._mode is not None:
             self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
+    def takes_part(self, arguments: Any) -> bool:
+        """Whether anything that is followed is among the arguments of a layer that is entered."""
+        return self._mode is not None and not self.inside and bool(self._mode.sources_of(tree_leaves(arguments)))
+
     def derive(
-        self,
-        layer: nn.Module,
-        keys: Mapping[str, str],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        output: Tensor,
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor, state: RandomState | None
     ) -> None:
-        """Follow the output of a layer that was called without samples; `keys` names its parameters in the model."""
+        """Follow the output of a layer that was called without samples."""
+        names = {id(p): key for key, p in self._parameters.items()}
+        keys = {name: names[id(p)] for name, p in layer.named_parameters() if id(p) in names}
         if self._mode is None:
             raise RuntimeError(
                 f"{type(layer).__name__} with parameters {', '.join(map(repr, keys.values()))} was called without "
                 "samples, which it was not in the first step; say so with batch_axis={its name: None}"
             )
-        state = RandomState.now(_tensors((args, kwargs))) if any("dropout" in name for name in vars(layer)) else None
-        leaves, spec = tree_flatten((args, dict(kwargs)))
-        leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        operation = self._call_of(layer, keys, args, kwargs, state)
+        self.keys |= operation.keys
+        self._mode.follow(operation, output)
 
-        def call(*weights: Tensor) -> Tensor:
-            given, named = tree_unflatten(leaves, spec)
-            outputs = torch.func.functional_call(layer, dict(zip(keys, weights, strict=True)), given, named)
-            return _tensors(outputs)[0]
+    def through(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], state: RandomState | None
+    ) -> Operation | None:
+        """Return what followed arguments do in a layer that sees samples, whose own parameters are its rules' affair.
 
-        _, own_spec = tree_flatten((tuple(keys), {}))
-        sources = {slot: _Leaf(key, self._parameters[key]) for slot, key in enumerate(keys.values())}
-        self.keys |= set(keys.values())
-        self._mode.follow(_Operation(call, tuple(None for _ in keys), own_spec, sources, 0, state), output)
+        Its leaves are to be those of ``((), args, kwargs)``.
+        """
+        if not self.takes_part((args, kwargs)):
+            return None
+        operation = self._call_of(layer, {}, args, kwargs, state)
+        self._announce(operation)
+        return without_tensors(operation)
 
-    def meet(self, operation: _Operation, output: Tensor, axis: int | Literal["folded"]) -> None:
+    def _call_of(
+        self,
+        layer: nn.Module,
+        keys: Mapping[str, str],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        state: RandomState | None,
+    ) -> Operation:
+        """Return a layer's call as an operation on those parameters of its own, and on followed arguments."""
+        assert self._mode is not None
+        leaves, spec = tree_flatten(((tuple(keys), args, kwargs), {}))
+        sources: dict[int, Source] = {
+            slot: FollowedParameter(key, self._parameters[key]) for slot, key in enumerate(keys.values())
+        }
+        sources |= self._mode.sources_of(leaves)
+        call = LayerCall(layer, tuple(keys))
+        return Operation(call.of, self.kept(leaves, sources), spec, sources, 0, state)
+
+    def apart(self, tensor: Tensor) -> Tensor:
+        """Return a tensor as it is to be kept: a copy where the optimiser would write into it."""
+        return tensor.detach().clone() if self.is_of_parameter(tensor) else tensor.detach()
+
+    def is_of_parameter(self, tensor: Tensor) -> bool:
+        """Whether a tensor lies in the memory of a parameter."""
+        return tensor.layout == torch.strided and tensor.untyped_storage().data_ptr() in self._memory
+
+    def kept(self, leaves: list[Any], sources: Collection[int]) -> tuple[Any, ...]:
+        """Return an operation's arguments as they are to be kept, None in place of what is followed."""
+        return tuple(
+            None if slot in sources else self.apart(leaf) if isinstance(leaf, Tensor) else leaf
+            for slot, leaf in enumerate(leaves)
+        )
+
+    def meet(
+        self,
+        operation: Operation,
+        output: Tensor,
+        axis: int | Literal["folded"],
+        hook: Callable[[Tensor, Callable[[Tensor], None]], Any] = Tensor.register_hook,
+    ) -> None:
         """Note an operation on the samples: its term is received when the gradient of its output comes."""
         micro_batch = self.micro_batch
         assert micro_batch is not None
+        self._announce(operation)
+        tensors = {slot: leaf for slot, leaf in enumerate(operation.leaves) if isinstance(leaf, Tensor)}
+        saved = save(list(tensors.values()), repr(operation.name))
+        slots, operation = list(tensors), without_tensors(operation)
+        anew = in_backward_pass()
+        del tensors
+
+        def backward(b: Tensor) -> None:
+            if anew:
+                micro_batch.computed_anew()
+            leaves = list(operation.leaves)
+            for slot, tensor in zip(slots, saved(), strict=True):
+                leaves[slot] = tensor
+            self._receive(OperationTerm(replace(operation, leaves=tuple(leaves)), micro_batch, axis, b.detach()))
+
+        hook(output, backward)
+
+    def _announce(self, operation: Operation) -> None:
         for key in operation.keys - self._announced:
             logger.warning(
                 "parameter %r has no ghost rule where %r uses it; its operations are differentiated one by one",
@@ -303,27 +234,8 @@ class FollowedOperations:
             )
         self._announced |= operation.keys
         self.keys |= operation.keys
-        leaves = list(operation.leaves)
-        for slot in operation.written:
-            leaves[slot] = leaves[slot].detach().clone()
-        tensors = {slot for slot, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
-        slots = sorted(tensors - operation.written)
-        saved = save([leaves[slot].detach() for slot in slots])
-        for slot in slots:
-            leaves[slot] = None
 
-        anew = in_backward_pass()
-
-        def backward(b: Tensor) -> None:
-            if anew:
-                micro_batch.computed_anew()
-            given = dict(zip(slots, saved(), strict=True))
-            known = tuple(given.get(slot, leaf) for slot, leaf in enumerate(leaves))
-            self._receive(OperationTerm(replace(operation, leaves=known), micro_batch, axis, b.detach()))
-
-        output.register_hook(backward)
-
-    def seen(self, key: OperationKey, operation: _Operation, output: Tensor, others: list[Tensor]) -> BatchAxis:
+    def seen(self, key: OperationKey, operation: Operation, output: Tensor, others: list[Tensor]) -> BatchAxis:
         """Return what numbers the samples in the result of an operation, None where it holds none."""
         assert self.micro_batch is not None
         size = self.micro_batch.size
@@ -347,12 +259,22 @@ class FollowedOperations:
         )
 
 
+@dataclass(frozen=True)
+class _Followed:
+    """A followed tensor, which lives as long as it is followed, lest its id pass to another."""
+
+    tensor: Tensor
+    source: Source
+    version: int
+
+
 class _Mode(TorchFunctionMode):
-    def __init__(self, followed: FollowedOperations, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, operations: FollowedOperations, parameters: Mapping[str, nn.Parameter]) -> None:
         super().__init__()
-        self._followed = followed
-        self._sources: dict[int, _Source] = {id(p): _Leaf(key, p) for key, p in parameters.items()}
-        self._alive: list[Tensor] = []  # a followed tensor's id must not pass to another
+        self._operations = operations
+        self._followed = {id(p): _Followed(p, FollowedParameter(key, p), p._version) for key, p in parameters.items()}
+        self._nodes: dict[Any, str] = {}  # of the graph, that made followed tensors
+        self._copies: dict[Any, _Followed] | None = None
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -361,64 +283,99 @@ class _Mode(TorchFunctionMode):
         if torch.compiler.is_compiling():
             return func(*args, **kwargs)
         if func in BACKWARD:  # which torch runs without this mode
-            self._followed.suspended = True
+            self._operations.suspended = True
             try:
                 return func(*args, **kwargs)
             finally:
-                self._followed.suspended = False
-        if self._followed.micro_batch is None or self._followed.inside or not torch.is_grad_enabled():
+                self._operations.suspended = False
+        if self._operations.micro_batch is None or self._operations.inside or not torch.is_grad_enabled():
             return func(*args, **kwargs)
         leaves, spec = tree_flatten((args, kwargs))
-        sources = {slot: self._sources[id(leaf)] for slot, leaf in enumerate(leaves) if id(leaf) in self._sources}
+        sources = self.sources_of(leaves)
         if not sources:
             return func(*args, **kwargs)
-        function, leaves = _out_of_place(func, leaves)
-        name = getattr(func, "__name__", "")
-        state = RandomState.now(_tensors(leaves)) if name in DRAWING or "dropout" in name else None
+        before = leaves[0].detach().clone() if works_in_place(func) and 0 not in sources else None
+        state = RandomState.now(_tensors(leaves))
         versions = {slot: leaf._version for slot, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
         result = func(*args, **kwargs)
         written = frozenset(slot for slot, version in versions.items() if leaves[slot]._version != version)
         others = [leaf for slot, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and slot not in sources]
-        known = tuple(None if slot in sources else leaf for slot, leaf in enumerate(leaves))
-        operation = _Operation(function, known, spec, sources, 0, state, written - sources.keys())
-        outputs, result_spec = tree_flatten(result)
-        tensors = [slot for slot, output in enumerate(outputs) if isinstance(output, Tensor)]
-        for number, slot in enumerate(tensors):
-            output = outputs[slot]
-            if not output.requires_grad or id(output) in self._sources:
+        known = list(self._operations.kept(leaves, sources))
+        for slot in written - sources.keys():
+            known[slot] = known[slot].clone() if slot or before is None else before
+        drawn = state if state.drawn_from() else None
+        operation = Operation(func, tuple(known), spec, sources, 0, drawn, written)
+        places, result_spec = tree_flatten(result)
+        slots = [slot for slot, place in enumerate(places) if isinstance(place, Tensor)]
+        outputs = results_of(result, [leaves[slot] for slot in sorted(written)])
+        for number, output in enumerate(outputs):
+            in_place = any(output is leaves[slot] for slot in written)
+            if not output.requires_grad or (id(output) in self._followed and not in_place):
                 continue
             own = replace(operation, output=number)
-            axis = self._followed.seen(key_of_operation(func, own.keys, output, number), own, output, others)
+            axis = self._operations.seen(key_of_operation(func, own.keys, output, number), own, output, others)
             if axis is None:
-                self.follow(own, output)
+                self.follow(own, output, in_place)
                 continue
-            if len(tensors) > 1:  # one output may be made from another, whose gradient would then hold both
-                outputs[slot] = output = output.view_as(output)
-            self._followed.meet(own, output, axis)
-        return tree_unflatten(outputs, result_spec) if len(tensors) > 1 else result
+            self._followed.pop(id(output), None)
+            if len(slots) > 1:  # one output may be made from another, whose gradient would then hold both
+                places[slots[number]] = output = output.view_as(output)
+            self._operations.meet(own, output, axis, hook_on_value if in_place else Tensor.register_hook)
+        return tree_unflatten(places, result_spec) if len(slots) > 1 else result
 
-    def follow(self, operation: _Operation, output: Tensor) -> None:
+    def sources_of(self, leaves: list[Any]) -> dict[int, Source]:
+        """Return what the followed ones of some arguments come from."""
+        sources: dict[int, Source] = {}
+        for slot, leaf in enumerate(leaves):
+            if not isinstance(leaf, Tensor):
+                continue
+            followed = self._followed.get(id(leaf)) or self._original(leaf)
+            if followed is None:
+                self._refuse_custom_function(leaf)
+                continue
+            if isinstance(followed.source, Operation) and followed.tensor._version != followed.version:
+                raise changed_in_place(followed.source.name, followed.source.keys)
+            sources[slot] = followed.source
+        return sources
+
+    def follow(self, operation: Operation, output: Tensor, in_place: bool = False) -> None:
         """Follow a tensor that is derived from followed ones."""
-        self._sources[id(output)] = operation
-        self._alive.append(output)
+        if in_place and output._base is not None and id(output._base) not in self._followed:
+            raise changed_in_place(operation.name, operation.keys)
+        if not self._operations.is_of_parameter(output):
+            operation = replace(operation, result=output.detach())
+        self._followed[id(output)] = _Followed(output, operation, output._version)
+        self._nodes[output.grad_fn] = ", ".join(map(repr, sorted(operation.keys)))
+
+    def follow_copies(self, on: bool) -> None:
+        """Begin, or end, to follow also what a reentrant checkpoint makes of its arguments: copies in one memory."""
+        self._copies = {_place(one.tensor): one for one in self._followed.values()} if on else None
+
+    def _original(self, tensor: Tensor) -> _Followed | None:
+        if self._copies is None or not tensor.is_leaf or not tensor.requires_grad or isinstance(tensor, nn.Parameter):
+            return None
+        return self._copies.get(_place(tensor))
+
+    def _refuse_custom_function(self, tensor: Tensor) -> None:
+        name = custom_function(tensor, self._is_followed)
+        if name is not None:
+            raise TypeError(
+                f"{name} (a torch.autograd.Function) was applied to a parameter that no rule covers, or to what is "
+                "computed from one, and what it does with it for each sample is not seen; write it with torch's own "
+                "operations, or as a layer with a rule (inrun_bench.attribution.ghost_rule)"
+            )
+
+    def _is_followed(self, node: Any) -> bool:
+        parameter = getattr(node, "variable", None)
+        if parameter is None:
+            return node in self._nodes
+        followed = self._followed.get(id(parameter))
+        return followed is not None and bool(followed.source.keys & self._operations.keys)
+
+
+def _place(tensor: Tensor) -> Any:
+    return tensor.data_ptr(), tensor.size(), tensor.stride(), tensor.dtype
 
 
 def _tensors(result: Any) -> list[Tensor]:
     return [leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor)]
-
-
-def _out_of_place(function: Callable[..., Any], leaves: list[Any]) -> tuple[Callable[..., Any], list[Any]]:
-    """Return the twin of an in-place method that changes nothing, and its arguments as they are now."""
-    name = getattr(function, "__name__", "")
-    if name.startswith("__i") and name.endswith("__"):
-        twin = getattr(Tensor, f"__{name[3:]}", None)
-    elif name.endswith("_") and not name.endswith("__"):
-        twin = getattr(Tensor, name[:-1], None)
-    else:
-        return function, leaves
-    if twin is None:
-        return function, leaves
-    return twin, [
-        leaf.detach().clone() if number == 0 and isinstance(leaf, Tensor) else leaf
-        for number, leaf in enumerate(leaves)
-    ]

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
 from inrun_bench.attribution.capture.batch_axis import BatchAxis, batch_first, candidates
+from inrun_bench.attribution.capture.in_place import results_of
 
 __all__ = ["OperationKey", "Output", "Recorder", "key_of_operation"]
 
@@ -112,8 +113,11 @@ class Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        given = _tensors((args, kwargs))
+        versions = [each._version for each in given]
         result = func(*args, **kwargs)
-        given, results = _tensors((args, kwargs)), _tensors(result)
+        written = [each for each, version in zip(given, versions, strict=True) if each._version != version]
+        results = results_of(result, written)
         if not results:
             return result
         tainted = any(id(each) in self._samples for each in given)
@@ -127,16 +131,18 @@ class Recorder(TorchFunctionMode):
             if not each.is_floating_point():
                 continue
             holds = tainted
-            if id(each) not in self._followed:
+            if id(each) not in self._followed or any(each is one for one in written):
                 holds = self._note(key_of_operation(func, keys, each, slot), each, tainted)
-            if not holds:
+            if holds:
+                self._followed.pop(id(each), None)
+            else:
                 self._follow([each], keys)
         return result
 
     def _follow(self, tensors: list[Tensor], keys: set[str]) -> None:
         for tensor in tensors:
             self._samples.pop(id(tensor), None)
-            self._followed.setdefault(id(tensor), keys)
+            self._followed[id(tensor)] = keys
             self._alive.append(tensor)
 
     def _note(self, kind: Any, output: Tensor, tainted: bool) -> bool:

@@ -11,12 +11,12 @@ from torch import Tensor
 __all__ = ["in_backward_pass", "save"]
 
 
-def save(tensors: Sequence[Tensor]) -> Callable[[], tuple[Tensor, ...]]:
+def save(tensors: Sequence[Tensor], user: str) -> Callable[[], tuple[Tensor, ...]]:
     """Hand `tensors` to autograd and return a function that gives them back, for a hook to call in a backward pass.
 
     Whatever hooks autograd runs on saved tensors run on these: inside an activation checkpoint they are not kept at
     all but computed again. Like autograd's own they are let go by the first backward pass that does
-    not retain the graph.
+    not retain the graph. Errors name their `user`.
     """
     holder = [_Keep.apply(torch.zeros((), requires_grad=True), *tensors)]  # type: ignore[no-untyped-call]
 
@@ -25,7 +25,15 @@ def save(tensors: Sequence[Tensor]) -> Callable[[], tuple[Tensor, ...]]:
             raise RuntimeError(
                 "a layer's output was differentiated a second time; the first pass must retain its graph"
             )
-        kept: tuple[Tensor, ...] = holder[0].grad_fn.saved_tensors
+        try:
+            kept: tuple[Tensor, ...] = holder[0].grad_fn.saved_tensors
+        except RuntimeError as error:
+            if "modified by an inplace operation" not in str(error):
+                raise
+            raise RuntimeError(
+                f"an argument of {user} was changed in place after it was used, and scores need it as it was; write "
+                "the change out of place (x = x + y and not x += y)"
+            ) from error
         if not torch._C._autograd._get_current_graph_task_keep_graph():
             holder.clear()
         return kept
