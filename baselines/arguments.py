@@ -1,8 +1,10 @@
 """Checks of arguments that several estimators take; each error names the argument, what was got and what is allowed."""
 
-from numbers import Integral
+from numbers import Integral, Real
 
-__all__ = ["whole_number"]
+import numpy as np
+
+__all__ = ["flag", "real_number", "whole_number"]
 
 
 def whole_number(name: str, value: object, *, minimum: int = 1) -> int:
@@ -33,3 +35,34 @@ def whole_number(name: str, value: object, *, minimum: int = 1) -> int:
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
     return int(value)
+
+
+def real_number(name: str, value: object) -> float:
+    """Return `value` as a float, having checked that it is a real number.
+
+    Parameters
+    ----------
+    name : str
+        How the error is to call the value.
+    value : object
+        An int, a float or a NumPy number. Booleans, strings and arrays are refused.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    TypeError
+        If `value` is something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a real number, got {value!r} ({type(value).__name__})")
+    return float(value)
+
+
+def flag(name: str, value: object) -> bool:
+    """Return `value` as a bool, having checked that it is one: strings such as "no" are true for Python."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {value!r} ({type(value).__name__})")
+    return bool(value)

@@ -33,7 +33,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.arguments import whole_number
+from baselines.arguments import real_number, whole_number
 from baselines.draws import LEAST_DRAWS_OF_CHAINS
 from baselines.valuation import rank_correlation
 
@@ -174,12 +174,12 @@ def stderr_below(limit: float, share: float = 1.0) -> Rule:
 
     Raises
     ------
-    ValueError
-        If a number is out of range.
+    TypeError, ValueError
+        If a number is none, or out of range.
     """
-    if not limit > 0:
+    if not real_number("limit", limit) > 0:
         raise ValueError(f"limit must be positive, in units of the utility, got {limit!r}")
-    if not 0 < share <= 1:
+    if not 0 < real_number("share", share) <= 1:
         raise ValueError(f"share must be in (0, 1], got {share!r}")
 
     def holds(estimate: Estimate) -> bool:
@@ -204,10 +204,10 @@ def rank_stability(level: float) -> Rule:
 
     Raises
     ------
-    ValueError
-        If `level` is out of range.
+    TypeError, ValueError
+        If `level` is no number, or out of range.
     """
-    if not 0 < level < 1:
+    if not 0 < real_number("level", level) < 1:
         raise ValueError(f"level must be in (0, 1), got {level!r}")
 
     def holds(estimate: Estimate) -> bool:
@@ -235,10 +235,10 @@ def gelman_rubin_below(level: float) -> Rule:
 
     Raises
     ------
-    ValueError
-        If `level` is not above 1.
+    TypeError, ValueError
+        If `level` is no number, or not above 1.
     """
-    if not level > 1:
+    if not real_number("level", level) > 1:
         raise ValueError(f"level must be above 1, got {level!r}")
 
     def holds(estimate: Estimate) -> bool:

@@ -25,7 +25,7 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.arguments import whole_number
+from baselines.arguments import flag, whole_number
 from baselines.convergence import Estimate, StoppingRule
 from baselines.draws import Moments, Rng, random_streams
 from baselines.game import Game, evaluate_in_batches, player_count
@@ -92,6 +92,7 @@ def owen_shapley(
     n = player_count(game)
     whole_number("levels", levels)
     whole_number("batch_size", batch_size)
+    antithetic = flag("antithetic", antithetic)
     draw_cost = levels * (n + 1) * (2 if antithetic else 1)
     return estimate_by_draws(
         "owen_shapley",

@@ -37,7 +37,7 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.arguments import whole_number
+from baselines.arguments import flag, whole_number
 from baselines.convergence import Estimate, StoppingRule
 from baselines.draws import Moments, Rng, random_permutations
 from baselines.game import Game, evaluate_in_batches, player_count
@@ -122,7 +122,7 @@ def permutation_shapley(
         parameters=lambda draws: {
             "n_permutations": draws * shifts * (2 if antithetic else 1),
             "budget": budget,
-            "antithetic": antithetic,
+            "antithetic": bool(antithetic),
             "shifts": int(shifts),
         },
     )
@@ -138,6 +138,7 @@ def permutation_limits(
     antithetic: bool = False,
 ) -> Limits:
     """Return how far the estimate may grow, having checked that what limits it is given; see `permutation_shapley`."""
+    flag("antithetic", antithetic)
     if whole_number("shifts", shifts) > n_players:
         raise ValueError(f"shifts must be at most the number of players, {n_players}, got {shifts}")
     orders_a_draw = shifts * (2 if antithetic else 1)

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import betabinom, binom
 
-from baselines.arguments import whole_number
+from baselines.arguments import real_number, whole_number
 
 __all__ = ["banzhaf_sizes", "beta_sizes", "shapley_sizes"]
 
@@ -87,7 +87,7 @@ def beta_sizes(n_players: int, alpha: float, beta: float) -> NDArray[np.float64]
     Kwon, Zou, Beta Shapley, AISTATS 2022, arXiv 2110.14049, equation 5.
     """
     for name, value in (("alpha", alpha), ("beta", beta)):
-        if not (math.isfinite(value) and value > 0):
+        if not (math.isfinite(real_number(name, value)) and value > 0):
             raise ValueError(f"{name} must be a positive number, got {value!r}")
     n = whole_number("n_players", n_players)
     return np.asarray(betabinom.pmf(np.arange(n), n - 1, beta, alpha))  # SciPy's first parameter weighs large sizes

@@ -34,7 +34,7 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.arguments import whole_number
+from baselines.arguments import real_number, whole_number
 from baselines.convergence import Estimate, StoppingRule
 from baselines.draws import Moments, Rng, random_permutations
 from baselines.game import Game, evaluate, player_count
@@ -114,7 +114,7 @@ def tmc_shapley(
     n = player_count(game)
     whole_number("batch_size", batch_size)
     whole_number("lookahead", lookahead)
-    if not 0 <= tolerance <= 1:  # NaN fails as well
+    if not 0 <= real_number("tolerance", tolerance) <= 1:  # NaN fails as well
         raise ValueError(
             f"tolerance must be in [0, 1], got {tolerance}: it is a fraction of the difference between the utilities "
             "of all players and of none, so that above 1 all permutations would stop before they start"

@@ -34,7 +34,7 @@ from inrun_bench.attribution.scoring.route import Late, LateChoice
 from inrun_bench.attribution.scoring.scoring import early_scores, late_scores
 from inrun_bench.attribution.step import OpenStep
 from inrun_bench.attribution.transfer import gathered, to_host
-from inrun_bench.attribution.validation import ValidationLoss
+from inrun_bench.attribution.validation import ValidationLoss, without_side_effects
 
 __all__ = ["InRunShapley"]
 
@@ -152,6 +152,8 @@ class InRunShapley:
         self._late = Late(late, memory_budget)
         self._validation = None if validation is None else _named(validation)
         self._books = self._new_books(self._validation or (ONLY,))
+        self._sizes: Tensor | None = None  # norms of the weights, as they were left by the optimiser or whoever is seen
+        self._sized_at: Place | None = None
         self._watch()
         self._optimizers.watch(self._before_optimizer_step, self._after_optimizer_step)
         self._open: OpenStep | None = None
@@ -333,6 +335,8 @@ class InRunShapley:
         opened.at_once = self._steps < FIRST_STEPS or self._watcher.surprised
         opened.before = self._present_weights()
         opened.place = self._place()
+        if opened.place != self._sized_at:
+            self._note_weights(opened.place)
         linear = self._optimizers.linear
         if not linear or self.probe.late or self._watcher.by_element or self._late.wanted != "auto":
             opened.way = self._late.choose(opened.per_sample is not None, linear, self._parameters)
@@ -349,12 +353,12 @@ class InRunShapley:
                 opened.known.append(dict(zip(self._capture.parameters, q, strict=True)))
             opened.losses_before = [loss.value() for loss in opened.losses.values()]
         if self._steps == 0:
-            self._expect_no_chance(opened)
+            self._expect_no_effects_or_chance(opened)
         self._capture.aim(opened.known if opened.early else None, opened.scores.add_scores)
         self._watcher.begin()
 
-    def _expect_no_chance(self, opened: OpenStep) -> None:
-        """Have it warned of a validation loss that is another one each time it is evaluated."""
+    def _expect_no_effects_or_chance(self, opened: OpenStep) -> None:
+        """Refuse a validation loss with side effects; have it warned of one that is another each time."""
 
         def warn(changes: NDArray[np.float64]) -> None:
             for name, does in zip(opened_names, changes, strict=True):
@@ -368,7 +372,9 @@ class InRunShapley:
                     )
 
         opened_names = list(opened.losses)
-        opened.checks.expect(gathered([loss.changes_with_chance() for loss in opened.losses.values()]), warn)
+        with without_side_effects(self._model, opened.checks):
+            changes = gathered([loss.changes_with_chance() for loss in opened.losses.values()])
+        opened.checks.expect(changes, warn)
 
     def _early_direction(self, step: Step, *, split: bool) -> Sequence[Tensor | Factors]:
         if split:
@@ -442,6 +448,7 @@ class InRunShapley:
                 "weights were changed between the beginning of the step and optimizer.step(): gradients of two points "
                 "(sharpness-aware training, look-ahead) have no scores at one"
             )
+        self._expect_weights_as_left(opened)
         if self._trained() != set(self._parameters):
             raise RuntimeError(
                 "parameters were frozen or unfrozen inside of the step; do it between steps, where it is followed"
@@ -465,6 +472,22 @@ class InRunShapley:
             opened.before = [w.clone() for w in opened.before]
             for loss in opened.losses.values():
                 loss.copied(opened.before)
+
+    def _expect_weights_as_left(self, opened: OpenStep) -> None:
+        """Have weights refused that were changed behind torch's version counters since they were last seen."""
+
+        def refuse(changed: Any) -> None:
+            if changed:
+                raise RuntimeError(
+                    f"step {opened.number}: weights were changed through .data since the optimiser's last step, which "
+                    "torch does not count, so that the validation loss and its gradient are not theirs; change them in "
+                    "place under torch.no_grad()"
+                )
+
+        assert self._sizes is not None
+        now = self._weight_norms()
+        rounding = 8 * torch.finfo(now.dtype).eps
+        opened.checks.expect(~torch.isclose(now, self._sizes, rtol=rounding, atol=0.0, equal_nan=True).all(), refuse)
 
     def _follow_learning_rates(self, opened: OpenStep) -> None:
         """Bring scores of an early probe to learning rates that were changed since the step began, all alike."""
@@ -494,6 +517,7 @@ class InRunShapley:
         if self._open is not None:
             self._open.after = self._present_weights()
             self._open.place = self._place()
+            self._note_weights(self._open.place)
             for loss in self._open.losses.values():
                 loss.moved()
 
@@ -549,6 +573,7 @@ class InRunShapley:
         self._capture = Capture(self._model, self._receive, self._axes, self._rules, self._kernels)
         self._parameters = list(self._capture.parameters.values())
         self._watcher = Watcher(self._capture.parameters)
+        self._sizes, self._sized_at = None, None
         self._losses = {name: self._new_loss(closure) for name, closure in (self._validation or {}).items()}
 
     def _trained(self) -> set[nn.Parameter]:
@@ -595,6 +620,14 @@ class InRunShapley:
 
     def _present_weights(self) -> list[Tensor]:
         return [p.detach() for p in self._parameters]
+
+    def _note_weights(self, place: Place) -> None:
+        self._sizes, self._sized_at = self._weight_norms(), place
+
+    def _weight_norms(self) -> Tensor:
+        weights = self._present_weights()
+        half = any(w.dtype in (torch.float16, torch.bfloat16) for w in weights)
+        return gathered(torch._foreach_norm(weights, 2, dtype=torch.float32 if half else None))
 
     def _place(self) -> Place:
         return [(p.data_ptr(), p._version) for p in self._names]  # frozen ones, too

@@ -13,18 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from inrun_bench.attribution.capture.factors import FactorCall
 from inrun_bench.attribution.directions import Factors, multiplied_out
 from inrun_bench.attribution.gradient_scaling import dense
-from inrun_bench.attribution.transfer import gathered, to_host
+from inrun_bench.attribution.transfer import Numbers, gathered, to_host
 
-__all__ = ["ValidationLoss", "moved_to"]
+__all__ = ["ValidationLoss", "moved_to", "without_side_effects"]
 
 _Place: TypeAlias = tuple[tuple[int, int], ...]
 
@@ -212,6 +214,49 @@ class ValidationLoss:
         place = self._place(at)
         if place == self._place(None) or place in self._copies:
             self._known[place] = (loss, gradient)
+
+
+@contextmanager
+def without_side_effects(model: nn.Module, numbers: Numbers) -> Iterator[None]:
+    """Have ValueError raised if the model is run at other weights in this block, or its buffers are others after it.
+
+    Both are looked at by value, which takes time: for the first evaluation of a validation loss.
+    """
+    sizes = {p: p.detach().norm() for p in model.parameters()}
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    found: list[tuple[str, Tensor]] = []
+
+    def look(module: nn.Module, *_: Any) -> None:
+        for name, p in module.named_parameters(recurse=False):
+            if p in sizes:
+                message = (
+                    f"validation evaluates the model at other weights than its present ones (of {name!r} in "
+                    f"{type(module).__name__}): an average of weights that is put into the model for the time of "
+                    "validation is no loss of the weights that the optimiser moves"
+                )
+                found.append((message, p.detach().norm() != sizes[p]))
+
+    def refuse(wrong: NDArray[np.float64]) -> None:
+        for (message, _), does in zip(found, wrong, strict=True):
+            if does:
+                raise ValueError(message)
+
+    handles = [module.register_forward_pre_hook(look) for module in model.modules()]
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, buffer in model.named_buffers():
+        before = buffers.get(name)
+        if before is not None and before.shape == buffer.shape:
+            message = (
+                f"validation changed buffer {name!r} of the model (statistics, a spectral norm's vectors), so that "
+                "training would not be what it is without InRunShapley; put the model in eval mode for it"
+            )
+            found.append((message, ((before != buffer) & ~(before.isnan() & buffer.isnan())).any()))
+    numbers.expect(gathered([flag for _, flag in found]), refuse)
 
 
 def _read(loss: Tensor) -> Tensor:

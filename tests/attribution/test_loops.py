@@ -457,6 +457,56 @@ def test_a_validation_loss_that_changes_weights_is_refused():
         p.take_step()
 
 
+def test_a_validation_loss_that_changes_buffers_is_refused():
+    """Spectral norm in training mode brings its vectors nearer each time it is evaluated."""
+    p = problem(lambda: nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 8)), nn.Linear(8, 3)))
+    with pytest.raises(ValueError, match=r"changed buffer '0.parametrizations.*put the model in eval mode"):
+        p.train(p.engine("first"), 1)
+
+
+@pytest.mark.parametrize("swap", ["copied", "exchanged"])
+def test_a_validation_loss_of_averaged_weights_is_refused(swap):
+    p = problem()
+    average = [0.9 * w.detach() for w in p.model.parameters()]
+
+    def validation():
+        weights = list(p.model.parameters())
+        kept = [w.data.clone() if swap == "copied" else w.data for w in weights]
+        put(weights, average)
+        loss = F.cross_entropy(p.model(p.x[N:]), p.y[N:])
+        put(weights, kept)
+        return loss
+
+    def put(weights, values):
+        for w, value in zip(weights, values, strict=True):
+            if swap == "copied":
+                w.data.copy_(value)
+            else:
+                w.data = value
+
+    p.validation = validation
+    with pytest.raises(ValueError, match=r"validation evaluates the model at other weights .*of 'weight' in Linear"):
+        p.train(p.engine("first"), 1)
+
+
+@pytest.mark.parametrize("where", ["between steps", "in the block"])
+@pytest.mark.parametrize("order", ["first", "integrated"])
+@pytest.mark.parametrize("begin", [1, 5])
+def test_weights_that_are_changed_behind_version_counters_are_refused(begin, order, where):
+    p = problem()
+    engine = p.engine(order)
+    p.train(engine, begin)
+    if where == "between steps":
+        p.model[0].weight.data.clamp_(-0.1, 0.1)
+    with pytest.raises(RuntimeError, match=rf"step {begin}: weights were changed through .data"):
+        with engine.step(range(N)):
+            if where == "in the block":
+                p.model[0].weight.data.clamp_(-0.1, 0.1)
+            p.take_step()
+        _ = engine.ledger
+    assert len(engine.ledger.steps) == begin
+
+
 def test_weights_that_are_changed_after_the_optimiser_are_told_of():
     p = problem()
     engine = p.engine("first")

@@ -125,6 +125,15 @@ def test_clipping_by_norm_that_begins_later_is_exact_at_once():
     p.check("first", engine=engine)
 
 
+@pytest.mark.parametrize("share", [1e-3, 1e-9])
+def test_one_element_that_is_changed_a_little_is_no_common_factor(share):
+    """Clipping by value may touch next to nothing of a gradient; scores of an early probe cannot follow it."""
+    p = problem()
+    p.between = lambda m: m[0].weight.grad[0, 0].mul_(1 - share)
+    with pytest.raises(ValueError, match="element by element"):
+        p.train(p.engine("first"), 1)
+
+
 class Lion(torch.optim.Optimizer):
     """Element-wise, and nobody's: the sign of an average."""
 

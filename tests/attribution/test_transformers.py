@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from inrun_bench import InRunShapley
 from tests.attribution.watched import score_error
 
 transformers = pytest.importorskip("transformers")
@@ -150,3 +151,29 @@ def test_the_documentation_says_so():
     rows = dict(re.findall(r"^\| ([^|]+?) \| (exact|refused)", table, re.M))
     told = {name.strip(): outcome for names, outcome in rows.items() for name in names.split(",")}
     assert told == {name: "refused" if name in REFUSED else "exact" for name in MODELS}
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_biases_alone_whose_gradients_may_be_nothing_but_rounding(half):
+    """Attention does not depend on the biases of its keys; Adam multiplies what is left of their gradients."""
+    torch.manual_seed(1)
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+    )
+    model = transformers.BertForSequenceClassification(config).eval()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith("bias"))
+    x, y = torch.randint(50, (24, 7)), torch.randint(2, (24,))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+
+    def loss(index):
+        return F.cross_entropy(model(x[index]).logits.float(), y[index])
+
+    engine = InRunShapley(model, optimizer, 24, "first", validation=lambda: loss(torch.arange(16, 24)))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        for index in torch.randperm(16).split(4):
+            with engine.step(index):
+                loss(index).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+    assert len(engine.ledger.steps) == 4

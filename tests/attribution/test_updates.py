@@ -458,6 +458,24 @@ def test_a_wrapper_is_read_through(dtype, tolerance):
     check_optimizer(optimizer)
 
 
+class Delayed(Optimizer):
+    """Steps whose length is the norm of the last gradient: the first one, and the second on its own, mix nothing."""
+
+    def __init__(self, params):
+        super().__init__(params, {})
+        self.length = 1.0
+        self.taken = 0
+
+    @torch.no_grad()
+    def step(self):
+        weights = [p for p in self.param_groups[0]["params"] if p.grad is not None]
+        for p in weights:
+            p.sub_(self.length * p.grad)
+        self.taken += 1
+        if self.taken == 2:
+            self.length = float(torch.stack([p.grad.norm() for p in weights]).norm())
+
+
 def closure_only(parameters):
     class Search(Optimizer):
         def step(self, closure):
@@ -478,6 +496,7 @@ REFUSALS = {
     "lars, double": (lambda: Lars([nn.Parameter(torch.ones(100, 20, dtype=F64)), P(5)]), r"Lars is not element-wise"),
     "large": (lambda: Large([P(5), P(60, 4)]), r"Large is not element-wise"),
     "clipped": (lambda: Clipped([P(3, 2), P(5)], lr=0.1), r"Clipped is not element-wise"),
+    "mixing two steps later": (lambda: Delayed([P(3, 2), P(5)]), r"Delayed is not element-wise"),
     "closure": (lambda: closure_only([P(3)]), r"Search cannot be read: step\(\), tried out .* failed with TypeError"),
     "complex": (lambda: O.Adam([P(3).to(torch.complex64).detach()]), r"Adam holds complex parameters"),
     "no optimizer": (lambda: nn.Linear(2, 2), r"optimizer must be a torch.optim.Optimizer, got Linear"),

@@ -129,27 +129,30 @@ def embedding_bag(draw, layer_type):
     return layer, inputs
 
 
+EPS = st.sampled_from([1e-5, 0.5])
+
+
 def layer_norm(draw, layer_type):
     shape = draw(st.lists(st.integers(2, 4), min_size=1, max_size=2))
-    layer = layer_type(shape, bias=draw(flags))
+    layer = layer_type(shape, bias=draw(flags), eps=draw(EPS))
     return layer, {"input": normal(draw(sizes), *positions(draw), *shape)}
 
 
 def rms_norm(draw, layer_type):
     shape = draw(st.lists(st.integers(2, 4), min_size=1, max_size=2))
-    layer = layer_type(shape, eps=draw(st.sampled_from([None, 1e-3])))
+    layer = layer_type(shape, eps=draw(st.sampled_from([None, 1e-3, 0.5])))
     return layer, {"x": normal(draw(sizes), *positions(draw), *shape)}
 
 
 def group_norm(draw, layer_type):
     groups = draw(sizes)
-    layer = layer_type(groups, 2 * groups)
+    layer = layer_type(groups, 2 * groups, eps=draw(EPS))
     return layer, {"input": normal(draw(sizes), 2 * groups, *draw(st.lists(sizes, max_size=3)))}
 
 
 def instance_norm(draw, layer_type):
     n, channels = int(layer_type.__name__[-2]), draw(sizes)
-    layer = layer_type(channels, affine=True, track_running_stats=draw(flags)).train(draw(flags))
+    layer = layer_type(channels, affine=True, track_running_stats=draw(flags), eps=draw(EPS)).train(draw(flags))
     return with_statistics(draw, layer), {
         "input": normal(draw(sizes), channels, *draw(st.tuples(*[spatial_sizes] * n)))
     }
@@ -159,7 +162,7 @@ def batch_norm(draw, layer_type):
     n = int(layer_type.__name__[-2]) if layer_type is not nn.SyncBatchNorm else draw(st.integers(1, 3))
     channels = draw(sizes)
     inner = () if layer_type is nn.BatchNorm1d and draw(flags) else draw(st.tuples(*[sizes] * n))
-    layer = with_statistics(draw, layer_type(channels).eval())
+    layer = with_statistics(draw, layer_type(channels, eps=draw(EPS)).eval())
     return layer, {"input": normal(draw(sizes), channels, *inner)}
 
 
