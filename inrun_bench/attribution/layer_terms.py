@@ -67,6 +67,10 @@ class Term(Protocol):
         """The gradient of the call's output."""
 
     @property
+    def kind(self) -> torch.dtype:
+        """The coarsest precision of what went into it."""
+
+    @property
     def tensors(self) -> list[Tensor]:
         """What is kept in memory."""
 
@@ -151,6 +155,11 @@ class LayerTerm:
     def keys(self) -> set[str]:
         """Names of the parameters concerned."""
         return self.site.keys
+
+    @property
+    def kind(self) -> torch.dtype:
+        """The coarsest precision of what went into it."""
+        return self.b.dtype
 
     @property
     def tensors(self) -> list[Tensor]:

@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-__all__ = ["own_precision"]
+__all__ = ["Autocast", "own_precision"]
+
+
+@dataclass(frozen=True)
+class Autocast:
+    """What autocast is on, to be on again where something is computed again; `kind` is None where it is off."""
+
+    device: str
+    kind: torch.dtype | None
+
+    @classmethod
+    def now(cls, tensors: Sequence[Tensor]) -> Autocast:
+        """Return what is on where the tensors lie."""
+        device = tensors[0].device.type if tensors else "cpu"
+        return cls(device, torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None)
+
+    def again(self) -> AbstractContextManager[object]:
+        """Switch it on for a block; weights that it casts are not kept, since they may be others in the next."""
+        if self.kind is None:
+            return nullcontext()
+        return torch.autocast(self.device, self.kind, cache_enabled=False)
 
 
 def own_precision(device: torch.device) -> AbstractContextManager[object]:

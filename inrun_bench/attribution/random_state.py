@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,11 +28,11 @@ class RandomState:
 
     def drawn_from(self) -> bool:
         """Whether random numbers were drawn since."""
-        if not np.array_equal(self.cpu.numpy(), torch.get_rng_state().numpy()):
+        if not torch.equal(self.cpu, torch.get_rng_state()):
             return True
         if self.device is None or self.of_device is None:
             return False
-        return not np.array_equal(self.of_device.numpy(), torch.cuda.get_rng_state(self.device).numpy())
+        return not torch.equal(self.of_device, torch.cuda.get_rng_state(self.device))
 
     @contextmanager
     def again(self) -> Iterator[None]:

@@ -277,7 +277,8 @@ class Waits(TorchDispatchMode):
         while frame is not None:  # the first that is neither torch's nor ours here has asked
             path, passing_on = Path(frame.f_code.co_filename), frame.f_code.co_name == "__torch_function__"
             if path.is_relative_to(package) and not passing_on:
-                if self.on and path.name not in ("transfer.py", "settings.py"):  # settings: of the host's own tensors
+                of_host = ("settings.py", "random_state.py")  # their tensors are the host's
+                if self.on and path.name not in ("transfer.py", *of_host):
                     self.found.add(f"{path.name}:{frame.f_lineno} {name}")
                 return
             if not (passing_on or path.is_relative_to(torchs) or frame.f_code.co_filename == __file__):

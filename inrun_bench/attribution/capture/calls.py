@@ -117,7 +117,10 @@ class ObservedCalls:
         )
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.compiler.is_compiling() or self.micro_batch is None or self._outermost is not None:
+        if torch.compiler.is_compiling():
+            return
+        self._operations.enter_module()
+        if self.micro_batch is None or self._outermost is not None:
             return
         if in_backward_pass():  # what a checkpoint computes anew is known
             if any(size != self.micro_batch.size for size in self.micro_batch.beside):
@@ -141,6 +144,8 @@ class ObservedCalls:
             self._waiting.append(self._observation)
 
     def _leave(self, module: nn.Module, *_: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self._operations.leave_module()
         if module is self._outermost:
             self._outermost = None
         if module is self._again:

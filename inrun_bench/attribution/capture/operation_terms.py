@@ -17,6 +17,7 @@ from inrun_bench.attribution.capture.hooks import plain_forward
 from inrun_bench.attribution.capture.in_place import results_of
 from inrun_bench.attribution.directions import Direction, multiplied_out
 from inrun_bench.attribution.layer_terms import MicroBatch
+from inrun_bench.attribution.precision import Autocast
 from inrun_bench.attribution.random_state import RandomState
 
 __all__ = [
@@ -41,6 +42,11 @@ class FollowedParameter:
     def keys(self) -> set[str]:
         """Its name among the model's."""
         return {self.key}
+
+    @property
+    def kinds(self) -> set[torch.dtype]:
+        """What it is rounded to."""
+        return {self.parameter.dtype}
 
     def primal(self) -> Tensor:
         """Return the parameter as it is."""
@@ -70,6 +76,8 @@ class Operation:
         Its arguments, flattened; None in place of what is followed. Tensors are the operation's own, or as they were.
     sources : mapping of int to Source
         Which of the leaves are followed, and what they come from.
+    autocast : Autocast
+        Under which the call was made.
     output : int
         Which of the results this is.
     random_state : RandomState, optional
@@ -84,6 +92,7 @@ class Operation:
     leaves: tuple[Any, ...]
     spec: TreeSpec
     sources: Mapping[int, Source]
+    autocast: Autocast
     output: int = 0
     random_state: RandomState | None = None
     written: frozenset[int] = frozenset()
@@ -105,6 +114,12 @@ class Operation:
     def keys(self) -> set[str]:
         """Names of the parameters that take part."""
         return {key for source in self.sources.values() for key in source.keys}
+
+    @property
+    def kinds(self) -> set[torch.dtype]:
+        """What parameters, and what is made of them, are rounded to on the way."""
+        own = set() if self.autocast.kind is None else {self.autocast.kind}
+        return own.union(*(source.kinds for source in self.sources.values()))
 
     def primal(self) -> Tensor:
         """Return the operation's output."""
@@ -142,7 +157,7 @@ class Operation:
         for slot in self.written:
             leaves[slot] = leaves[slot].clone()
         args, kwargs = tree_unflatten(leaves, self.spec)
-        with nullcontext() if self.random_state is None else self.random_state.again():
+        with self.autocast.again(), nullcontext() if self.random_state is None else self.random_state.again():
             outputs = results_of(self.function(*args, **kwargs), [leaves[slot] for slot in sorted(self.written)])
         return outputs[self.output]
 
@@ -155,25 +170,29 @@ def without_tensors(operation: Operation) -> Operation:
 Source: TypeAlias = FollowedParameter | Operation
 
 
-class LayerCall(nn.Module):
+class LayerCall:
     """A layer's forward, without its hooks, as a function of some of its parameters and of its arguments."""
 
     def __init__(self, layer: nn.Module, names: tuple[str, ...]) -> None:
-        super().__init__()
-        self.layer, self._names = layer, names
         self.__name__ = type(layer).__name__
+        self._forward, self._names = _Forward(layer), tuple(f"layer.{name}" for name in names)
+
+    def __call__(self, weights: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the layer's forward with other weights."""
+        own = dict(zip(self._names, weights, strict=True))
+        return torch.func.functional_call(self._forward, own, args, kwargs)
+
+
+class _Forward(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the layer's forward."""
         forward = vars(self.layer).get("forward")
         if forward is None or getattr(forward, "stands_in", False):
             return plain_forward(self.layer, *args, **kwargs)
         return forward(*args, **kwargs)
-
-    def of(self, weights: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run the layer's forward with other weights."""
-        own = {f"layer.{name}": weight for name, weight in zip(self._names, weights, strict=True)}
-        return torch.func.functional_call(self, own, args, kwargs)
 
 
 @dataclass(frozen=True)
@@ -196,6 +215,11 @@ class OperationTerm:
         return self.operation.keys
 
     @property
+    def kind(self) -> torch.dtype:
+        """The coarsest precision of what went into it."""
+        return max(self.operation.kinds | {self.b.dtype}, key=lambda kind: torch.finfo(kind).eps)
+
+    @property
     def tensors(self) -> list[Tensor]:
         """What is kept in memory."""
         return [leaf for leaf in (*self.operation.leaves, self.b) if isinstance(leaf, Tensor)]
@@ -203,13 +227,21 @@ class OperationTerm:
     def score(self, probe: Direction) -> Tensor:
         """Return the samples' dot products with `probe`."""
         with torch.no_grad():
-            try:
-                tangent = self.operation.tangent(probe)
-            except (NotImplementedError, RuntimeError) as error:
-                if "forward AD" not in str(error) and "forward-mode" not in str(error):
-                    raise
-                return self._backwards(probe)
-            return batch_first(self.b * tangent, self.axis).reshape(self.micro_batch.size, -1).sum(1)
+            if self.kind != torch.float16:
+                return self._dot(probe)
+            own = {key: multiplied_out(probe[key]).float() for key in self.keys & probe.keys()}
+            size = torch.stack([q.abs().amax() for q in own.values()]).amax()  # numbers may be too small for it
+            return self._dot({key: torch.where(size == 0, q, q / size) for key, q in own.items()}) * size
+
+    def _dot(self, probe: Direction) -> Tensor:
+        try:
+            tangent = self.operation.tangent(probe)
+        except (NotImplementedError, RuntimeError) as error:
+            if "forward AD" not in str(error) and "forward-mode" not in str(error):
+                raise
+            return self._backwards(probe)
+        b = self.b.to(torch.promote_types(self.b.dtype, torch.float32))
+        return batch_first(b * tangent, self.axis).reshape(self.micro_batch.size, -1).sum(1)
 
     def rounded(self, dtype: torch.dtype) -> OperationTerm:
         """Return the term with the gradient in another precision; the operation needs its own."""
@@ -221,7 +253,7 @@ class OperationTerm:
         with torch.enable_grad():
             output = self.operation.value(weights)
         size = self.micro_batch.size
-        scores = self.b.new_zeros(size)
+        scores = self.b.new_zeros(size, dtype=torch.promote_types(self.b.dtype, torch.float32))
         for sample in range(size):
             alone = torch.zeros_like(self.b)
             for whole, own in ((batch_first(self.b, self.axis), batch_first(alone, self.axis)),):

@@ -43,8 +43,9 @@ from inrun_bench.attribution.capture.operation_terms import (
     without_tensors,
 )
 from inrun_bench.attribution.capture.recorder import OperationKey, key_of_operation
-from inrun_bench.attribution.capture.saved_tensors import in_backward_pass, save
+from inrun_bench.attribution.capture.saved_tensors import hold, hooks_on_saved_tensors, in_backward_pass, save
 from inrun_bench.attribution.layer_terms import MicroBatch
+from inrun_bench.attribution.precision import Autocast
 from inrun_bench.attribution.random_state import RandomState
 
 __all__ = ["FollowedOperations"]
@@ -97,10 +98,12 @@ class FollowedOperations:
         self._names = set(parameters)
         self._announced: set[str] = set()
         self._memory: set[int] = set()  # where parameters lie
+        self._governed: list[Any] = []  # by what saved tensors were when the modules that are being run were entered
         self._mode: _Mode | None = None
 
     def __enter__(self) -> None:
         self.inside = 0
+        self._governed.clear()
         self._memory = {p.untyped_storage().data_ptr() for p in self._parameters.values()}
         if self._names:
             self._mode = _Mode(self, {name: self._parameters[name] for name in self._names})
@@ -126,12 +129,20 @@ class FollowedOperations:
 
     def follow_again(self, on: bool) -> None:
         """Begin, or end, to follow what a checkpoint computes anew in a backward pass, as it was followed at first."""
-        if self._mode is not None:
-            self._mode.follow_copies(on)
         if self._mode is not None and on:
+            self._mode.follow_copies()
             self._mode.__enter__()  # type: ignore[no-untyped-call]
         elif self._mode is not None:
             self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def enter_module(self) -> None:
+        """Be told that a module is entered, whose operations are seen as well where a checkpoint runs it again."""
+        self._governed.append(hooks_on_saved_tensors())
+
+    def leave_module(self) -> None:
+        """Be told that it is left."""
+        if self._governed:
+            self._governed.pop()
 
     def takes_part(self, arguments: Any) -> bool:
         """Whether anything that is followed is among the arguments of a layer that is entered."""
@@ -180,8 +191,8 @@ class FollowedOperations:
             slot: FollowedParameter(key, self._parameters[key]) for slot, key in enumerate(keys.values())
         }
         sources |= self._mode.sources_of(leaves)
-        call = LayerCall(layer, tuple(keys))
-        return Operation(call.of, self.kept(leaves, sources), spec, sources, 0, state)
+        autocast = Autocast.now(_tensors(leaves))
+        return Operation(LayerCall(layer, tuple(keys)), self.kept(leaves, sources), spec, sources, autocast, 0, state)
 
     def apart(self, tensor: Tensor) -> Tensor:
         """Return a tensor as it is to be kept: a copy where the optimiser would write into it."""
@@ -210,7 +221,8 @@ class FollowedOperations:
         assert micro_batch is not None
         self._announce(operation)
         tensors = {slot: leaf for slot, leaf in enumerate(operation.leaves) if isinstance(leaf, Tensor)}
-        saved = save(list(tensors.values()), repr(operation.name))
+        seen_again = hooks_on_saved_tensors() is (self._governed[-1] if self._governed else None)
+        saved = (save if seen_again else hold)(list(tensors.values()), repr(operation.name))
         slots, operation = list(tensors), without_tensors(operation)
         anew = in_backward_pass()
         del tensors
@@ -274,7 +286,7 @@ class _Mode(TorchFunctionMode):
         self._operations = operations
         self._followed = {id(p): _Followed(p, FollowedParameter(key, p), p._version) for key, p in parameters.items()}
         self._nodes: dict[Any, str] = {}  # of the graph, that made followed tensors
-        self._copies: dict[Any, _Followed] | None = None
+        self._copies: dict[Any, _Followed] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -283,6 +295,7 @@ class _Mode(TorchFunctionMode):
         if torch.compiler.is_compiling():
             return func(*args, **kwargs)
         if func in BACKWARD:  # which torch runs without this mode
+            self.sources_of(tree_leaves(args))
             self._operations.suspended = True
             try:
                 return func(*args, **kwargs)
@@ -304,7 +317,7 @@ class _Mode(TorchFunctionMode):
         for slot in written - sources.keys():
             known[slot] = known[slot].clone() if slot or before is None else before
         drawn = state if state.drawn_from() else None
-        operation = Operation(func, tuple(known), spec, sources, 0, drawn, written)
+        operation = Operation(func, tuple(known), spec, sources, Autocast.now(_tensors(leaves)), 0, drawn, written)
         places, result_spec = tree_flatten(result)
         slots = [slot for slot, place in enumerate(places) if isinstance(place, Tensor)]
         outputs = results_of(result, [leaves[slot] for slot in sorted(written)])
@@ -341,25 +354,29 @@ class _Mode(TorchFunctionMode):
     def follow(self, operation: Operation, output: Tensor, in_place: bool = False) -> None:
         """Follow a tensor that is derived from followed ones."""
         if in_place and output._base is not None and id(output._base) not in self._followed:
-            raise changed_in_place(operation.name, operation.keys)
+            raise RuntimeError(
+                f"{operation.name!r} writes what is computed of parameter "
+                f"{', '.join(map(repr, sorted(operation.keys)))} into a part of a tensor, which is then used as a "
+                "whole; write x[part] = y, or use torch.cat or torch.where"
+            )
         if not self._operations.is_of_parameter(output):
             operation = replace(operation, result=output.detach())
         self._followed[id(output)] = _Followed(output, operation, output._version)
         self._nodes[output.grad_fn] = ", ".join(map(repr, sorted(operation.keys)))
 
-    def follow_copies(self, on: bool) -> None:
-        """Begin, or end, to follow also what a reentrant checkpoint makes of its arguments: copies in one memory."""
-        self._copies = {_place(one.tensor): one for one in self._followed.values()} if on else None
+    def follow_copies(self) -> None:
+        """Follow also what a reentrant checkpoint makes of its arguments: copies in one memory."""
+        self._copies = {_place(followed.tensor): followed for followed in self._followed.values()}
 
     def _original(self, tensor: Tensor) -> _Followed | None:
-        if self._copies is None or not tensor.is_leaf or not tensor.requires_grad or isinstance(tensor, nn.Parameter):
+        if not self._copies or isinstance(tensor, nn.Parameter) or not (tensor.is_leaf and tensor.requires_grad):
             return None
-        return self._copies.get(_place(tensor))
+        return self._copies.get(_place(tensor)) if in_backward_pass() else None
 
     def _refuse_custom_function(self, tensor: Tensor) -> None:
         name = custom_function(tensor, self._is_followed)
-        if name is not None:
-            raise TypeError(
+        if name is not None:  # no TypeError, of which Python makes one of its own where it comes from an operator
+            raise RuntimeError(
                 f"{name} (a torch.autograd.Function) was applied to a parameter that no rule covers, or to what is "
                 "computed from one, and what it does with it for each sample is not seen; write it with torch's own "
                 "operations, or as a layer with a rule (inrun_bench.attribution.ghost_rule)"

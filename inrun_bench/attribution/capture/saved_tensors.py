@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["in_backward_pass", "save"]
+__all__ = ["hold", "hooks_on_saved_tensors", "in_backward_pass", "save"]
 
 
 def save(tensors: Sequence[Tensor], user: str) -> Callable[[], tuple[Tensor, ...]]:
@@ -18,27 +18,60 @@ def save(tensors: Sequence[Tensor], user: str) -> Callable[[], tuple[Tensor, ...
     all but computed again. Like autograd's own they are let go by the first backward pass that does
     not retain the graph. Errors name their `user`.
     """
-    holder = [_Keep.apply(torch.zeros((), requires_grad=True), *tensors)]  # type: ignore[no-untyped-call]
+    node: Any = _Keep.apply(torch.zeros((), requires_grad=True), *tensors).grad_fn  # type: ignore[no-untyped-call]
 
-    def give_back() -> tuple[Tensor, ...]:
-        if not holder:
-            raise RuntimeError(
-                "a layer's output was differentiated a second time; the first pass must retain its graph"
-            )
+    def read() -> tuple[Tensor, ...]:
         try:
-            kept: tuple[Tensor, ...] = holder[0].grad_fn.saved_tensors
+            kept: tuple[Tensor, ...] = node.saved_tensors
         except RuntimeError as error:
             if "modified by an inplace operation" not in str(error):
                 raise
+            raise _changed(user) from error
+        return kept
+
+    return _once(read)
+
+
+def hold(tensors: Sequence[Tensor], user: str) -> Callable[[], tuple[Tensor, ...]]:
+    """Do the same without autograd, for what a checkpoint would not be seen to compute again."""
+    held, versions = tuple(tensors), [tensor._version for tensor in tensors]
+
+    def read() -> tuple[Tensor, ...]:
+        if any(tensor._version != version for tensor, version in zip(held, versions, strict=True)):
+            raise _changed(user)
+        return held
+
+    return _once(read)
+
+
+def hooks_on_saved_tensors() -> Any:
+    """Return what governs saved tensors now, an activation checkpoint for instance; None where nothing does."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return None if hooks is None else hooks[0]
+
+
+def _once(read: Callable[[], tuple[Tensor, ...]]) -> Callable[[], tuple[Tensor, ...]]:
+    """Let go of what is read once it was read in a backward pass that does not retain its graph."""
+    reader = [read]
+
+    def give_back() -> tuple[Tensor, ...]:
+        if not reader:
             raise RuntimeError(
-                f"an argument of {user} was changed in place after it was used, and scores need it as it was; write "
-                "the change out of place (x = x + y and not x += y)"
-            ) from error
+                "a layer's output was differentiated a second time; the first pass must retain its graph"
+            )
+        kept = reader[0]()
         if not torch._C._autograd._get_current_graph_task_keep_graph():
-            holder.clear()
+            reader.clear()
         return kept
 
     return give_back
+
+
+def _changed(user: str) -> RuntimeError:
+    return RuntimeError(
+        f"an argument of {user} was changed in place after it was used, and scores need it as it was; write the change "
+        "out of place (x = x + y and not x += y)"
+    )
 
 
 def in_backward_pass() -> bool:
