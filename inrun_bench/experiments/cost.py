@@ -20,7 +20,7 @@ import tasks
 from inrun_bench import reference
 from inrun_bench.experiments.agreement import ceiling, metrics
 from inrun_bench.experiments.values import parameter_rows
-from inrun_bench.methods import METHODS
+from inrun_bench.methods import valued
 from inrun_bench.plan import Plan
 from inrun_bench.unit import DEFAULT_RECIPE, REFERENCE, Row, Unit
 
@@ -53,8 +53,8 @@ def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
         found, halves = truth, 1.0 if stored.exact else truth.reliability()
         agreement = {"spearman": halves, "spearman_ceiling": ceiling(halves)}
     else:
-        found = METHODS[unit.method](_task(unit), unit.random_seed)
-        found = METHODS[unit.method](_task(unit), unit.random_seed)  # the first may have loaded what it uses
+        found = valued(unit.method, _task(unit), unit.random_seed)
+        found = valued(unit.method, _task(unit), unit.random_seed)  # the first may have loaded what it uses
         agreement = metrics(found.values, truth.values)
     spent = {"evaluations": found.evaluations, "seconds": found.seconds, "trainings": found.seconds / training}
     rows: list[Row] = [{"metric": name, "value": value, **spent} for name, value in agreement.items()]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 import tasks
 from baselines import Valuation, permutation_shapley
-from inrun_bench.methods import METHODS
+from inrun_bench.methods import valued
 from inrun_bench.plan import Plan
 from inrun_bench.reference import SHIFTS
 from inrun_bench.unit import REFERENCE, Row, Unit
@@ -64,12 +64,7 @@ def measure(unit: Unit, _needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
             rng=unit.random_seed,
         )
     else:
-        valuation = METHODS[unit.method](task, unit.random_seed)
-    if valuation.values.shape != (task.n_train,) or not np.isfinite(valuation.values).all():
-        raise ValueError(
-            f"method {unit.method!r} must return {task.n_train} finite values, "
-            f"got shape {valuation.values.shape} with {np.sum(~np.isfinite(valuation.values))} not finite"
-        )
+        valuation = valued(unit.method, task, unit.random_seed)
     return list(_rows(valuation))
 
 

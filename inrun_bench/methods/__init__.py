@@ -18,7 +18,7 @@ from inrun_bench.unit import REFERENCE
 from tasks import Task
 from tasks.registry import Registry
 
-__all__ = ["METHODS", "Method"]
+__all__ = ["METHODS", "Method", "valued"]
 
 Method: TypeAlias = Callable[[Task, np.random.SeedSequence], Valuation]
 
@@ -30,3 +30,27 @@ METHODS: Registry[Method] = Registry(
     reserved=(REFERENCE,),
     accepts=callable,
 )
+
+
+def valued(name: str, task: Task, seed: np.random.SeedSequence) -> Valuation:
+    """Return what the method makes of the task.
+
+    Raises
+    ------
+    TypeError
+        If it returns no :class:`baselines.Valuation`.
+    ValueError
+        If that does not hold one finite value a training sample.
+    """
+    found = METHODS[name](task, seed)
+    if not isinstance(found, Valuation):
+        raise TypeError(
+            f"method {name!r} must return a baselines.Valuation, got {type(found).__name__}; wrap values as "
+            "Valuation(values, stderr=None, evaluations=..., seconds=..., method=...)"
+        )
+    if found.values.shape != (task.n_train,) or not np.isfinite(found.values).all():
+        raise ValueError(
+            f"method {name!r} must return {task.n_train} finite values, "
+            f"got shape {found.values.shape} with {np.sum(~np.isfinite(found.values))} not finite"
+        )
+    return found

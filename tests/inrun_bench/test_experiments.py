@@ -434,6 +434,12 @@ def test_a_method_that_returns_another_number_of_values_is_refused_by_name(monke
         values.measure(values.values_unit(TASK, "careless", 0), {})
 
 
+def test_a_method_that_returns_no_valuation_is_refused_by_name(monkeypatch):
+    monkeypatch.setitem(METHODS._all(), "careless", lambda _task, _seed: np.zeros(100))
+    with pytest.raises(TypeError, match=r"'careless' must return a baselines.Valuation, got ndarray; wrap"):
+        values.measure(values.values_unit(TASK, "careless", 0), {})
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_method_that_returns_what_is_no_number_is_refused_by_name(monkeypatch, bad):
     answer = Valuation(values=np.r_[bad, np.zeros(99)], stderr=None, evaluations=0, seconds=0.0, method="x")
