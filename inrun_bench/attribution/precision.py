@@ -22,7 +22,7 @@ class Autocast:
     @classmethod
     def now(cls, tensors: Sequence[Tensor]) -> Autocast:
         """Return what is on where the tensors lie."""
-        device = tensors[0].device.type if tensors else "cpu"
+        device = next((tensor.device.type for tensor in tensors if tensor.device.type != "cpu"), "cpu")
         return cls(device, torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None)
 
     def again(self) -> AbstractContextManager[object]:

@@ -7,13 +7,17 @@ used as a function's argument: wherever such a parameter takes part in an operat
   from the parameter and followed in its place.
 - It meets the samples. Then the result y has a batch axis, and the scores of the operation are
   ``sum over the elements of y_i of b_i * dy_i``, with b the gradient of the loss with respect to y and dy the
-  derivative of the operation in the direction of the probe (forward mode, ``torch.func.jvp``; the chain rule through
-  what is derived). An operation without a forward mode is differentiated backwards instead, once a sample.
+  derivative of the operation in the direction of the probe (forward mode; the chain rule through what is derived). An
+  operation without a forward mode is differentiated backwards instead, once a sample.
+
+A layer with rules is one operation. Called without samples it is derived from its own parameters and from what it is
+called on; called on the samples and on followed tensors (learned queries in attention), its rules score its parameters,
+and the operation what came in. What happens inside of it is its own affair.
 
 Both are exact. Which of the two it is, and which axis numbers the samples, is observed
 (:mod:`~inrun_bench.attribution.capture.observation`); an operation outside of any module's call, which cannot be, is
-accepted where only one axis of its result can number samples. Operations that draw random numbers draw the same again.
-Operations inside of a layer that has rules are that layer's own affair.
+accepted where only one axis of its result can number samples. Operations that draw random numbers draw the same again,
+and those that write in place write into a copy of what was there.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -30,7 +34,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from inrun_bench.attribution.capture.batch_axis import BatchAxis, Unclear, candidates
-from inrun_bench.attribution.capture.custom_functions import custom_function
+from inrun_bench.attribution.capture.followed_tensors import FollowedTensors
 from inrun_bench.attribution.capture.in_place import hook_on_value, results_of, works_in_place
 from inrun_bench.attribution.capture.observation import Seen
 from inrun_bench.attribution.capture.operation_terms import (
@@ -39,7 +43,6 @@ from inrun_bench.attribution.capture.operation_terms import (
     Operation,
     OperationTerm,
     Source,
-    changed_in_place,
     without_tensors,
 )
 from inrun_bench.attribution.capture.recorder import OperationKey, key_of_operation
@@ -130,7 +133,7 @@ class FollowedOperations:
     def follow_again(self, on: bool) -> None:
         """Begin, or end, to follow what a checkpoint computes anew in a backward pass, as it was followed at first."""
         if self._mode is not None and on:
-            self._mode.follow_copies()
+            self._mode.followed.follow_copies()
             self._mode.__enter__()  # type: ignore[no-untyped-call]
         elif self._mode is not None:
             self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
@@ -146,7 +149,9 @@ class FollowedOperations:
 
     def takes_part(self, arguments: Any) -> bool:
         """Whether anything that is followed is among the arguments of a layer that is entered."""
-        return self._mode is not None and not self.inside and bool(self._mode.sources_of(tree_leaves(arguments)))
+        return (
+            self._mode is not None and not self.inside and bool(self._mode.followed.sources_of(tree_leaves(arguments)))
+        )
 
     def derive(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor, state: RandomState | None
@@ -161,7 +166,7 @@ class FollowedOperations:
             )
         operation = self._call_of(layer, keys, args, kwargs, state)
         self.keys |= operation.keys
-        self._mode.follow(operation, output)
+        self._mode.followed.follow(operation, output)
 
     def through(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], state: RandomState | None
@@ -190,7 +195,7 @@ class FollowedOperations:
         sources: dict[int, Source] = {
             slot: FollowedParameter(key, self._parameters[key]) for slot, key in enumerate(keys.values())
         }
-        sources |= self._mode.sources_of(leaves)
+        sources |= self._mode.followed.sources_of(leaves)
         autocast = Autocast.now(_tensors(leaves))
         return Operation(LayerCall(layer, tuple(keys)), self.kept(leaves, sources), spec, sources, autocast, 0, state)
 
@@ -271,22 +276,11 @@ class FollowedOperations:
         )
 
 
-@dataclass(frozen=True)
-class _Followed:
-    """A followed tensor, which lives as long as it is followed, lest its id pass to another."""
-
-    tensor: Tensor
-    source: Source
-    version: int
-
-
 class _Mode(TorchFunctionMode):
     def __init__(self, operations: FollowedOperations, parameters: Mapping[str, nn.Parameter]) -> None:
         super().__init__()
         self._operations = operations
-        self._followed = {id(p): _Followed(p, FollowedParameter(key, p), p._version) for key, p in parameters.items()}
-        self._nodes: dict[Any, str] = {}  # of the graph, that made followed tensors
-        self._copies: dict[Any, _Followed] = {}
+        self.followed = FollowedTensors(parameters, operations.keys, operations.is_of_parameter)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -295,7 +289,7 @@ class _Mode(TorchFunctionMode):
         if torch.compiler.is_compiling():
             return func(*args, **kwargs)
         if func in BACKWARD:  # which torch runs without this mode
-            self.sources_of(tree_leaves(args))
+            self.followed.sources_of(tree_leaves(args))
             self._operations.suspended = True
             try:
                 return func(*args, **kwargs)
@@ -304,94 +298,38 @@ class _Mode(TorchFunctionMode):
         if self._operations.micro_batch is None or self._operations.inside or not torch.is_grad_enabled():
             return func(*args, **kwargs)
         leaves, spec = tree_flatten((args, kwargs))
-        sources = self.sources_of(leaves)
+        sources = self.followed.sources_of(leaves)
         if not sources:
             return func(*args, **kwargs)
+        tensors = {slot: leaf for slot, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
         before = leaves[0].detach().clone() if works_in_place(func) and 0 not in sources else None
-        state = RandomState.now(_tensors(leaves))
-        versions = {slot: leaf._version for slot, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
+        state, autocast = RandomState.now(list(tensors.values())), Autocast.now(list(tensors.values()))
+        versions = {slot: tensor._version for slot, tensor in tensors.items()}
         result = func(*args, **kwargs)
-        written = frozenset(slot for slot, version in versions.items() if leaves[slot]._version != version)
-        others = [leaf for slot, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and slot not in sources]
+        written = frozenset(slot for slot, tensor in tensors.items() if tensor._version != versions[slot])
+        others = [tensor for slot, tensor in tensors.items() if slot not in sources]
         known = list(self._operations.kept(leaves, sources))
         for slot in written - sources.keys():
             known[slot] = known[slot].clone() if slot or before is None else before
         drawn = state if state.drawn_from() else None
-        operation = Operation(func, tuple(known), spec, sources, Autocast.now(_tensors(leaves)), 0, drawn, written)
+        operation = Operation(func, tuple(known), spec, sources, autocast, 0, drawn, written)
         places, result_spec = tree_flatten(result)
         slots = [slot for slot, place in enumerate(places) if isinstance(place, Tensor)]
         outputs = results_of(result, [leaves[slot] for slot in sorted(written)])
         for number, output in enumerate(outputs):
             in_place = any(output is leaves[slot] for slot in written)
-            if not output.requires_grad or (id(output) in self._followed and not in_place):
+            if not output.requires_grad or (output in self.followed and not in_place):
                 continue
             own = replace(operation, output=number)
             axis = self._operations.seen(key_of_operation(func, own.keys, output, number), own, output, others)
             if axis is None:
-                self.follow(own, output, in_place)
+                self.followed.follow(own, output, in_place=in_place)
                 continue
-            self._followed.pop(id(output), None)
+            self.followed.forget(output)
             if len(slots) > 1:  # one output may be made from another, whose gradient would then hold both
                 places[slots[number]] = output = output.view_as(output)
             self._operations.meet(own, output, axis, hook_on_value if in_place else Tensor.register_hook)
         return tree_unflatten(places, result_spec) if len(slots) > 1 else result
-
-    def sources_of(self, leaves: list[Any]) -> dict[int, Source]:
-        """Return what the followed ones of some arguments come from."""
-        sources: dict[int, Source] = {}
-        for slot, leaf in enumerate(leaves):
-            if not isinstance(leaf, Tensor):
-                continue
-            followed = self._followed.get(id(leaf)) or self._original(leaf)
-            if followed is None:
-                self._refuse_custom_function(leaf)
-                continue
-            if isinstance(followed.source, Operation) and followed.tensor._version != followed.version:
-                raise changed_in_place(followed.source.name, followed.source.keys)
-            sources[slot] = followed.source
-        return sources
-
-    def follow(self, operation: Operation, output: Tensor, in_place: bool = False) -> None:
-        """Follow a tensor that is derived from followed ones."""
-        if in_place and output._base is not None and id(output._base) not in self._followed:
-            raise RuntimeError(
-                f"{operation.name!r} writes what is computed of parameter "
-                f"{', '.join(map(repr, sorted(operation.keys)))} into a part of a tensor, which is then used as a "
-                "whole; write x[part] = y, or use torch.cat or torch.where"
-            )
-        if not self._operations.is_of_parameter(output):
-            operation = replace(operation, result=output.detach())
-        self._followed[id(output)] = _Followed(output, operation, output._version)
-        self._nodes[output.grad_fn] = ", ".join(map(repr, sorted(operation.keys)))
-
-    def follow_copies(self) -> None:
-        """Follow also what a reentrant checkpoint makes of its arguments: copies in one memory."""
-        self._copies = {_place(followed.tensor): followed for followed in self._followed.values()}
-
-    def _original(self, tensor: Tensor) -> _Followed | None:
-        if not self._copies or isinstance(tensor, nn.Parameter) or not (tensor.is_leaf and tensor.requires_grad):
-            return None
-        return self._copies.get(_place(tensor)) if in_backward_pass() else None
-
-    def _refuse_custom_function(self, tensor: Tensor) -> None:
-        name = custom_function(tensor, self._is_followed)
-        if name is not None:  # no TypeError, of which Python makes one of its own where it comes from an operator
-            raise RuntimeError(
-                f"{name} (a torch.autograd.Function) was applied to a parameter that no rule covers, or to what is "
-                "computed from one, and what it does with it for each sample is not seen; write it with torch's own "
-                "operations, or as a layer with a rule (inrun_bench.attribution.ghost_rule)"
-            )
-
-    def _is_followed(self, node: Any) -> bool:
-        parameter = getattr(node, "variable", None)
-        if parameter is None:
-            return node in self._nodes
-        followed = self._followed.get(id(parameter))
-        return followed is not None and bool(followed.source.keys & self._operations.keys)
-
-
-def _place(tensor: Tensor) -> Any:
-    return tensor.data_ptr(), tensor.size(), tensor.stride(), tensor.dtype
 
 
 def _tensors(result: Any) -> list[Tensor]:
