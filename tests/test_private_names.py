@@ -16,12 +16,14 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
+from torch.utils.checkpoint import checkpoint
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("baselines", "inrun_bench", "tasks")
@@ -187,6 +189,65 @@ def test_operations_without_a_forward_mode_say_so_in_these_words():
     """Told from other errors by ``forward AD`` or ``forward-mode`` in the message."""
     with pytest.raises((NotImplementedError, RuntimeError), match=r"forward AD|forward-mode"):
         torch.func.jvp(lambda x: torch.cdist(x, x), (torch.ones(2, 2),), (torch.ones(2, 2),))
+
+    with torch.no_grad(), forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward AD"):
+        torch.cdist(forward_ad.make_dual(torch.ones(2, 2), torch.ones(2, 2)), torch.ones(2, 2))
+
+
+def test_forward_mode_draws_the_mask_of_a_dropout_as_training_does():
+    """Unlike ``torch.func.jvp``, which draws another for tensors that are not contiguous."""
+    x = torch.rand(4, 5, 6).transpose(0, 1)
+    state = torch.get_rng_state()
+    expected = functional.dropout(x.clone().requires_grad_(), 0.5).detach()
+    torch.set_rng_state(state)
+    with torch.no_grad(), forward_ad.dual_level():
+        value, tangent = forward_ad.unpack_dual(functional.dropout(forward_ad.make_dual(x, x), 0.5))
+    assert_equal([value, tangent], [expected, expected])
+
+
+@relied_on("*._base")
+def test_a_view_knows_its_base_and_the_gradient_of_what_is_written_into_it_is_the_base_s():
+    x, seen = torch.ones(3, requires_grad=True) * 1, []
+    view = x[1:]
+    assert view._base is x
+    assert x._base is None
+    view.mul_(2)
+    view._base.register_hook(seen.append)
+    (3 * x + torch.cat([view, view[:1]])).sum().backward()
+    assert_equal(seen, [torch.tensor([3.0, 5.0, 4.0])])
+
+
+@relied_on("*._forward_cls")
+def test_a_custom_function_is_known_by_its_node():
+    class Same(torch.autograd.Function):
+        @staticmethod
+        def forward(_ctx, x):
+            return x.clone()
+
+    w = nn.Parameter(torch.ones(1))
+    y = 2 * w
+    node = Same.apply(y).grad_fn
+    assert isinstance(node, torch.autograd.function.BackwardCFunction)
+    assert node._forward_cls is Same
+    assert [before for before, _ in node.next_functions] == [y.grad_fn]
+    assert Same.apply(w).grad_fn.next_functions[0][0].variable is w
+    assert checkpoint(torch.tanh, y, use_reentrant=True).grad_fn._forward_cls.__module__.startswith("torch.")
+
+
+@relied_on("torch._C")
+def test_what_governs_saved_tensors_is_one_function_as_long_as_it_does():
+    """``torch._C._autograd._top_saved_tensors_default_hooks``: the innermost pair, or None."""
+    top = torch._C._autograd._top_saved_tensors_default_hooks
+    seen = []
+
+    def segment(x):
+        seen.extend([top(True)[0], top(True)[0]])
+        return torch.tanh(x)
+
+    assert top(True) is None
+    checkpoint(segment, torch.ones(1, requires_grad=True), use_reentrant=False)
+    assert seen[0] is seen[1]
+    assert top(True) is None
 
 
 @relied_on("torch._scaled_mm")

@@ -5,6 +5,7 @@ from tests.faults import Fault
 CODE = "inrun_bench/attribution"
 TESTS = "tests/attribution"
 LOOPS, OBSERVATION = f"{TESTS}/test_loops.py", f"{TESTS}/capture/test_observation.py"
+FOLLOWED = f"{TESTS}/capture/test_followed.py"
 
 FAULTS = [
     Fault(
@@ -164,9 +165,157 @@ FAULTS = [
     Fault(
         "arguments that a function changes are kept as they are after it",
         f"{CODE}/capture/operations.py",
-        "leaves[slot] = leaves[slot].detach().clone()",
+        "known[slot] = known[slot].clone() if slot or before is None else before",
         "pass",
-        OBSERVATION,
+        f"{OBSERVATION} {FOLLOWED}",
+    ),
+    Fault(
+        "what a layer makes of followed tensors without samples is not followed",
+        f"{CODE}/capture/operations.py",
+        "        sources |= self._mode.followed.sources_of(leaves)\n",
+        "        sources |= {} if sources else self._mode.followed.sources_of(leaves)\n",
+        FOLLOWED,
+    ),
+    Fault(
+        "followed tensors that enter a layer with the samples are lost",
+        f"{CODE}/capture/operations.py",
+        "        if not self.takes_part((args, kwargs)):\n",
+        "        if True:\n",
+        FOLLOWED,
+    ),
+    Fault(
+        "what enters a layer that scores itself is lost",
+        f"{CODE}/capture/layers.py",
+        "        if operation is not None or not scored:\n",
+        "        if not scored:\n",
+        FOLLOWED,
+    ),
+    Fault(
+        "random numbers of a layer are those after its call",
+        f"{CODE}/capture/layers.py",
+        "        _check_size(site, seen, first, self.micro_batch.size)\n",
+        "        _check_size(site, seen, first, self.micro_batch.size)\n"
+        "        state = None if state is None else RandomState.now()\n",
+        FOLLOWED,
+    ),
+    Fault(
+        "tensors in the memory of parameters are kept as they are",
+        f"{CODE}/capture/operations.py",
+        "return tensor.detach().clone() if self.is_of_parameter(tensor) else tensor.detach()",
+        "return tensor.detach()",
+        FOLLOWED,
+    ),
+    Fault(
+        "what is derived is kept in the memory of parameters",
+        f"{CODE}/capture/followed_tensors.py",
+        "        if not self._is_of_parameter(output):\n",
+        "        if True:\n",
+        FOLLOWED,
+    ),
+    Fault(
+        "what is derived is taken as it is after a change in place",
+        f"{CODE}/capture/operation_terms.py",
+        "if self.result is not None and self.result._version == self.version_of_result:",
+        "if self.result is not None:",
+        FOLLOWED,
+    ),
+    Fault(
+        "a derived tensor that was changed unseen is followed",
+        f"{CODE}/capture/followed_tensors.py",
+        "            if isinstance(followed.source, Operation) and followed.tensor._version != followed.version:\n",
+        "            if False:\n",
+        FOLLOWED,
+    ),
+    Fault(
+        "constants that were changed since are taken as they are",
+        f"{CODE}/capture/operation_terms.py",
+        "        if any(leaves[slot]._version != version for slot, version in self.versions.items()):\n",
+        "        if False:\n",
+        FOLLOWED,
+    ),
+    Fault(
+        "a derived tensor that was written in place is what it was",
+        f"{CODE}/capture/operations.py",
+        "(output in self.followed and not in_place)",
+        "output in self.followed",
+        FOLLOWED,
+    ),
+    Fault(
+        "a tensor into which samples were written stays derived",
+        f"{CODE}/capture/operations.py",
+        "            self.followed.forget(output)\n",
+        "",
+        FOLLOWED,
+    ),
+    Fault(
+        "what is written into a view is lost where its base is used",
+        f"{CODE}/capture/operations.py",
+        "hook_on_value if in_place else Tensor.register_hook",
+        "Tensor.register_hook",
+        FOLLOWED,
+    ),
+    Fault(
+        "parameters that are written into a part of a constant are lost",
+        f"{CODE}/capture/followed_tensors.py",
+        "        if in_place and output._base is not None and output._base not in self:\n",
+        "        if False:\n",
+        FOLLOWED,
+    ),
+    Fault(
+        "functions of the user's on parameters are not looked for",
+        f"{CODE}/capture/followed_tensors.py",
+        "        if name is not None:  #",
+        "        if False:  #",
+        FOLLOWED,
+    ),
+    Fault(
+        "functions of the user's on what is derived are not looked for",
+        f"{CODE}/capture/followed_tensors.py",
+        "            return node in self._nodes\n",
+        "            return False\n",
+        FOLLOWED,
+    ),
+    Fault(
+        "weights that hooks compute of others are their layer's",
+        f"{CODE}/capture/layers.py",
+        "        for rule in () if _computes_weights(layer) else find_rules(layer):\n",
+        "        for rule in find_rules(layer):\n",
+        FOLLOWED,
+    ),
+    Fault(
+        "copies that a reentrant checkpoint makes of its arguments are not followed",
+        f"{CODE}/capture/followed_tensors.py",
+        "        return self._copies.get(_place(tensor)) if in_backward_pass() else None\n",
+        "        return None\n",
+        FOLLOWED,
+    ),
+    Fault(
+        "operations of a checkpoint that are not seen again are kept by autograd",
+        f"{CODE}/capture/operations.py",
+        "saved = (save if seen_again else hold)(",
+        "saved = save(",
+        FOLLOWED,
+    ),
+    Fault(
+        "operations are computed again without autocast",
+        f"{CODE}/capture/operation_terms.py",
+        "        with self.autocast.again(), nullcontext()",
+        "        with nullcontext()",
+        FOLLOWED,
+    ),
+    Fault(
+        "sums are checked as if nothing had been rounded on the way",
+        f"{CODE}/capture/operation_terms.py",
+        "return max(self.operation.kinds | {self.b.dtype}, ",
+        "return max({self.b.dtype}, ",
+        FOLLOWED,
+    ),
+    Fault(
+        "probes are rounded to half precision as small as they are",
+        f"{CODE}/capture/operation_terms.py",
+        "            if self.kind != torch.float16:\n",
+        "            if True:\n",
+        FOLLOWED,
     ),
     Fault(
         "what is computed from constants is taken for samples",
@@ -198,10 +347,10 @@ FAULTS = [
     ),
     Fault(
         "random numbers of operations are drawn anew",
-        f"{CODE}/capture/operations.py",
-        "with nullcontext() if self.random_state is None else self.random_state.again():",
-        "with nullcontext():",
-        OBSERVATION,
+        f"{CODE}/capture/operation_terms.py",
+        "nullcontext() if self.random_state is None else self.random_state.again():",
+        "nullcontext():",
+        f"{OBSERVATION} {FOLLOWED}",
     ),
     Fault(
         "attention masks are drawn anew",
@@ -219,7 +368,7 @@ FAULTS = [
     ),
     Fault(
         "the wrong axis where an operation has no forward mode",
-        f"{CODE}/capture/operations.py",
+        f"{CODE}/capture/operation_terms.py",
         "own[sample * rows : (sample + 1) * rows] = whole[sample * rows : (sample + 1) * rows]",
         "own[..., sample : sample + 1] = whole[..., sample : sample + 1]",
         f"{TESTS}/test_models.py {OBSERVATION}",
