@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from inrun_bench.attribution.capture.batch_axis import BatchAxis, Unclear, batch_first, repeated
 from inrun_bench.attribution.capture.calls import ObservedCalls
@@ -108,7 +108,7 @@ class WatchedLayers:
         seen: Seen = None if self.micro_batch is None else self._calls.of_layer(site)
         state = None
         if self.micro_batch is not None and torch.is_grad_enabled():
-            replayed = site.replays or seen is None or self._operations.takes_part((args, kwargs))
+            replayed = site.replays or seen is None or self._operations.takes_part(args, kwargs)
             state = RandomState.now(_tensors((args, kwargs))) if replayed else None
         self._entered.append((site, seen, state))
         self._fused.entered.append(seen)
@@ -183,8 +183,9 @@ class _Call:
 
     def hook(self, receive: Callable[[Term], None], apart: Callable[[Tensor], Tensor]) -> Callable[[Tensor], None]:
         """Let autograd keep the arguments, and return the hook that makes terms of them when b comes."""
-        leaves, spec = tree_flatten(((), self.args, self.kwargs))
-        slots = [slot for slot, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        leaves, rebuilt = _flattened(self.args, self.kwargs)
+        known_by_chain = self.operation.sources if self.operation is not None and self.scored else ()
+        slots = [slot for slot, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and slot not in known_by_chain]
         saved = save([apart(leaves[slot]) for slot in slots], self.site.where)
         leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         anew = in_backward_pass()
@@ -193,21 +194,24 @@ class _Call:
         def backward(b: Tensor) -> None:
             if anew:
                 call.micro_batch.computed_anew()
-            tensors = dict(zip(slots, saved(), strict=True))
-            known = [tensors.get(slot, leaf) for slot, leaf in enumerate(leaves)]
-            for term in call.terms(known, spec, b.detach()):
+            known = list(leaves)
+            for slot, tensor in zip(slots, saved(), strict=True):
+                known[slot] = tensor
+            for term in call.terms(known, rebuilt, b.detach()):
                 receive(term)
 
         return backward
 
-    def terms(self, leaves: list[Any], spec: TreeSpec, b: Tensor) -> Iterator[Term]:
+    def terms(
+        self, leaves: list[Any], rebuilt: Callable[[list[Any]], tuple[tuple[Any, ...], dict[str, Any]]], b: Tensor
+    ) -> Iterator[Term]:
         """Yield the terms that a gradient of the output brings."""
         if self.operation is not None:
             known = tuple(None if slot in self.operation.sources else leaf for slot, leaf in enumerate(leaves))
             yield OperationTerm(replace(self.operation, leaves=known), self.micro_batch, self.axis, b)
         if self.scored:
             return
-        _, args, kwargs = tree_unflatten(leaves, spec)
+        args, kwargs = rebuilt(leaves)
         a: Any
         if self.site.wants_all:
             a = _bound(self.site.layer, args, kwargs)
@@ -216,6 +220,16 @@ class _Call:
         else:
             a = batch_first(next(iter((*args, *kwargs.values()))), self.axis)
         yield LayerTerm(self.site, self.micro_batch, a, batch_first(b, self.axis))
+
+
+def _flattened(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[list[Any], Callable[[list[Any]], tuple[tuple[Any, ...], dict[str, Any]]]]:
+    """Return the leaves of arguments, and what makes arguments of them again."""
+    if not kwargs and all(isinstance(each, Tensor) for each in args):  # as in most layers; trees take their time
+        return list(args), lambda leaves: (tuple(leaves), {})
+    leaves, spec = tree_flatten((args, kwargs))
+    return leaves, lambda leaves: tree_unflatten(leaves, spec)
 
 
 def _tensors(tree: Any) -> list[Tensor]:

@@ -147,11 +147,11 @@ class FollowedOperations:
         if self._governed:
             self._governed.pop()
 
-    def takes_part(self, arguments: Any) -> bool:
+    def takes_part(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether anything that is followed is among the arguments of a layer that is entered."""
-        return (
-            self._mode is not None and not self.inside and bool(self._mode.followed.sources_of(tree_leaves(arguments)))
-        )
+        if self._mode is None or self.inside:
+            return False
+        return bool(self._mode.followed.sources_of(_leaves_of(args, kwargs)))
 
     def derive(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor, state: RandomState | None
@@ -175,7 +175,7 @@ class FollowedOperations:
 
         Its leaves are to be those of ``((), args, kwargs)``.
         """
-        if not self.takes_part((args, kwargs)):
+        if not self.takes_part(args, kwargs):
             return None
         operation = self._call_of(layer, {}, args, kwargs, state)
         self._announce(operation)
@@ -289,7 +289,7 @@ class _Mode(TorchFunctionMode):
         if torch.compiler.is_compiling():
             return func(*args, **kwargs)
         if func in BACKWARD:  # which torch runs without this mode
-            self.followed.sources_of(tree_leaves(args))
+            self.followed.sources_of(_leaves_of(args, kwargs))
             self._operations.suspended = True
             try:
                 return func(*args, **kwargs)
@@ -297,10 +297,10 @@ class _Mode(TorchFunctionMode):
                 self._operations.suspended = False
         if self._operations.micro_batch is None or self._operations.inside or not torch.is_grad_enabled():
             return func(*args, **kwargs)
+        if not self.followed.sources_of(_leaves_of(args, kwargs)):
+            return func(*args, **kwargs)
         leaves, spec = tree_flatten((args, kwargs))
         sources = self.followed.sources_of(leaves)
-        if not sources:
-            return func(*args, **kwargs)
         tensors = {slot: leaf for slot, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
         before = leaves[0].detach().clone() if works_in_place(func) and 0 not in sources else None
         state, autocast = RandomState.now(list(tensors.values())), Autocast.now(list(tensors.values()))
@@ -330,6 +330,13 @@ class _Mode(TorchFunctionMode):
                 places[slots[number]] = output = output.view_as(output)
             self._operations.meet(own, output, axis, hook_on_value if in_place else Tensor.register_hook)
         return tree_unflatten(places, result_spec) if len(slots) > 1 else result
+
+
+def _leaves_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """Return all arguments, in no time where they are no trees."""
+    leaves = [*args, *kwargs.values()]
+    flat = all(leaf is None or isinstance(leaf, (Tensor, bool, int, float, str)) for leaf in leaves)
+    return leaves if flat else tree_leaves(leaves)
 
 
 def _tensors(result: Any) -> list[Tensor]:

@@ -56,7 +56,7 @@ class Decoder(Followed):
     def build(self):
         self.query = nn.Parameter(torch.randn(SIZE, SIZE))
         layer = nn.TransformerDecoderLayer(SIZE, 2, 5, self.settings.get("dropout", 0.0), batch_first=True)
-        self.decoder = nn.TransformerDecoder(layer, 1 if "checkpoint" in self.settings else 2)
+        self.decoder = nn.TransformerDecoder(layer, 1 if self.settings else 2)
 
     def between(self, h):
         return self.run(self.decoder, self.query.unsqueeze(0).expand(len(h), -1, -1), h)
@@ -129,6 +129,32 @@ def error(model, batch=SIZE, steps=1, **options):
 @pytest.mark.parametrize("kind", MODELS)
 def test_what_layers_make_of_parameters_is_followed(kind, batch, late):
     assert error(kind(), batch, steps=2, late=late) < 1e-12
+
+
+@pytest.mark.parametrize("rules", ["project", "weight-gradient"])
+def test_the_one_sample_of_a_batch_meets_parameters_in_layers_that_score_themselves(rules):
+    class Direct(Norm):
+        def between(self, h):
+            return h + self.map(self.position)
+
+    assert error(Direct(), 1, steps=2, rules=rules) < 1e-12
+
+
+class OfOldTimes(torch.optim.Optimizer):
+    """Moves weights in a way that tensors do not count."""
+
+    def __init__(self, model):
+        super().__init__(model.parameters(), {})
+
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.sub_(0.1 * p.grad)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_what_is_kept_does_not_move_with_the_weights(kind):
+    problem(kind, OfOldTimes, shape=(SIZE, SIZE)).check("first", tolerance=1e-9)
 
 
 @pytest.mark.parametrize("kind", MODELS)
