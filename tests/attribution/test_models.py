@@ -461,9 +461,15 @@ DYNAMO = "ignore:.*should not be instantiated:DeprecationWarning"  # the compile
 
 
 @pytest.mark.filterwarnings(DYNAMO)
-@pytest.mark.parametrize("rules", ["auto", "weight-gradient"])
-@pytest.mark.parametrize("order", ["first", "integrated"])
-@pytest.mark.parametrize("case", ["perceptron", "gpt"])
+@pytest.mark.parametrize(
+    ("case", "order", "rules"),  # a compilation takes seconds: every pair of them once
+    [
+        ("perceptron", "first", "auto"),
+        ("perceptron", "integrated", "weight-gradient"),
+        ("gpt", "first", "weight-gradient"),
+        ("gpt", "integrated", "auto"),
+    ],
+)
 def test_compiled_models_stay_one_graph(case, order, rules, monkeypatch):
     class Gpt(nn.Module):
         def __init__(self):
@@ -485,7 +491,8 @@ def test_compiled_models_stay_one_graph(case, order, rules, monkeypatch):
         assert relative_error(values, expected) < 1e-10
         for w, u in zip(p.model.parameters(), twin.model.parameters(), strict=True):
             torch.testing.assert_close(w, u, rtol=1e-10, atol=1e-12)
-        assert len(scored) == (6 if rules == "weight-gradient" and order == "first" else 0)  # two linear maps, thrice
+        # two linear maps, twice: the first step is run as the model is written
+        assert len(scored) == (4 if rules == "weight-gradient" and order == "first" else 0)
     finally:
         torch._dynamo.reset()
 

@@ -108,7 +108,7 @@ def loss(output, y, reduction="mean"):
     return each.mean() if reduction == "mean" else each
 
 
-def error(name, *, batch=3, positions=5, dropout=0.0, padded=False, checkpointed=False):
+def error(name, *, batch=3, positions=5, dropout=0.0, padded=False, checkpointed=False, **options):
     torch.manual_seed(0)
     model = MODELS[name](dropout)
     model.config.use_cache = False
@@ -116,7 +116,7 @@ def error(name, *, batch=3, positions=5, dropout=0.0, padded=False, checkpointed
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     ids = torch.randint(2, VOCABULARY, (3 * batch, positions))
     x = torch.randn(3 * batch, 3, 8, 8, dtype=torch.float64) if name == "ViT" else ids
-    return score_error(Logits(model.train(), name, padded), x, ids, batch, loss=loss)
+    return score_error(Logits(model.train(), name, padded), x, ids, batch, loss=loss, **options)
 
 
 EXPERTS_REFUSED = r"joins parameter .*experts|which layers are called.*depends on the samples"
@@ -151,6 +151,22 @@ def test_the_documentation_says_so():
     rows = dict(re.findall(r"^\| ([^|]+?) \| (exact|refused)", table, re.M))
     told = {name.strip(): outcome for names, outcome in rows.items() for name in names.split(",")}
     assert told == {name: "refused" if name in REFUSED else "exact" for name in MODELS}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_model_is_scored_in_one_graph():
+    """Its norms, which are a class of their own, have a rule by their form."""
+    compiled = {}
+
+    def call(model, x):
+        if id(model) not in compiled:
+            compiled[id(model)] = torch.compile(model, fullgraph=True, backend="aot_eager")
+        return compiled[id(model)](x)
+
+    try:
+        assert error("Llama", call=call) < 1e-12
+    finally:
+        torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("half", [False, True])

@@ -41,7 +41,7 @@ FAULTS = [
         f"{CODE}/directions.py",
         "        with own_precision(self.inputs.device):\n            product",
         "        if True:\n            product",
-        f"{TESTS}/test_loops.py {TESTS}/products",
+        f"{TESTS}/test_directions.py",
     ),
     Fault(
         "what a checkpoint computes anew of several parts is the last one's",

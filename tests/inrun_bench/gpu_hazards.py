@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import psutil
 
@@ -19,7 +20,8 @@ def measure(unit, needs, attempt):
         if method == "bad" and breaks == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
         if method == "bad" and breaks == "hangs":
-            print(os.getpid(), flush=True)
+            if "pid" in unit.settings:
+                Path(unit.settings["pid"]).write_text(f"{os.getpid()}\n")
             time.sleep(1000)
         if method == "bad" and breaks == "loses the device":
             raise DeviceLostError("AcceleratorError: an illegal memory access was encountered")
@@ -29,9 +31,9 @@ def measure(unit, needs, attempt):
     return rows
 
 
-def hang():
-    """Have a worker measure what never ends, and says its process id."""
-    Worker(measure).try_unit(Unit("gpu", "task", "hanging", 0, {"breaks": "hangs"}), {}, {}, 1000.0)
+def hang(pid):
+    """Have a worker measure what never ends, and leaves its process id in the file `pid`."""
+    Worker(measure).try_unit(Unit("gpu", "task", "hanging", 0, {"breaks": "hangs", "pid": str(pid)}), {}, {}, 1000.0)
 
 
 def alive(pid):

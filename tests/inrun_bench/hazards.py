@@ -1,26 +1,21 @@
-"""An experiment whose units kill the process that measures them, as the kernel does where memory runs out."""
+"""What a worker does in place of measuring, in a file that imports little: of ours, a worker takes seconds to start."""
 
 import os
 import signal
 import time
 from pathlib import Path
 
-from inrun_bench.unit import Unit
 
-EXCLUSIVE = False
-
-
-def unit(method, *needs, **settings):
-    return Unit("hazards", "task", method, 0, settings, needs)
+def do(call, *arguments):
+    return call(*arguments)
 
 
-def measure(unit, needs):
-    """Add up; but 'poison' dies each time, and a unit with `dies_once` dies if that file is not there, and makes it."""
-    time.sleep(unit.settings.get("seconds", 0.05))
-    flag = unit.settings.get("dies_once")
-    if unit.method == "poison" or (flag and not Path(flag).exists()):
-        if flag:
-            Path(flag).touch()
+def strike(dies, flag, seconds):
+    """Return the process id after a while; but die if `dies`, or if `flag` names a file that is not there yet."""
+    time.sleep(seconds)
+    unlucky = flag and not Path(flag).exists()
+    if unlucky:
+        Path(flag).touch()
+    if dies or unlucky:
         os.kill(os.getpid(), signal.SIGKILL)
-    total = 1.0 + sum(rows["value"].sum() for rows in needs.values())
-    return [{"metric": "sum", "value": total, "pid": os.getpid()}]
+    return os.getpid()

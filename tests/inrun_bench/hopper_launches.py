@@ -1,10 +1,12 @@
-"""A program that launches kernels on a made-up Hopper GPU: as the launchers ask for them they are compiled, not run.
+"""A program that prints the report on Hopper, and launches kernels on a made-up GPU of that kind: compiled, not run.
 
 What a launch makes of its arguments (a size of one becomes a constant, a multiple of sixteen is known to be one, tensor
 descriptors are described by the compiler) is what the interpreter never sees, and no compilation ahead of time that
 makes up its own arguments.
 """
 
+import contextlib
+import io
 import json
 import sys
 
@@ -18,6 +20,7 @@ from inrun_bench.attribution.products.triton.embedding import embedding_dot_trit
 from inrun_bench.attribution.products.triton.gram import gram_dot_triton
 from inrun_bench.attribution.products.triton.norm import norm_dot_triton
 from inrun_bench.attribution.products.triton.project import project_dot_triton
+from inrun_bench.experiments.gpu import hopper
 from inrun_bench.experiments.gpu.kernels import LAYERS
 from inrun_bench.experiments.gpu.passes import PASSES
 
@@ -71,7 +74,14 @@ def launch_passes(sizes):
     embedding_dot_triton(torch.empty(a.shape[:2], dtype=torch.int64), a, table, None)
 
 
-def main(layers, passes):
+def printed_report():
+    sys.argv[1:] = []
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        hopper.main()
+    return printed.getvalue().strip()
+
+
+def launch(layers, passes):
     driver.set_active(Hopper())
     JITFunction.run = run_up_to_the_launch
     wgrad_work._processors = lambda _device: 132
@@ -79,8 +89,9 @@ def main(layers, passes):
         launch_products(LAYERS[name], bias=name.startswith("gpt2"))  # Llama's maps have none
     for name in passes:
         launch_passes(PASSES[name])
-    print(json.dumps(list(compiled.values())))
+    return list(compiled.values())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1].split(), sys.argv[2].split())
+    layers, passes = (names.split() for names in sys.argv[1:])
+    print(json.dumps({"report": printed_report(), "launched": launch(layers, passes)}))

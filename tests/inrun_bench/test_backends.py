@@ -17,12 +17,12 @@ from inrun_bench.backends import BACKENDS, dask
 from inrun_bench.cli import main
 from inrun_bench.runner import run
 from inrun_bench.store import Store
-from tests.inrun_bench import hazards
-from tests.inrun_bench.tiny import TASK, files, without_timings
+from inrun_bench.unit import Unit
+from tests.inrun_bench.hazardous_run import hazard, send_hazards_alone
+from tests.inrun_bench.tiny import TASK, files, units_of, without_timings
 
 OF_RAY = r"ignore:(unclosed file .*/session_|subprocess \d+ is still running):ResourceWarning"
 CLUSTERS = ("dask", pytest.param("ray", marks=pytest.mark.filterwarnings(OF_RAY)))
-CHOSEN = ["agreement", "--task", TASK, "--method", "random", "knn", "--seed", "0", "--quiet"]
 
 
 @pytest.fixture
@@ -33,10 +33,11 @@ def free_port():
 
 
 @pytest.fixture(autouse=True)
-def collected():
+def collected(request):
     """What Ray (2.40) leaves to the collector, logs and processes that it killed, goes here, where it is ignored."""
     yield
-    gc.collect()
+    if "ray" in request.node.name:
+        gc.collect()
 
 
 # --- clusters that are running already: two workers each ---
@@ -76,49 +77,43 @@ def running(request):
 # --- laws ---
 
 
-@pytest.fixture(scope="module")
-def rows_of_one_process(tmp_path_factory):
-    from inrun_bench.plan import PROFILES
-    from tests.inrun_bench.tiny import PROFILE
-
-    root = tmp_path_factory.mktemp("one-process")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PROFILES, "quick", PROFILE)
-        assert main(["run", *CHOSEN, "--jobs", "1", "--out", str(root / "out")]) == 0
-    return Store(root / "out")
-
-
-@pytest.mark.usefixtures("tiny_profile")
 @pytest.mark.parametrize("backend", ["local", *CLUSTERS])
-def test_rows_do_not_depend_on_where_they_are_made_and_no_process_is_left(
-    backend, rows_of_one_process, tmp_path, capsys
-):
+def test_rows_do_not_depend_on_where_they_are_made_and_no_process_is_left(backend, results, tmp_path):
+    """One job is enough to leave this process for a cluster, whose workers take seconds to start."""
     before = set(psutil.Process().children(recursive=True))
-    assert main(["run", *CHOSEN, "--jobs", "2", "--backend", backend, "--out", str(tmp_path / "out")]) == 0
-    assert "0 were there already, 0 failed" in capsys.readouterr().out
+    chosen = [u for u in units_of("agreement", "detection") if u.seed == 0]
     store = Store(tmp_path / "out")
+    outcome = run(chosen, store, jobs=2 if backend == "local" else 1, backend=backend)
+    assert (outcome.skipped, outcome.failed) == (0, ())
     assert json.loads((store.root / "manifest.json").read_text())[-1]["backend"] == backend
-    assert set(files(store.root)) == set(files(rows_of_one_process.root))
-    for experiment in ("values", "agreement"):
-        expected = without_timings(rows_of_one_process, experiment)
+    experiments = ("values", "agreement", "detection")
+    names = {name for name in files(results.root) if name.split(".")[0] in experiments and ".0." in name}
+    assert set(files(store.root)) == names
+    for experiment in experiments:
+        expected = without_timings(results, experiment).query("seed == 0").reset_index(drop=True)
         pd.testing.assert_frame_equal(without_timings(store, experiment), expected, check_exact=True)
     started = set(psutil.Process().children(recursive=True)) - before
     workers = [process for process in started if "resource_tracker" not in _command(process)]
     assert psutil.wait_procs(workers, timeout=20)[1] == []
 
 
+@pytest.fixture
+def pids(monkeypatch):
+    """Ids of the processes that units were measured in, none of which takes seconds to start."""
+    return send_hazards_alone(monkeypatch.setattr)
+
+
 def test_what_dies_with_its_worker_is_done_by_another_and_what_kills_every_worker_fails_alone(
-    running, tmp_path, monkeypatch
+    running, pids, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(runner, "EXPERIMENTS", {"hazards": hazards})
     monkeypatch.setattr(runner, "LIVES", 2)
     backend, address = running
-    need = hazards.unit("need")
-    poison = hazards.unit("poison", need)
-    unlucky = hazards.unit("unlucky", need, dies_once=str(tmp_path / "died"))
-    others = [hazards.unit(f"other-{i}", need) for i in range(4)]
-    child = hazards.unit("child", unlucky, *others)
-    orphan = hazards.unit("orphan", poison)
+    need = hazard("need")
+    poison = hazard("poison", need, dies=True)
+    unlucky = hazard("unlucky", need, flag=tmp_path / "died")
+    others = [hazard(f"other-{i}", need) for i in range(4)]
+    child = hazard("child", unlucky, *others)
+    orphan = hazard("orphan", poison)
     store = Store(tmp_path / "out")
 
     outcome = run([poison, unlucky, *others, child, orphan], store, jobs=2, backend=backend, scheduler=address)
@@ -132,18 +127,18 @@ def test_what_dies_with_its_worker_is_done_by_another_and_what_kills_every_worke
     rows = store.read_all("hazards").set_index("method")
     assert (tmp_path / "died").exists()
     assert rows["value"].to_dict() == {"need": 1, "unlucky": 2, **{u.method: 2 for u in others}, "child": 1 + 5 * 2}
-    assert os.getpid() not in set(rows["pid"])
+    assert len(pids) == 7
+    assert os.getpid() not in pids
 
     kept = files(store.root)
-    monkeypatch.setattr(hazards, "measure", _never)
     again = run([unlucky, *others, child], store, jobs=2)  # whatever made them, rows are rows
     assert (again.done, again.skipped, again.failed) == (0, 7, ())
+    assert len(pids) == 7
     assert files(store.root) == kept
 
 
-def test_a_scheduler_that_is_lost_ends_the_run_and_what_is_done_is_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "EXPERIMENTS", {"hazards": hazards})
-    quick, slow = hazards.unit("quick"), hazards.unit("slow", seconds=60)
+def test_a_scheduler_that_is_lost_ends_the_run_and_what_is_done_is_kept(pids, tmp_path):
+    quick, slow = hazard("quick"), hazard("slow", seconds=60)
     store, address_file = Store(tmp_path / "out"), tmp_path / "scheduler.json"
     python = [sys.executable, "-m"]
     with contextlib.ExitStack() as stack:
@@ -174,19 +169,22 @@ def test_a_scheduler_that_is_lost_ends_the_run_and_what_is_done_is_kept(tmp_path
 @pytest.mark.usefixtures("tiny_profile")
 @pytest.mark.parametrize(("backend", "address"), [("dask", "tcp://{}"), ("ray", "{}"), ("ray", "ray://{}")])
 def test_a_cluster_that_is_not_there_is_named_within_seconds_and_nothing_is_lost(
-    backend, address, free_port, rows_of_one_process, capsys, monkeypatch
+    backend, address, free_port, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(dask, "SECONDS_TO_ANSWER", 1)
     address = address.format(f"127.0.0.1:{free_port}")
-    before = files(rows_of_one_process.root)
-    more = [*CHOSEN, "--seed", "1", "--out", str(rows_of_one_process.root)]
+    chosen, store = ["agreement", "--task", TASK, "--method", "random"], Store(tmp_path / "out")
+    store.write(Unit("values", TASK, "somebody's", 0), [{"metric": "value", "value": 1.0}])
+    before = files(store.root)
     start = time.monotonic()
-    assert main(["run", *more, "--backend", backend, "--scheduler", address]) == 2
+    assert (
+        main(["run", *chosen, "--quiet", "--out", str(store.root), "--backend", backend, "--scheduler", address]) == 2
+    )
     assert time.monotonic() - start < 30
     message = capsys.readouterr().err
     assert f"no {backend.capitalize()}" in message
     assert f"answers at '{address}', tried for" in message
-    assert files(rows_of_one_process.root) == before
+    assert files(store.root) == before
 
 
 @pytest.mark.parametrize(("backend", "package"), [("dask", "distributed"), ("ray", "ray")])
@@ -224,7 +222,3 @@ def _command(process):
     with contextlib.suppress(psutil.Error):
         return " ".join(process.cmdline())
     return ""
-
-
-def _never(_unit, _needs):
-    raise AssertionError("measured again")

@@ -294,26 +294,24 @@ def nothing_runs(monkeypatch):
 
 
 @pytest.mark.usefixtures("nothing_runs")
-def test_figures_are_drawn_from_rows_alone_and_are_the_same_each_time(command, copied):
-    pictures = []
-    for _ in range(2):
-        code, printed, err = command("figures", "--out", copied)
-        assert code == 0
-        assert err.startswith("inrun-bench: note: the rows of ")  # what measured them has been taken out
-        paths = sorted((copied / "figures").iterdir())
-        assert sorted(printed.split()) == [str(path) for path in paths]
-        names = [name for name in FIGURES if EXPERIMENTS[name].DEFAULT]
-        assert {path.name for path in paths} == {f"{name}.{end}" for name in names for end in ("png", "svg")}
-        pictures.append({path.name: path.read_bytes() for path in paths})
-        shutil.rmtree(copied / "figures")
-    assert pictures[0] == pictures[1]
-
-
-@pytest.mark.usefixtures("nothing_runs")
-def test_only_the_figures_that_are_named_are_drawn(command, copied):
-    code, printed, _ = command("figures", "detection", "--out", copied)
+def test_figures_are_drawn_from_rows_alone_those_that_are_named_and_the_same_each_time(command, copied):
+    code, printed, err = command("figures", "--out", copied)
     assert code == 0
-    assert [line.rpartition("/")[2] for line in printed.splitlines()] == ["detection.png", "detection.svg"]
+    assert err.startswith("inrun-bench: note: the rows of ")  # what measured them has been taken out
+    paths = sorted((copied / "figures").iterdir())
+    assert sorted(printed.split()) == [str(path) for path in paths]
+    names = [name for name in FIGURES if EXPERIMENTS[name].DEFAULT]
+    assert {path.name for path in paths} == {f"{name}.{end}" for name in names for end in ("png", "svg")}
+    pictures = {path.name: path.read_bytes() for path in paths}
+    shutil.rmtree(copied / "figures")
+
+    code, printed, _ = command("figures", "detection", "removal", "--out", copied)
+    assert code == 0
+    again = [f"{name}.{end}" for name in ("detection", "removal") for end in ("png", "svg")]
+    assert [line.rpartition("/")[2] for line in printed.splitlines()] == again
+    assert {path.name: path.read_bytes() for path in (copied / "figures").iterdir()} == {
+        name: pictures[name] for name in again
+    }
 
 
 @pytest.mark.usefixtures("nothing_runs")
@@ -355,12 +353,18 @@ def test_report_refuses_a_file_that_is_not_there(command, copied, tmp_path):
     assert not (tmp_path / "missing.md").exists()
 
 
-@pytest.mark.parametrize("mode", [(), ("-X", "utf8=0")], ids=["utf-8 mode", "without it"])
-def test_folders_may_have_any_name_whatever_the_locale(results, tmp_path, repository, mode):
+def test_folders_may_have_any_name_whatever_the_locale(results, command, tmp_path, repository):
+    """In this process, and in one that has neither a locale nor UTF-8."""
     folder = tmp_path / "données ü 数据"
-    shutil.copytree(results.root, folder / "out")
-    command = [sys.executable, *mode, "-m", "inrun_bench.cli", "report", "--out", str(folder / "out")]
+    for name in ("here", "there"):
+        (folder / name / "rows").mkdir(parents=True)
+        shutil.copy(results.root / "store.json", folder / name)
+        for path in results.root.glob("rows/detection.*"):
+            shutil.copy(path, folder / name / "rows")
+    assert command("report", "--out", folder / "here")[0] == 0
+    there = [sys.executable, "-X", "utf8=0", "-m", "inrun_bench.cli", "report", "--out", str(folder / "there")]
     environment = {**os.environ, "LC_ALL": "C", "PYTHONPATH": str(repository)}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False)
+    done = subprocess.run(there, cwd=folder, env=environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode(errors="replace")
-    assert (folder / "out" / "summary.md").stat().st_size > 0
+    summaries = [(folder / name / "summary.md").read_bytes() for name in ("here", "there")]
+    assert summaries[0] == summaries[1] != b""

@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
+import multiprocessing
+import os
 import signal
-import subprocess
 import sys
+import threading
 import time
 from functools import partial
 
@@ -21,7 +23,7 @@ from inrun_bench.experiments.gpu import kernels, steps, supervisor
 from inrun_bench.experiments.gpu.__main__ import main
 from inrun_bench.experiments.gpu.checks import TOLERANCE
 from inrun_bench.experiments.gpu.order import Planned, in_order
-from inrun_bench.experiments.gpu.rounds import Attempt, DeviceLostError, recover, take_turns, wall_seconds
+from inrun_bench.experiments.gpu.rounds import Attempt, DeviceLostError, described, recover, take_turns, wall_seconds
 from inrun_bench.experiments.gpu.supervisor import START_SECONDS, supervise
 from inrun_bench.experiments.gpu.told import told
 from inrun_bench.experiments.gpu.worker import Answer
@@ -205,6 +207,7 @@ def test_without_ceilings_all_is_measured_but_their_shares(layer):
     assert "roofline_share" not in metrics
 
 
+@pytest.mark.usefixtures("here")
 def test_failures_make_the_command_fail(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("inrun_bench.experiments.gpu.__main__.measure", gpu_hazards.measure)
     unit = Unit("gpu", "task", "raising", 0, {"device": "made up", "breaks": "raises"})
@@ -256,18 +259,33 @@ def outcome(store, planned):
 
 BREAKING = {  # what a method does, and what is said of it
     "dies": "WorkerDied: the process ended with code -9",
-    "hangs": "TimeoutError: not done after 5 s",
+    "hangs": "TimeoutError: not done after 2 s",
     "loses the device": "illegal memory access",
 }
 
 
 @pytest.fixture(scope="module")
-def broken(tmp_path_factory):
+def forking():
+    """A way to start processes: forked from one that has imported all that takes seconds."""
+    multiprocessing.set_forkserver_preload([gpu_hazards.__name__])
+    return multiprocessing.get_context("forkserver")
+
+
+@pytest.fixture
+def quick_to_start(forking, monkeypatch):
+    """Have workers started in that way."""
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _method: forking)
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory, forking):
     """A run whose units do their worst, one after another, between two that are well; and what was told of it."""
     store, finished = Store(tmp_path_factory.mktemp("gpu") / "broken"), []
     names = ("first", *BREAKING, "second", "raises", "last")
-    todo = {name: hazard(name.replace(" ", "-"), 2.0, breaks=name) for name in names}
-    assert supervise(list(todo.values()), RunRows(store), gpu_hazards.measure, limit=5.0, say=finished.append) == []
+    todo = {name: hazard(name.replace(" ", "-"), 1.0, breaks=name) for name in names}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing, "get_context", lambda _method: forking)
+        assert supervise(list(todo.values()), RunRows(store), gpu_hazards.measure, limit=2.0, say=finished.append) == []
     return store, todo, finished
 
 
@@ -295,7 +313,7 @@ def test_a_unit_that_raises_leaves_its_process_alone(broken):
 def test_a_unit_is_told_with_its_time_results_and_failures(broken):
     text = told(broken[2][1], budget=500.0)
     assert "task dies" in text
-    assert "(2 planned, " in text
+    assert "(1 planned, " in text
     assert " s left)" in text
     assert "failed: bad: WorkerDied" in text
 
@@ -307,11 +325,11 @@ class Here:
         self.measure, self.running = measure, False
 
     def try_unit(self, unit, needs, avoided, limit, stopped):
-        self.running = True
+        self.running, begun = True, []
         try:
-            return Answer(self.measure(unit, needs, Attempt(avoided=avoided)))
+            return Answer(self.measure(unit, needs, Attempt(begun.append, avoided)))
         except ZeroDivisionError as error:
-            return Answer(message=str(error))
+            return Answer(message=described(error), method=begun[-1])
 
     def end(self):
         pass
@@ -363,43 +381,57 @@ def test_what_failed_is_tried_again_after_what_was_never_tried(store):
     assert [one.planned.unit.method for one in finished] == ["fresh", "raising"]
 
 
-def test_a_stop_ends_at_once_what_is_being_measured_and_begins_no_more(store):
-    began = time.monotonic()
-    todo = [hazard("first"), hazard("hanging", breaks="hangs"), hazard("last")]
-
-    def stopped():
-        return store.has(todo[0].unit) and time.monotonic() - began > 10
-
-    left = supervise(todo, RunRows(store), gpu_hazards.measure, limit=120.0, stopped=stopped)
+@pytest.mark.usefixtures("quick_to_start")
+def test_a_stop_ends_at_once_what_is_being_measured_and_begins_no_more(store, tmp_path):
+    pid = tmp_path / "pid"
+    todo = [hazard("first"), hazard("hanging", breaks="hangs", pid=str(pid)), hazard("last")]
+    left = supervise(todo, RunRows(store), gpu_hazards.measure, limit=1000.0, stopped=lambda: written(pid))
     assert [one.planned.unit.method for one in left] == ["hanging", "last"]
-    assert time.monotonic() - began < 60
+    assert not gpu_hazards.alive(int(pid.read_text()))
     assert [store.has(planned.unit) for planned in todo] == [True, False, False]
 
 
-def test_sigterm_ends_the_command_and_leaves_what_is_finished(tmp_path):
-    out = tmp_path / "results"
-    command = [sys.executable, "-W", "ignore", "-m", "inrun_bench.experiments.gpu", "--out", str(out)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout:
-            if "machine ceilings" in line:  # the lines come as they are said, or this would wait for the end
-                break
-        process.send_signal(signal.SIGTERM)
-        rest = process.stdout.read()
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "left: gpt-tiny steps: stopped" in rest
+@pytest.mark.usefixtures("quick_to_start")
+def test_sigterm_ends_the_command_and_leaves_what_is_finished(tmp_path, monkeypatch):
+    out, log, ended = tmp_path / "results", tmp_path / "log", threading.Event()
+
+    def terminate():  # when the first line is there, before the end: lines come as they are said
+        wait_for(lambda: "machine ceilings" in log.read_text() or ended.is_set())
+        if not ended.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with log.open("w") as lines:
+        monkeypatch.setattr(sys, "stdout", lines)
+        terminator = threading.Thread(target=terminate)
+        terminator.start()
+        code = main(["--out", str(out)])
+        ended.set()
+        terminator.join()
+    assert code == 128 + signal.SIGTERM
+    assert "left: gpt-tiny steps: stopped" in log.read_text()
     assert Store(out, create=False).has(in_order(0)[0].unit)
     assert not list(out.glob("rows/.*"))
 
 
-def test_a_worker_ends_with_whoever_started_it():
-    program = "from tests.inrun_bench import gpu_hazards; gpu_hazards.hang()"
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
-        worker = int(process.stdout.readline())
-        process.kill()
-    deadline = time.monotonic() + 20
-    while gpu_hazards.alive(worker) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not gpu_hazards.alive(worker)
+def test_a_worker_ends_with_whoever_started_it(forking, tmp_path):
+    starter = forking.Process(target=gpu_hazards.hang, args=(tmp_path / "pid",))
+    starter.start()
+    wait_for(lambda: written(tmp_path / "pid"))
+    worker = int((tmp_path / "pid").read_text())
+    assert gpu_hazards.alive(worker)
+    starter.kill()
+    wait_for(lambda: not gpu_hazards.alive(worker), seconds=20)
+
+
+def written(pid):
+    return pid.exists() and pid.read_text().endswith("\n")
+
+
+def wait_for(condition, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 # --- counting and timing ---

@@ -18,14 +18,22 @@ PAGE = (ROOT / "docs" / "kernels.md").read_text()
 SHOWN = PAGE.partition(hopper.BEGIN)[2].partition(hopper.END)[0].strip()
 
 
+LAYERS, PASSES = "gpt2-small-qkv gpt2-small-proj llama3-8b-gate-up", "gpt2-small-passes"
+
+
 @pytest.fixture(scope="module")
-def printed(tmp_path_factory):
-    """The report, from a process of its own: the interpreter is on in this one."""
+def found(tmp_path_factory):
+    """What the program says, in a process of its own: the interpreter is on in this one."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
-    command = [sys.executable, "-W", "ignore", "-m", "inrun_bench.experiments.gpu.hopper"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-W", "ignore", "-m", "tests.inrun_bench.hopper_launches", LAYERS, PASSES]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout.strip()
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def printed(found):
+    return found["report"]
 
 
 def rows(text):
@@ -73,14 +81,9 @@ def test_scores_cost_little_where_products_are_long():
 BOX = 256  # elements of a tensor descriptor's box in one dimension, at most
 
 
-def test_kernels_are_compiled_as_they_are_launched_at_the_shapes_of_the_benchmark(tmp_path):
+def test_kernels_are_compiled_as_they_are_launched_at_the_shapes_of_the_benchmark(found):
     """Uninitialised tensors take no memory, so that layers of Llama 3 fit anywhere."""
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    layers, passes = "gpt2-small-qkv gpt2-small-proj llama3-8b-gate-up", "gpt2-small-passes"
-    command = [sys.executable, "-W", "ignore", "-m", "tests.inrun_bench.hopper_launches", layers, passes]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    compiled = json.loads(done.stdout)
+    compiled = found["launched"]
     assert {kernel["kernel"] for kernel in compiled} == {
         *(f"{name}_kernel" for name in hopper.KERNELS),
         "finish_kernel",

@@ -13,7 +13,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import joblib
-import pandas as pd
 import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -21,14 +20,13 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from baselines import permutation_shapley
 from inrun_bench import fingerprint, runner
 from inrun_bench.backends import BACKENDS, Workers
-from inrun_bench.cli import main
 from inrun_bench.run_rows import RunRows
 from inrun_bench.runner import run
 from inrun_bench.store import Store
 from inrun_bench.unit import Unit
 from tests.baselines.known_games import Table
-from tests.inrun_bench import counted_run
-from tests.inrun_bench.tiny import METHODS, TASK, files, units_of, without_timings
+from tests.inrun_bench import counted_run, hazardous_run
+from tests.inrun_bench.tiny import files
 
 
 class Laboratory:
@@ -564,34 +562,28 @@ def test_a_unit_keeps_to_one_process_whatever_it_asks_joblib_for(laboratory, sto
 # --- processes ---
 
 
-def test_rows_do_not_depend_on_the_number_of_processes(results, tmp_path):
-    chosen = [u for u in units_of("agreement", "detection") if u.seed == 0]
-    parallel = Store(tmp_path / "parallel")
-    assert run(chosen, parallel, jobs=2).failed == ()
-    for experiment in ("values", "agreement", "detection"):
-        alone = without_timings(results, experiment).query("seed == 0").reset_index(drop=True)
-        pd.testing.assert_frame_equal(without_timings(parallel, experiment), alone, check_exact=True)
-
-
-def test_two_runs_at_once_compute_each_unit_once(tmp_path, repository):
-    command = [sys.executable, "-m", "tests.inrun_bench.counted_run", str(tmp_path / "results"), str(tmp_path / "log")]
-    both = [subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    answers = [process.communicate(timeout=300)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], answers
+def test_two_runs_at_once_compute_each_unit_once(tmp_path, repository, monkeypatch):
+    """One is here, the other in a process of its own."""
+    results, log = tmp_path / "results", tmp_path / "log"
+    command = [sys.executable, "-m", "tests.inrun_bench.counted_run", str(results), str(log)]
+    with subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, text=True) as other:
+        monkeypatch.setattr(runner, "EXPERIMENTS", counted_run.experiments(log))
+        outcome = counted_run.run_beside_another(Store(results), log)
+        answer = other.communicate(timeout=300)[0]
+    assert other.returncode == 0, answer
     units = {counted_run.NEED, *counted_run.UNITS}
-    assert sorted((tmp_path / "log").read_text().split()) == sorted(u.method for u in units)
-    assert len(files(tmp_path / "results")) == len(units)
-    assert all(answer.split()[2] == "0" for answer in answers)
+    assert sorted(log.read_text().split()) == sorted(u.method for u in units)
+    assert len(files(results)) == len(units)
+    assert (outcome.failed, answer.split()[2]) == ((), "0")
 
 
-def test_killing_a_run_loses_the_units_in_flight_and_nothing_else(results, tmp_path, repository, tiny_profile, capsys):
-    chosen = units_of("values", "agreement")
-    arguments = ["run", "values", "agreement", "--task", TASK, "--method", *METHODS, "--quiet", "--out", str(tmp_path)]
-    command = [sys.executable, "-m", "tests.inrun_bench.tiny_command", *arguments, "--jobs", "2"]
-    killed = subprocess.Popen(command, cwd=repository, stdout=subprocess.DEVNULL, start_new_session=True)
+def test_killing_a_run_loses_the_units_in_flight_and_nothing_else(tmp_path, repository, monkeypatch):
+    store = Store(tmp_path / "killed")
+    command = [sys.executable, "-m", "tests.inrun_bench.hazardous_run", str(store.root)]
+    killed = subprocess.Popen(command, cwd=repository, start_new_session=True)
     try:
         deadline = time.monotonic() + 300
-        while len(list(tmp_path.glob("rows/*.parquet"))) < 3:
+        while len(files(store.root)) < 3:
             assert killed.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.005)
@@ -599,16 +591,16 @@ def test_killing_a_run_loses_the_units_in_flight_and_nothing_else(results, tmp_p
         with contextlib.suppress(ProcessLookupError):
             os.killpg(killed.pid, signal.SIGKILL)  # and its workers
         killed.wait()
-    time.sleep(0.5)
-    before = files(tmp_path)
-    assert 3 <= len(before) < len(chosen)
+    before = files(store.root)
+    everything = 1 + len(hazardous_run.UNITS)
+    assert 3 <= len(before) < everything
 
-    assert main([*arguments, "--jobs", "1"]) == 0
-    counts = f"{len(chosen) - len(before)} units done, {len(before)} were there already, 0 failed"
-    assert counts in capsys.readouterr().out
-    after = files(tmp_path)
-    assert len(after) == len(chosen)
+    pids = hazardous_run.send_hazards_alone(monkeypatch.setattr)
+    outcome = run(hazardous_run.UNITS, store)
+    assert (outcome.done, outcome.skipped, outcome.failed) == (everything - len(before), len(before), ())
+    assert len(pids) == outcome.done
+    after = files(store.root)
+    assert len(after) == everything
     assert {name: after[name] for name in before} == before
-    for experiment in ("values", "agreement"):
-        undisturbed = without_timings(results, experiment)
-        pd.testing.assert_frame_equal(without_timings(Store(tmp_path), experiment), undisturbed, check_exact=True)
+    values = store.read_all("hazards").set_index("method")["value"]
+    assert values.to_dict() == {"need": 1, **{u.method: 2 for u in hazardous_run.UNITS}}

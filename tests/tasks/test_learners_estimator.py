@@ -9,7 +9,6 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.cluster import KMeans
 from sklearn.ensemble import RandomForestClassifier
@@ -319,6 +318,8 @@ def a_draw_beyond_some_size(x):
 
 
 def a_draw_of_torch(x):
+    import torch  # not above: workers import this file
+
     return x + 0.0 * float(torch.rand(1))
 
 

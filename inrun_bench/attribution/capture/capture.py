@@ -6,7 +6,7 @@ Each part attaches and detaches itself; what they have to tell each other, they 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -65,6 +65,7 @@ class Capture:
         if unknown:
             raise ValueError(f"batch_axis names {unknown[0]!r}, which is no layer of the model")
         sites = find_sites(model, {p: name for name, p in self.parameters.items()}, kernels)
+        self._seen = False  # whether a step has been
         covered = set().union(*(site.keys for site in sites))
         without_samples = set().union(*(site.keys for site in sites if axes.of(site.name) is None))
         self.factors = ValidationFactors(sites, rules)
@@ -101,10 +102,14 @@ class Capture:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Be ready to watch forward passes in this block, from :meth:`show` on."""
-        with self._operations:
+        """Be ready to watch forward passes in this block, from :meth:`show` on.
+
+        In the first one, compiled models are run as they are written, since a compiled graph shows no numbers.
+        """
+        with self._operations, nullcontext() if self._seen else torch.compiler.set_stance("force_eager"):
             try:
                 yield
+                self._seen = True
             finally:
                 self.show(None)
                 self._layers.latest = self._fused.latest = None

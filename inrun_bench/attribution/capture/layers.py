@@ -164,6 +164,12 @@ class WatchedLayers:
         seen = self._calls.of_compiled_layer(site)
         axis = _axis_by_size(site, a, output, size) if isinstance(seen, Unclear) else seen
         if axis is None:
+            if output.dim() > 2 and output.shape[0] != 1:
+                raise TypeError(
+                    f"{site.where} sees no samples, and returns a tensor of shape {list(output.shape)}: inside of a "
+                    "compiled graph it is not seen where samples meet it. Compile the parts around it, or hand the "
+                    "model what it looks up (token_type_ids, positions) with a row for each sample"
+                )
             a, output, axis = repeated(a, size), repeated(output, size), 0
         return pass_through(output, a.detach(), self._number, slot, 0 if axis == "folded" else axis)
 

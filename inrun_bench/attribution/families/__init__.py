@@ -33,19 +33,27 @@ One file a layer family: its ghost rules and, where it has one, a backward pass 
         return (a * b * q).flatten(1).sum(1)
 """
 
+from torch import nn
+
 from inrun_bench.attribution.families import activation as activation  # each import registers a layer family
 from inrun_bench.attribution.families import attention as attention
 from inrun_bench.attribution.families import convolution as convolution
 from inrun_bench.attribution.families import embedding as embedding
 from inrun_bench.attribution.families import linear as linear
 from inrun_bench.attribution.families import normalisation as normalisation
+from inrun_bench.attribution.families.position_wise import position_wise_rules
 from inrun_bench.attribution.families.registry import (
     GhostRule,
     Rule,
-    find_rules,
     find_scored_backward,
     ghost_rule,
+    registered_rules,
     supported_layers,
 )
 
 __all__ = ["GhostRule", "Rule", "find_rules", "find_scored_backward", "ghost_rule", "supported_layers"]
+
+
+def find_rules(layer: nn.Module) -> tuple[Rule, ...]:
+    """Return the rules of a layer: of its type, or else of its form; empty where it has none."""
+    return registered_rules(layer) or position_wise_rules(layer)

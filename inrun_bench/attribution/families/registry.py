@@ -14,9 +14,9 @@ from inrun_bench.attribution.products.backend import Backend
 __all__ = [
     "GhostRule",
     "Rule",
-    "find_rules",
     "find_scored_backward",
     "ghost_rule",
+    "registered_rules",
     "scores_backward",
     "supported_layers",
 ]
@@ -93,7 +93,7 @@ def ghost_rule(
     return register
 
 
-def find_rules(layer: nn.Module) -> tuple[Rule, ...]:
+def registered_rules(layer: nn.Module) -> tuple[Rule, ...]:
     """Return the rules of the layer's type; empty where there are none."""
     return _by_type(_RULES, layer) or ()
 

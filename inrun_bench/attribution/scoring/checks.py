@@ -75,7 +75,8 @@ def expect_seen(numbers: Numbers, seen: Collection[str], gradients: Mapping[str,
                 raise ValueError(
                     f"step {number}: parameter {name!r} has a gradient, but nothing was seen of the layer that it "
                     "belongs to. Was its gradient there before the step (zero_grad), or is the model a compiled one "
-                    "that ran before InRunShapley was made?"
+                    "that ran before InRunShapley was made? In a compiled graph only layers with rules are seen, and "
+                    "no bare parameters: compile the parts around them"
                 )
 
     numbers.expect(gathered(list(unseen.values())), check)

@@ -320,19 +320,45 @@ class Free(nn.Module):
     [
         lambda h: h - h[:2].mean(0),
         lambda h: h.cumsum(0),
-        lambda h: h + h.roll(1, 0),
+        *[lambda h, distance=distance: h + h.roll(distance, 0) for distance in range(1, 5)],
         lambda h: h.flip(0),
         lambda h: h[h[:, 0].argsort()],
         lambda h: torch.cat([h[-1:], h[1:]]),
         lambda h: h / h.norm(),
     ],
-    ids=["support set", "running sum", "neighbour", "flipped", "sorted", "first is last", "common norm"],
+    ids=[
+        "support set",
+        "running sum",
+        *(f"{distance} apart" for distance in range(1, 5)),
+        "flipped",
+        "sorted",
+        "first is last",
+        "common norm",
+    ],
 )
 def test_whatever_mixes_or_moves_samples_is_refused(between):
     torch.manual_seed(0)
     x, y = torch.randn(24, 5, dtype=torch.float64), torch.randint(3, (24,))
     with pytest.raises(ValueError, match="changes in other places than their rows"):
         score_error(Free(between), x, y, 8)
+
+
+def test_an_output_of_which_two_axes_number_the_samples_is_refused():
+    """A matrix with samples on its diagonal: each changes one row and one column alone."""
+
+    class Diagonal(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.each, self.head = nn.Linear(1, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(torch.tanh(self.each(torch.diag_embed(x.sum(1))[..., None])).sum(1))
+
+    torch.manual_seed(0)
+    x, y = torch.randn(24, 5, dtype=torch.float64), torch.randint(3, (24,))
+    with pytest.raises(ValueError, match=r"layer 'each'.*several axes of its output.*may number the 8 samples"):
+        score_error(Diagonal(), x, y, 8)
+    assert score_error(Diagonal(), x, y, 8, batch_axis={"each": 0}) < 1e-10
 
 
 class Guided(nn.Module):

@@ -308,16 +308,26 @@ PROCESS = """
 import sys
 from inrun_bench.adjoint import Storage, few_run_shapley
 from tests.inrun_bench.adjoint.small import small_task
+few_run_shapley(small_task(), 8)  # which imports what takes seconds
+print("ready", flush=True)
+sys.stdin.readline()
 print(few_run_shapley(small_task(), 8, storage=Storage(memory_bytes=2_000_000, runs=sys.argv[1])).values.tolist())
 """
 
 
 def test_two_processes_share_a_folder(tmp_path, repository, chunks):
+    few_run_shapley(small_task(), 8)
     command = [sys.executable, "-c", PROCESS, str(tmp_path)]
-    both = [subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    answers = [process.communicate(timeout=300)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=repository, **pipes) as other:
+        assert other.stdout.readline() == "ready\n"
+        other.stdin.write("go\n")
+        other.stdin.flush()
+        mine = few_run_shapley(small_task(), 8, storage=Storage(memory_bytes=2_000_000, runs=tmp_path))
+        theirs = eval(other.communicate(timeout=300)[0])  # noqa: S307
+    assert other.returncode == 0
+    chunks.clear()
     found = few_run_shapley(small_task(), 8, storage=Storage(runs=tmp_path))
     assert (chunks, kept_in(tmp_path)) == ([], 8)
-    for answer in answers:
-        np.testing.assert_allclose(eval(answer), found.values, rtol=1e-10, atol=1e-14)  # noqa: S307
+    for answer in (mine.values, theirs):
+        np.testing.assert_allclose(answer, found.values, rtol=1e-10, atol=1e-14)
