@@ -1,12 +1,12 @@
 """The GPU benchmark works: all of it, on tiny shapes, under Triton's interpreter; and it finds what is wrong."""
 
+import contextlib
 import dataclasses
 import math
 import multiprocessing
-import os
 import signal
+import subprocess
 import sys
-import threading
 import time
 from functools import partial
 
@@ -46,10 +46,26 @@ KERNELS = ["wgrad-dot", "project-dot", "gram-dot"]
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
+def forking():
+    """A way to start processes: forked from one that has imported all that takes seconds."""
+    multiprocessing.set_forkserver_preload([gpu_hazards.__name__, "torch._dynamo"])
+    return multiprocessing.get_context("forkserver")
+
+
+@contextlib.contextmanager
+def started_by(forking):
+    """Have workers started in that way."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing, "get_context", lambda _method: forking)
+        yield
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory, forking):
     """Everything, once; for reading only."""
     folder = tmp_path_factory.mktemp("gpu") / "results"
-    return main(["--out", str(folder)]), Store(folder, create=False)
+    with started_by(forking):
+        return main(["--out", str(folder)]), Store(folder, create=False)
 
 
 @pytest.fixture(scope="module")
@@ -265,26 +281,12 @@ BREAKING = {  # what a method does, and what is said of it
 
 
 @pytest.fixture(scope="module")
-def forking():
-    """A way to start processes: forked from one that has imported all that takes seconds."""
-    multiprocessing.set_forkserver_preload([gpu_hazards.__name__])
-    return multiprocessing.get_context("forkserver")
-
-
-@pytest.fixture
-def quick_to_start(forking, monkeypatch):
-    """Have workers started in that way."""
-    monkeypatch.setattr(multiprocessing, "get_context", lambda _method: forking)
-
-
-@pytest.fixture(scope="module")
 def broken(tmp_path_factory, forking):
     """A run whose units do their worst, one after another, between two that are well; and what was told of it."""
     store, finished = Store(tmp_path_factory.mktemp("gpu") / "broken"), []
     names = ("first", *BREAKING, "second", "raises", "last")
     todo = {name: hazard(name.replace(" ", "-"), 1.0, breaks=name) for name in names}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(multiprocessing, "get_context", lambda _method: forking)
+    with started_by(forking):
         assert supervise(list(todo.values()), RunRows(store), gpu_hazards.measure, limit=2.0, say=finished.append) == []
     return store, todo, finished
 
@@ -381,34 +383,27 @@ def test_what_failed_is_tried_again_after_what_was_never_tried(store):
     assert [one.planned.unit.method for one in finished] == ["fresh", "raising"]
 
 
-@pytest.mark.usefixtures("quick_to_start")
-def test_a_stop_ends_at_once_what_is_being_measured_and_begins_no_more(store, tmp_path):
+def test_a_stop_ends_at_once_what_is_being_measured_and_begins_no_more(store, forking, tmp_path):
     pid = tmp_path / "pid"
     todo = [hazard("first"), hazard("hanging", breaks="hangs", pid=str(pid)), hazard("last")]
-    left = supervise(todo, RunRows(store), gpu_hazards.measure, limit=1000.0, stopped=lambda: written(pid))
+    with started_by(forking):
+        left = supervise(todo, RunRows(store), gpu_hazards.measure, limit=1000.0, stopped=lambda: written(pid))
     assert [one.planned.unit.method for one in left] == ["hanging", "last"]
     assert not gpu_hazards.alive(int(pid.read_text()))
     assert [store.has(planned.unit) for planned in todo] == [True, False, False]
 
 
-@pytest.mark.usefixtures("quick_to_start")
-def test_sigterm_ends_the_command_and_leaves_what_is_finished(tmp_path, monkeypatch):
-    out, log, ended = tmp_path / "results", tmp_path / "log", threading.Event()
-
-    def terminate():  # when the first line is there, before the end: lines come as they are said
-        wait_for(lambda: "machine ceilings" in log.read_text() or ended.is_set())
-        if not ended.is_set():
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with log.open("w") as lines:
-        monkeypatch.setattr(sys, "stdout", lines)
-        terminator = threading.Thread(target=terminate)
-        terminator.start()
-        code = main(["--out", str(out)])
-        ended.set()
-        terminator.join()
-    assert code == 128 + signal.SIGTERM
-    assert "left: gpt-tiny steps: stopped" in log.read_text()
+def test_sigterm_ends_the_command_and_leaves_what_is_finished(tmp_path):
+    out = tmp_path / "results"
+    command = [sys.executable, "-W", "ignore", "-m", "inrun_bench.experiments.gpu", "--out", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if "machine ceilings" in line:  # the lines come as they are said, or this would wait for the end
+                break
+        process.send_signal(signal.SIGTERM)
+        rest = process.stdout.read()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "left: gpt-tiny steps: stopped" in rest
     assert Store(out, create=False).has(in_order(0)[0].unit)
     assert not list(out.glob("rows/.*"))
 

@@ -1,5 +1,6 @@
 """Groups as players: exact values by enumeration, and what each method makes of the same groups."""
 
+import contextlib
 import dataclasses
 import itertools
 
@@ -27,18 +28,33 @@ TASK = "iris-logreg"  # three classes
 PLANNED = dataclasses.replace(PLAN, tasks=(TASK,), seeds=(0,))
 
 
-@pytest.fixture
-def of_iris(monkeypatch):
-    monkeypatch.setattr(groups, "GROUPINGS", {TASK: ("classes", "random")})
-    monkeypatch.setattr(groups, "RANDOM_GROUPS", 4)
-    monkeypatch.setattr(groups, "COALITIONS", 8)
+@contextlib.contextmanager
+def iris_alone():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(groups, "GROUPINGS", {TASK: ("classes", "random")})
+        patch.setattr(groups, "RANDOM_GROUPS", 4)
+        patch.setattr(groups, "COALITIONS", 8)
+        yield
 
 
 @pytest.fixture
-def store(of_iris, tmp_path):
-    store = Store(tmp_path / "groups")
-    assert run(groups.units(PLANNED), store).failed == ()
+def of_iris():
+    with iris_alone():
+        yield
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    store = Store(tmp_path_factory.mktemp("groups") / "groups")
+    with iris_alone():
+        assert run(groups.units(PLANNED), store).failed == ()
     return store
+
+
+@pytest.fixture
+def store(measured, of_iris):
+    """All rows, for reading only."""
+    return measured
 
 
 def rows_of(method, kind="classes", needs=None):
