@@ -179,7 +179,7 @@ FAULTS = [
     Fault(
         "followed tensors that enter a layer with the samples are lost",
         f"{CODE}/capture/operations.py",
-        "        if not self.takes_part((args, kwargs)):\n",
+        "        if not self.takes_part(args, kwargs):\n",
         "        if True:\n",
         FOLLOWED,
     ),
