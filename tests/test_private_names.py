@@ -187,12 +187,20 @@ def test_a_function_s_node_gives_back_what_it_saved_through_the_hooks_on_saved_t
 
 
 def test_operations_without_a_forward_mode_say_so_in_these_words():
-    """Told from other errors by ``forward AD`` or ``forward-mode`` in the message."""
+    """Told from other errors by ``forward AD``, ``forward-mode`` or ``forward mode`` in the message."""
     with pytest.raises((NotImplementedError, RuntimeError), match=r"forward AD|forward-mode"):
         torch.func.jvp(lambda x: torch.cdist(x, x), (torch.ones(2, 2),), (torch.ones(2, 2),))
 
     with torch.no_grad(), forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward AD"):
         torch.cdist(forward_ad.make_dual(torch.ones(2, 2), torch.ones(2, 2)), torch.ones(2, 2))
+
+    class Same(torch.autograd.Function):
+        @staticmethod
+        def forward(_ctx, x):
+            return x.clone()
+
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="forward mode"):
+        Same.apply(forward_ad.make_dual(torch.ones(2), torch.ones(2)))
 
 
 def test_forward_mode_draws_the_mask_of_a_dropout_as_training_does():
@@ -230,9 +238,30 @@ def test_a_custom_function_is_known_by_its_node():
     node = Same.apply(y).grad_fn
     assert isinstance(node, torch.autograd.function.BackwardCFunction)
     assert node._forward_cls is Same
+    node.metadata["ours"] = True
+    assert "ours" in node.metadata
     assert [before for before, _ in node.next_functions] == [y.grad_fn]
     assert Same.apply(w).grad_fn.next_functions[0][0].variable is w
     assert checkpoint(torch.tanh, y, use_reentrant=True).grad_fn._forward_cls.__module__.startswith("torch.")
+
+
+@relied_on("torch._C")
+def test_a_mode_sees_nothing_of_what_is_done_without_it():
+    """``torch._C.DisableTorchFunction``."""
+    seen = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    x = torch.ones(1)
+    with Watch():
+        with torch._C.DisableTorchFunction():
+            x + 1, x.requires_grad
+        assert not seen
+        x + 1
+    assert len(seen) == 1
 
 
 @relied_on("torch._C")

@@ -276,6 +276,20 @@ FAULTS = [
         FOLLOWED,
     ),
     Fault(
+        "functions of the user's in a layer with a rule are refused",
+        f"{CODE}/capture/layers.py",
+        "        is_of_a_layer(first)\n",
+        "",
+        FOLLOWED,
+    ),
+    Fault(
+        "functions of the user's without a forward mode are not differentiated backwards",
+        f"{CODE}/capture/operation_terms.py",
+        '("forward AD", "forward-mode", "forward mode")',
+        '("forward AD", "forward-mode")',
+        FOLLOWED,
+    ),
+    Fault(
         "weights that hooks compute of others are their layer's",
         f"{CODE}/capture/layers.py",
         "        for rule in () if _computes_weights(layer) else find_rules(layer):\n",

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from inrun_bench.attribution.capture.batch_axis import BatchAxis, Unclear, batch_first, repeated
 from inrun_bench.attribution.capture.calls import ObservedCalls
 from inrun_bench.attribution.capture.compiled import announce, pass_through
+from inrun_bench.attribution.capture.custom_functions import is_of_a_layer
 from inrun_bench.attribution.capture.factors import ValidationFactors
 from inrun_bench.attribution.capture.fused import FusedLayers
 from inrun_bench.attribution.capture.hooks import LayerHook
@@ -108,14 +109,15 @@ class WatchedLayers:
         seen: Seen = None if self.micro_batch is None else self._calls.of_layer(site)
         state = None
         if self.micro_batch is not None and torch.is_grad_enabled():
-            replayed = site.replays or seen is None or self._operations.takes_part(args, kwargs)
-            state = RandomState.now(_tensors((args, kwargs))) if replayed else None
+            with torch._C.DisableTorchFunction():  # what is asked of tensors here is no operation of the model's
+                replayed = site.replays or seen is None or self._operations.takes_part(args, kwargs)
+                state = RandomState.now(_tensors((args, kwargs))) if replayed else None
         self._entered.append((site, seen, state))
         self._fused.entered.append(seen)
         self._operations.inside = len(self._entered)
 
     def _leave(
-        self, slot: int, site: LayerSite, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        self, slot: int, site: LayerSite, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
         scored = self._fused.take_scored()
         if torch.compiler.is_compiling():
@@ -126,22 +128,37 @@ class WatchedLayers:
         if self.micro_batch is None:
             self._factors.note(site, next(iter((*args, *kwargs.values()))), output)
             return None
-        first = output[0] if isinstance(output, tuple) else output
+        with torch._C.DisableTorchFunction():
+            self._watch(site, args, kwargs, output[0] if isinstance(output, tuple) else output, seen, state, scored)
+        return None
+
+    def _watch(
+        self,
+        site: LayerSite,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        first: Tensor,
+        seen: Seen,
+        state: RandomState | None,
+        scored: bool,
+    ) -> None:
+        """Watch for the gradient of a layer's output, or follow the output where no samples went in."""
+        assert self.micro_batch is not None
         if not first.requires_grad:
-            return None
+            return
         if isinstance(seen, Unclear):
             raise seen.error(site.where, site.name)
+        is_of_a_layer(first)
         if state is not None and not state.drawn_from():
             state = None
         if seen is None:
-            self._operations.derive(layer, args, kwargs, first, state)
-            return None
+            self._operations.derive(site.layer, args, kwargs, first, state)
+            return
         _check_size(site, seen, first, self.micro_batch.size)
-        operation = self._operations.through(layer, args, kwargs, state)
+        operation = self._operations.through(site.layer, args, kwargs, state)
         if operation is not None or not scored:
             call = _Call(site, self.micro_batch, args, kwargs, seen, state, operation, scored)
             first.register_hook(call.hook(self._receive, self._operations.apart))
-        return None
 
     def _left(self, site: LayerSite) -> tuple[Seen, RandomState | None]:
         """Return what is known of the call that ends; nothing of one that raised before it was begun."""

@@ -31,6 +31,10 @@ __all__ = [
 ]
 
 
+NO_FORWARD_MODE = ("forward AD", "forward-mode", "forward mode")
+"""What torch says of operations, and of functions of the user's, that have none."""
+
+
 @dataclass(frozen=True)
 class FollowedParameter:
     """A parameter, where a chain begins."""
@@ -237,7 +241,7 @@ class OperationTerm:
         try:
             tangent = self.operation.tangent(probe)
         except (NotImplementedError, RuntimeError) as error:
-            if "forward AD" not in str(error) and "forward-mode" not in str(error):
+            if not any(words in str(error) for words in NO_FORWARD_MODE):
                 raise
             return self._backwards(probe)
         b = self.b.to(torch.promote_types(self.b.dtype, torch.float32))

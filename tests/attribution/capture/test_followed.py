@@ -8,6 +8,8 @@ from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 from inrun_bench import InRunShapley
+from inrun_bench.attribution import ghost_rule
+from inrun_bench.attribution.families import registry
 from tests.attribution.brute_force import relative_error
 from tests.attribution.problem import problem
 from tests.attribution.watched import score_error
@@ -326,6 +328,44 @@ def test_what_is_not_seen_is_refused_by_name(write, message):
 
 def test_functions_of_the_users_on_what_holds_samples_are_none_of_our_business():
     assert error(Written(write=lambda h, token: Straight.apply(8 * h + token))) < 1e-12
+
+
+class Scale(nn.Module):
+    """A layer with a rule, whose backward pass is its own and has no forward mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(SIZE))
+
+    def forward(self, x):
+        return Scaled.apply(x, self.weight)
+
+
+class Scaled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return x * weight
+
+    @staticmethod
+    def backward(ctx, b):
+        x, weight = ctx.saved_tensors
+        return b * weight, (b * x).flatten(0, -2).sum(0)
+
+
+@pytest.mark.parametrize("batch", [1, SIZE])
+def test_what_passes_through_a_layer_without_a_forward_mode_is_exact(batch, monkeypatch):
+    class Fused(Norm):
+        def build(self):
+            super().build()
+            self.scale = Scale()
+
+        def between(self, h):
+            return self.scale(h) + self.scale(self.position)
+
+    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
+    ghost_rule(Scale, "weight")(lambda _layer, a, b, q: (a * b * q).flatten(1).sum(1))
+    assert error(Fused(), batch, steps=2) < 1e-12
 
 
 def test_an_operation_that_draws_random_numbers_draws_them_again():
