@@ -479,11 +479,12 @@ class InRunShapley:
         def refuse(changed: Any) -> None:
             if changed:
                 raise RuntimeError(
-                    f"step {opened.number}: weights were changed through .data since the optimiser's last step, which "
+                    f"step {number}: weights were changed through .data since the optimiser's last step, which "
                     "torch does not count, so that the validation loss and its gradient are not theirs; change them in "
                     "place under torch.no_grad()"
                 )
 
+        number = opened.number
         assert self._sizes is not None
         now = self._weight_norms()
         rounding = 8 * torch.finfo(now.dtype).eps

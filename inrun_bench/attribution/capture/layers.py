@@ -180,6 +180,8 @@ class WatchedLayers:
         a, size = next(iter((*args, *kwargs.values()))), self.micro_batch.size
         seen = self._calls.of_compiled_layer(site)
         axis = _axis_by_size(site, a, output, size) if isinstance(seen, Unclear) else seen
+        if axis is None and a.dim() > 1 and a.shape[0] == size and a.stride(0) == 0:
+            axis = 0  # one row, expanded for all samples
         if axis is None:
             if output.dim() > 2 and output.shape[0] != 1:
                 raise TypeError(

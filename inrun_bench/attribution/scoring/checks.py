@@ -118,7 +118,8 @@ def expect_sums(
     left_out = {group_of[name] for name in but}
     names = [name for name, g in gradients.items() if g is not None and group_of[name] not in left_out]
     known = [_dots([probe[name] for probe in directions], gradients[name], magnitudes.get(name)) for name in names]
-    dots = torch.stack(known) if known else terms.sums.new_zeros(0, 3, len(directions))
+    n_probes = len(directions)
+    dots = torch.stack(known) if known else terms.sums.new_zeros(0, 3, n_probes)
     together = [terms.sums, terms.magnitudes, dots[:, 0], dots[:, 1], dots[:, 2]]
     flag = terms.sums.new_zeros(1) if unless is None else unless.double().reshape(1)
     of_term = np.array([group_of[next(iter(keys))] for keys in terms.keys], dtype=int)
@@ -127,12 +128,14 @@ def expect_sums(
     np.maximum.at(precision, of_term, terms.precision)
     kept = np.array([group not in left_out for group in range(n_groups)], dtype=bool)
 
+    lengths = np.cumsum([len(part) for part in together[:-1]])
+
     def check(found: NDArray[np.float64]) -> None:
         if found[0]:
             return
-        columns = found[1:].reshape(-1, len(directions))
-        parts = np.split(columns, np.cumsum([len(part) for part in together[:-1]]))
-        got, size, wanted, scales = (np.zeros((n_groups, len(directions))) for _ in range(4))
+        columns = found[1:].reshape(-1, n_probes)
+        parts = np.split(columns, lengths)
+        got, size, wanted, scales = (np.zeros((n_groups, n_probes)) for _ in range(4))
         columns_of = [(got, of_term), (size, of_term), (wanted, of_name), (scales, of_name), (size, of_name)]
         for (into, group), values in zip(columns_of, parts, strict=True):
             np.add.at(into, group, values)

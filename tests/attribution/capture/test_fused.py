@@ -46,7 +46,9 @@ def run(layer, a, b, probes):
     """Output, gradients of input, weight and bias, and scores, by the rule."""
     found = []
     keys = {"weight_key": "w", "bias_key": None if layer.bias is None else "c"}
-    call = Scored(layer, find_scored_backward(layer), probes=probes, receive=found.append, **keys)
+    call = Scored(
+        layer, find_scored_backward(layer), probes=probes, receive=lambda scores, _kind: found.append(scores), **keys
+    )
     a = a.detach().requires_grad_()
     output = scored_call(call, a)
     parameters = [p for p in (layer.weight, layer.bias) if p is not None]
@@ -131,7 +133,9 @@ def test_what_a_map_does_not_serve_is_left_to_the_ghost_rules():
 def test_second_derivatives_are_refused_by_torch_and_not_silently_wrong():
     layer = nn.Linear(3, 2)
     a = torch.randn(4, 3, requires_grad=True)
-    call = Scored(layer, find_scored_backward(layer), "w", None, [{"w": torch.zeros(2, 3)}], lambda _scores: None)
+    call = Scored(
+        layer, find_scored_backward(layer), "w", None, [{"w": torch.zeros(2, 3)}], lambda _scores, _kind: None
+    )
     (gradient,) = torch.autograd.grad(scored_call(call, a).square().sum(), a, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
