@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -22,6 +23,13 @@ def results(tmp_path_factory):
     outcome = run(units_of("values", "agreement", "removal", "detection", "fidelity", "overhead"), store)
     assert outcome.failed == ()
     return store
+
+
+@pytest.fixture(scope="session")
+def forking():
+    """A way to start processes: forked from one that has imported, and done nothing else, all that takes seconds."""
+    multiprocessing.set_forkserver_preload(["inrun_bench.cli", "tests.inrun_bench.gpu_hazards", "torch._dynamo"])
+    return multiprocessing.get_context("forkserver")
 
 
 @pytest.fixture(scope="session")

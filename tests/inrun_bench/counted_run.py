@@ -1,8 +1,6 @@
-"""A run of units that leave a line in a log each time they are measured, beside another: python -m ... RESULTS LOG."""
+"""A run of units that leave a line in a log each time they are measured, beside another."""
 
-import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 from inrun_bench import runner
@@ -32,8 +30,8 @@ def run_beside_another(store, log):
     return runner.run(UNITS, store)
 
 
-if __name__ == "__main__":
-    results, log = map(Path, sys.argv[1:])
+def run_here(root, log, answer):
+    """The same in a process of its own, which puts the counts into a queue."""
     runner.EXPERIMENTS = experiments(log)
-    outcome = run_beside_another(Store(results), log)
-    print(outcome.done, outcome.skipped, len(outcome.failed))
+    outcome = run_beside_another(Store(root), log)
+    answer.put((outcome.done, outcome.skipped, outcome.failed))

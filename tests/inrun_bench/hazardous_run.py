@@ -1,8 +1,7 @@
-"""A run whose workers do nothing but what :mod:`tests.inrun_bench.hazards` does: python -m ... RESULTS."""
+"""A run whose workers do nothing but what :mod:`tests.inrun_bench.hazards` does."""
 
 import dataclasses
-import sys
-from pathlib import Path
+import os
 from types import SimpleNamespace
 
 from inrun_bench import runner
@@ -52,6 +51,8 @@ def _never(_unit, _needs):
     raise AssertionError("measured")
 
 
-if __name__ == "__main__":
+def run_in_a_group_of_its_own(root):
+    """Take two workers, and be killed with them."""
+    os.setsid()
     send_hazards_alone()
-    runner.run(UNITS, Store(Path(sys.argv[1])), jobs=2)
+    runner.run(UNITS, Store(root), jobs=2)

@@ -45,16 +45,9 @@ CEILINGS = {("tflops", "float32"): 1.0, ("tflops", "bfloat16"): 1.0, ("tbytes_pe
 KERNELS = ["wgrad-dot", "project-dot", "gram-dot"]
 
 
-@pytest.fixture(scope="module")
-def forking():
-    """A way to start processes: forked from one that has imported all that takes seconds."""
-    multiprocessing.set_forkserver_preload([gpu_hazards.__name__, "torch._dynamo"])
-    return multiprocessing.get_context("forkserver")
-
-
 @contextlib.contextmanager
 def started_by(forking):
-    """Have workers started in that way."""
+    """Have workers forked."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(multiprocessing, "get_context", lambda _method: forking)
         yield

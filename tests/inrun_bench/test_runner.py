@@ -3,8 +3,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -562,35 +560,35 @@ def test_a_unit_keeps_to_one_process_whatever_it_asks_joblib_for(laboratory, sto
 # --- processes ---
 
 
-def test_two_runs_at_once_compute_each_unit_once(tmp_path, repository, monkeypatch):
+def test_two_runs_at_once_compute_each_unit_once(tmp_path, forking, monkeypatch):
     """One is here, the other in a process of its own."""
-    results, log = tmp_path / "results", tmp_path / "log"
-    command = [sys.executable, "-m", "tests.inrun_bench.counted_run", str(results), str(log)]
-    with subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, text=True) as other:
-        monkeypatch.setattr(runner, "EXPERIMENTS", counted_run.experiments(log))
-        outcome = counted_run.run_beside_another(Store(results), log)
-        answer = other.communicate(timeout=300)[0]
-    assert other.returncode == 0, answer
+    store, log, answer = Store(tmp_path / "results"), tmp_path / "log", forking.Queue()
+    other = forking.Process(target=counted_run.run_here, args=(store.root, log, answer))
+    other.start()
+    monkeypatch.setattr(runner, "EXPERIMENTS", counted_run.experiments(log))
+    outcome = counted_run.run_beside_another(store, log)
+    _, _, failed = answer.get(timeout=300)
+    other.join()
     units = {counted_run.NEED, *counted_run.UNITS}
     assert sorted(log.read_text().split()) == sorted(u.method for u in units)
-    assert len(files(results)) == len(units)
-    assert (outcome.failed, answer.split()[2]) == ((), "0")
+    assert len(files(store.root)) == len(units)
+    assert outcome.failed == failed == ()
 
 
-def test_killing_a_run_loses_the_units_in_flight_and_nothing_else(tmp_path, repository, monkeypatch):
+def test_killing_a_run_loses_the_units_in_flight_and_nothing_else(tmp_path, forking, monkeypatch):
     store = Store(tmp_path / "killed")
-    command = [sys.executable, "-m", "tests.inrun_bench.hazardous_run", str(store.root)]
-    killed = subprocess.Popen(command, cwd=repository, start_new_session=True)
+    killed = forking.Process(target=hazardous_run.run_in_a_group_of_its_own, args=(store.root,))
+    killed.start()
     try:
         deadline = time.monotonic() + 300
         while len(files(store.root)) < 3:
-            assert killed.poll() is None
+            assert killed.is_alive()
             assert time.monotonic() < deadline
             time.sleep(0.005)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(killed.pid, signal.SIGKILL)  # and its workers
-        killed.wait()
+        killed.join()
     before = files(store.root)
     everything = 1 + len(hazardous_run.UNITS)
     assert 3 <= len(before) < everything

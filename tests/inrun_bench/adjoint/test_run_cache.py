@@ -3,8 +3,6 @@
 import dataclasses
 import errno
 import itertools
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -304,30 +302,21 @@ def test_runs_of_a_function_cannot_be_kept(tmp_path):
         differentiate(small_task(), np.ones((1, 8)), utility=lambda o, y: o.mean(), storage=Storage(runs=tmp_path))
 
 
-PROCESS = """
-import sys
-from inrun_bench.adjoint import Storage, few_run_shapley
-from tests.inrun_bench.adjoint.small import small_task
-few_run_shapley(small_task(), 8)  # which imports what takes seconds
-print("ready", flush=True)
-sys.stdin.readline()
-print(few_run_shapley(small_task(), 8, storage=Storage(memory_bytes=2_000_000, runs=sys.argv[1])).values.tolist())
-"""
+def estimated(folder, meeting, values):
+    meeting.wait(300)
+    storage = Storage(memory_bytes=2_000_000, runs=folder)
+    values.put(few_run_shapley(small_task(), 8, storage=storage).values)
 
 
-def test_two_processes_share_a_folder(tmp_path, repository, chunks):
-    few_run_shapley(small_task(), 8)
-    command = [sys.executable, "-c", PROCESS, str(tmp_path)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=repository, **pipes) as other:
-        assert other.stdout.readline() == "ready\n"
-        other.stdin.write("go\n")
-        other.stdin.flush()
-        mine = few_run_shapley(small_task(), 8, storage=Storage(memory_bytes=2_000_000, runs=tmp_path))
-        theirs = eval(other.communicate(timeout=300)[0])  # noqa: S307
-    assert other.returncode == 0
-    chunks.clear()
+def test_two_processes_share_a_folder(tmp_path, forking, chunks):
+    meeting, values = forking.Barrier(2), forking.Queue()
+    both = [forking.Process(target=estimated, args=(tmp_path, meeting, values)) for _ in range(2)]
+    for process in both:
+        process.start()
+    answers = [values.get(timeout=300) for _ in both]
+    for process in both:
+        process.join()
     found = few_run_shapley(small_task(), 8, storage=Storage(runs=tmp_path))
     assert (chunks, kept_in(tmp_path)) == ([], 8)
-    for answer in (mine.values, theirs):
+    for answer in answers:
         np.testing.assert_allclose(answer, found.values, rtol=1e-10, atol=1e-14)
