@@ -18,11 +18,11 @@ def save(tensors: Sequence[Tensor], user: str) -> Callable[[], tuple[Tensor, ...
     all but computed again. Like autograd's own they are let go by the first backward pass that does
     not retain the graph. Errors name their `user`.
     """
-    node: Any = _Keep.apply(torch.zeros((), requires_grad=True), *tensors).grad_fn  # type: ignore[no-untyped-call]
+    output = _Keep.apply(torch.zeros((), requires_grad=True), *tensors)  # type: ignore[no-untyped-call]
 
     def read() -> tuple[Tensor, ...]:
         try:
-            kept: tuple[Tensor, ...] = node.saved_tensors
+            kept: tuple[Tensor, ...] = output.grad_fn.saved_tensors  # up to torch 2.11 a node lets go with its output
         except RuntimeError as error:
             if "modified by an inplace operation" not in str(error):
                 raise
