@@ -312,6 +312,7 @@ class InRunShapley:
         try:
             with self._capture.watching():
                 self._begin(opened)
+                self._capture.begin()
                 if index is not None:
                     opened.batch(index, weights)
                 self._open = opened
@@ -441,6 +442,7 @@ class InRunShapley:
         return (args[0], evaluated, *args[2:]), kwargs
 
     def _read_step(self, opened: OpenStep) -> None:
+        self._capture.show(None)
         if not opened.size:
             raise ValueError("the step has no index: give one to step(), or announce its parts by batch()")
         if opened.place != self._place():
@@ -453,7 +455,6 @@ class InRunShapley:
             raise RuntimeError(
                 "parameters were frozen or unfrozen inside of the step; do it between steps, where it is followed"
             )
-        self._capture.show(None)
         opened.received = self._watcher.compare(by_element=not opened.early)
         opened.read_gradients(self._optimizers, self._parameters)
         expect_received(opened.checks, opened.received, opened.void, self._watcher, opened.number)

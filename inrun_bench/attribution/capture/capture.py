@@ -115,6 +115,10 @@ class Capture:
                 self._layers.latest = self._fused.latest = None
                 self._layers.forget()
 
+    def begin(self) -> None:
+        """Watch from now on: what is done before the samples are known may have to do with parameters as well."""
+        self._operations.begin()
+
     def show(self, micro_batch: MicroBatch | None) -> None:
         """Say which samples the coming forward passes hold; None: look away."""
         for part in (self._calls, self._layers, self._fused, self._operations, self._coupling):

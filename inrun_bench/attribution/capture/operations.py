@@ -75,8 +75,6 @@ class FollowedOperations:
 
     Attributes
     ----------
-    micro_batch : MicroBatch or None
-        The samples of the operations to come; None: look away.
     keys : set of str
         Parameters that no rule covers, or that are used outside of their layers.
     inside : int
@@ -92,9 +90,9 @@ class FollowedOperations:
         seen: Callable[[OperationKey], Seen],
         uncovered: set[str],
     ) -> None:
-        self.micro_batch: MicroBatch | None = None
         self.inside = 0
         self.suspended = False
+        self._micro_batch: MicroBatch | None = None
         self.keys = set(uncovered)
         self._receive, self._seen = receive, seen
         self._parameters = dict(parameters)
@@ -103,6 +101,8 @@ class FollowedOperations:
         self._memory: set[int] = set()  # where parameters lie
         self._governed: list[Any] = []  # by what saved tensors were when the modules that are being run were entered
         self._mode: _Mode | None = None
+        self._on = False  # whether the mode is among those that torch asks
+        self._depth = 0  # how many others it asks when ours is not
 
     def __enter__(self) -> None:
         self.inside = 0
@@ -110,16 +110,46 @@ class FollowedOperations:
         self._memory = {p.untyped_storage().data_ptr() for p in self._parameters.values()}
         if self._names:
             self._mode = _Mode(self, {name: self._parameters[name] for name in self._names})
-            self._mode.__enter__()  # type: ignore[no-untyped-call]
+            self._depth = torch._C._len_torch_function_stack()
+
+    def begin(self) -> None:
+        """Look at what is done from now on in the block of a step, before modes are entered in it."""
+        self._switch(True)
 
     def __exit__(self, *error: Any) -> None:
-        if self._mode is not None:
-            self._mode.__exit__(*error)  # type: ignore[no-untyped-call]
-            self._mode = None
+        self._switch(False)
+        self._mode = None
         if error[0] is None:
             self._names = set(
                 self.keys
             )  # what the first step did not find outside of its layer is not looked for again
+
+    @property
+    def micro_batch(self) -> MicroBatch | None:
+        """The samples of the operations to come; None: look away."""
+        return self._micro_batch
+
+    @micro_batch.setter
+    def micro_batch(self, micro_batch: MicroBatch | None) -> None:
+        self._micro_batch = micro_batch
+        if not in_backward_pass():  # in which torch has switched the mode off itself
+            self._switch(micro_batch is not None)
+
+    def _switch(self, on: bool) -> None:
+        """Have torch ask the mode, or not: whatever is asked costs a few microseconds, the optimiser's work, too.
+
+        A mode of the user's that was entered in the meantime (``torch.device`` as a context) is left where it is, and
+        ours beneath it.
+        """
+        if self._mode is None or on is self._on:
+            return
+        if torch._C._len_torch_function_stack() != self._depth + self._on:
+            return
+        if on:
+            self._mode.__enter__()  # type: ignore[no-untyped-call]
+        else:
+            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self._on = on
 
     @contextmanager
     def paused(self) -> Iterator[None]:
