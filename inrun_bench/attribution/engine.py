@@ -27,6 +27,7 @@ from inrun_bench.attribution.ledger.ledger import Ledger, Pages
 from inrun_bench.attribution.ledger.pending import Pending
 from inrun_bench.attribution.optimizers import Optimizers
 from inrun_bench.attribution.parallel import refuse_parallel, refuse_process_group
+from inrun_bench.attribution.precision import norms
 from inrun_bench.attribution.probes import PROBES, First, Probe, Step, scaled
 from inrun_bench.attribution.products.backend import Backend
 from inrun_bench.attribution.scoring.checks import expect_received, expect_seen
@@ -144,7 +145,7 @@ class InRunShapley:
         _check_choice("kernels", kernels, get_args(Backend))
         if not any(p.requires_grad for p in model.parameters()):
             raise ValueError("model has no trained parameters (none has requires_grad=True)")
-        self._optimizers = Optimizers(optimizer, {p: name for name, p in model.named_parameters()})
+        self._optimizers = Optimizers(optimizer, {p: name for name, p in model.named_parameters()}, kernels)
         self.probe = _probe(order)
         self.n_samples = n_samples
         self._model, self._rules, self._kernels, self._axes = model, rules, kernels, DeclaredAxes(batch_axis)
@@ -487,7 +488,7 @@ class InRunShapley:
 
         number = opened.number
         assert self._sizes is not None
-        now = self._weight_norms()
+        now = norms(opened.before)
         rounding = 8 * torch.finfo(now.dtype).eps
         opened.checks.expect(~torch.isclose(now, self._sizes, rtol=rounding, atol=0.0, equal_nan=True).all(), refuse)
 
@@ -624,12 +625,7 @@ class InRunShapley:
         return [p.detach() for p in self._parameters]
 
     def _note_weights(self, place: Place) -> None:
-        self._sizes, self._sized_at = self._weight_norms(), place
-
-    def _weight_norms(self) -> Tensor:
-        weights = self._present_weights()
-        half = any(w.dtype in (torch.float16, torch.bfloat16) for w in weights)
-        return gathered(torch._foreach_norm(weights, 2, dtype=torch.float32 if half else None))
+        self._sizes, self._sized_at = norms(self._present_weights()), place
 
     def _place(self) -> Place:
         return [(p.data_ptr(), p._version) for p in self._names]  # frozen ones, too

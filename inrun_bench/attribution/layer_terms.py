@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -98,7 +99,7 @@ class LayerSite:
         """The layer's name, for messages."""
         return f"layer {self.name!r} ({type(self.layer).__name__})"
 
-    @property
+    @cached_property
     def keys(self) -> set[str]:
         """Names of the parameters that the site covers."""
         return {key for _, keys in self.rules for key in keys if key}
@@ -120,8 +121,11 @@ class LayerSite:
 
     def key_of(self, parameter: str) -> str | None:
         """Return the name among the model's of the layer's own parameter; None where it is absent or not trained."""
-        keys_of = {p: key for rule, keys in self.rules for p, key in zip(rule.parameters, keys, strict=True)}
-        return keys_of.get(parameter)
+        return self._key_of.get(parameter)
+
+    @cached_property
+    def _key_of(self) -> dict[str, str | None]:
+        return {p: key for rule, keys in self.rules for p, key in zip(rule.parameters, keys, strict=True)}
 
     def score(self, a: Any, b: Tensor, probe: Direction) -> Tensor:
         """Return the dot products of the layer's gradients with `probe`, [B]."""

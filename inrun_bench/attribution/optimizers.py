@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from inrun_bench.attribution.products.backend import Backend
 from inrun_bench.attribution.updates import Update, check_optimizer, is_linear, read_update
 
 __all__ = ["Optimizers"]
@@ -24,6 +25,8 @@ class Optimizers:
         Element-wise ones.
     parameters : mapping of Tensor to str
         The model's parameters, and their names.
+    kernels : {"auto", "triton", "torch"}
+        What runs the arithmetic of optimisers that have kernels.
 
     Raises
     ------
@@ -33,7 +36,13 @@ class Optimizers:
         If there is none, a parameter is held by two, or by one and is no parameter of the model.
     """
 
-    def __init__(self, optimizers: Optimizer | Sequence[Optimizer], parameters: Mapping[Tensor, str]) -> None:
+    def __init__(
+        self,
+        optimizers: Optimizer | Sequence[Optimizer],
+        parameters: Mapping[Tensor, str],
+        kernels: Backend = "auto",
+    ) -> None:
+        self._kernels = kernels
         self.members: list[Optimizer] = [optimizers] if isinstance(optimizers, Optimizer) else _several(optimizers)
         if not self.members:
             raise ValueError("optimizer must be a torch.optim.Optimizer or several of them, got an empty sequence")
@@ -72,12 +81,13 @@ class Optimizers:
     def read(self, parameters: Mapping[str, Tensor], gradients: Sequence[Tensor | None] | None = None) -> Update:
         """Read the update of the coming step; see :func:`inrun_bench.attribution.updates.read_update`."""
         if len(self.members) == 1:
-            return read_update(self.members[0], parameters, gradients)
+            return read_update(self.members[0], parameters, gradients, backend=self._kernels)
         slopes: dict[str, float | Tensor] = dict.fromkeys(parameters, 0.0)
         rests: dict[str, Tensor] = {}
         for member in self.members:
             own = {name: p for name, p in parameters.items() if self._holder.get(p) is member}
-            update = read_update(member, own, self._gradients(member, parameters, gradients))
+            given = self._gradients(member, parameters, gradients)
+            update = read_update(member, own, given, backend=self._kernels)
             slopes |= dict(zip(own, update.slope, strict=True))
             rests |= dict(zip(own, update.empty or (), strict=False))
         if not rests:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Autocast", "own_precision"]
+from inrun_bench.attribution.transfer import gathered
+
+__all__ = ["Autocast", "norms", "own_precision"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,15 @@ class Autocast:
         if self.kind is None:
             return nullcontext()
         return torch.autocast(self.device, self.kind, cache_enabled=False)
+
+
+def norms(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the norm of each tensor, [tensors], on the device of the first; those of half precision in single."""
+    kinds = {tensor.dtype for tensor in tensors}
+    if len(kinds) == 1:
+        half = kinds <= {torch.float16, torch.bfloat16}
+        return gathered(torch._foreach_norm(list(tensors), 2, dtype=torch.float32 if half else None))
+    return gathered([torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensors])
 
 
 def own_precision(device: torch.device) -> AbstractContextManager[object]:

@@ -83,4 +83,7 @@ def to_host(numbers: Tensor) -> Callable[[], NDArray[np.float64]]:
 
 def gathered(scalars: Sequence[Tensor]) -> Tensor:
     """Return scalar tensors, of one device or of several, as one vector."""
-    return torch.stack([scalar.to(scalars[0].device) for scalar in scalars]) if scalars else torch.zeros(0)
+    if not scalars:
+        return torch.zeros(0)
+    device = scalars[0].device
+    return torch.stack([scalar if scalar.device == device else scalar.to(device) for scalar in scalars])

@@ -11,6 +11,10 @@ from torch import Tensor
 __all__ = ["hold", "hooks_on_saved_tensors", "in_backward_pass", "save"]
 
 
+FLAG = torch.zeros((), requires_grad=True)  # has autograd keep what it is handed with
+NOTHING = torch.zeros(())
+
+
 def save(tensors: Sequence[Tensor], user: str) -> Callable[[], tuple[Tensor, ...]]:
     """Hand `tensors` to autograd and return a function that gives them back, for a hook to call in a backward pass.
 
@@ -18,7 +22,7 @@ def save(tensors: Sequence[Tensor], user: str) -> Callable[[], tuple[Tensor, ...
     all but computed again. Like autograd's own they are let go by the first backward pass that does
     not retain the graph. Errors name their `user`.
     """
-    output = _Keep.apply(torch.zeros((), requires_grad=True), *tensors)  # type: ignore[no-untyped-call]
+    output = _Keep.apply(FLAG, *tensors)  # type: ignore[no-untyped-call]
 
     def read() -> tuple[Tensor, ...]:
         try:
@@ -81,9 +85,9 @@ def in_backward_pass() -> bool:
 
 class _Keep(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, flag: Tensor, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, _flag: Tensor, *tensors: Tensor) -> Tensor:
         ctx.save_for_backward(*tensors)
-        return flag.new_empty(())
+        return NOTHING.clone()
 
     @staticmethod
     def backward(_ctx: Any, *_: Any) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -51,8 +52,9 @@ def bilinear_weight(layer: nn.Bilinear, a: Mapping[str, Tensor], b: Tensor, q: T
 @ghost_rule(_CONV1D, "bias")
 @ghost_rule(nn.Bilinear, "bias")
 def linear_bias(layer: nn.Module, a: Tensor, b: Tensor, q: Tensor) -> Tensor:
-    """Dot the output gradients with the bias's probe [d_out], at every position."""
-    return sample_dot(b, q)
+    """Dot the output gradients, summed over positions, with the bias's probe [d_out]."""
+    summed = b.unsqueeze(1).flatten(1, -2).sum(1, dtype=torch.promote_types(b.dtype, torch.float32))
+    return sample_dot(summed, q)
 
 
 def _forward(_layer: Any, a: Tensor, weight: Tensor, bias: Tensor | None, *, transposed: bool) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 from inrun_bench.attribution.directions import Direction, Factors, multiplied_out
 from inrun_bench.attribution.gradient_scaling import Received, Watcher
 from inrun_bench.attribution.layer_terms import LayerTerm, Term
-from inrun_bench.attribution.precision import own_precision
+from inrun_bench.attribution.precision import norms, own_precision
 from inrun_bench.attribution.scoring.scores import TermSums
 from inrun_bench.attribution.transfer import Numbers, gathered
 
@@ -117,10 +117,10 @@ def expect_sums(
     group_of, n_groups = _groups(terms.keys, gradients)
     left_out = {group_of[name] for name in but}
     names = [name for name, g in gradients.items() if g is not None and group_of[name] not in left_out]
-    known = [_dots([probe[name] for probe in directions], gradients[name], magnitudes.get(name)) for name in names]
     n_probes = len(directions)
-    dots = torch.stack(known) if known else terms.sums.new_zeros(0, 3, n_probes)
-    together = [terms.sums, terms.magnitudes, dots[:, 0], dots[:, 1], dots[:, 2]]
+    received = [g for name in names if (g := gradients[name]) is not None]
+    of_probes = [[probe[name] for name in names] for probe in directions]
+    together = [terms.sums, terms.magnitudes, *_dots(of_probes, received, [magnitudes.get(name) for name in names])]
     flag = terms.sums.new_zeros(1) if unless is None else unless.double().reshape(1)
     of_term = np.array([group_of[next(iter(keys))] for keys in terms.keys], dtype=int)
     of_name = np.array([group_of[name] for name in names], dtype=int)
@@ -153,7 +153,8 @@ def expect_sums(
                 f"the probe is {wanted[worst]:.6g}, in parameters {', '.join(map(repr, own[:2]))}{more}{WHAT_TO_DO}"
             )
 
-    numbers.expect(torch.cat([flag.to(dots.device), *(part.to(dots.device).flatten() for part in together)]), check)
+    device = terms.sums.device
+    numbers.expect(torch.cat([flag.to(device), *(part.to(device).flatten() for part in together)]), check)
 
 
 WHAT_TO_DO = (
@@ -248,7 +249,7 @@ class SeenGradients:
 def gradient_dot(directions: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Tensor:
     """Return the dot product of a probe and a gradient, one tensor a parameter; None counts as zero."""
     pairs = [(q, g) for q, g in zip(directions, gradients, strict=True) if g is not None]
-    return gathered([_dot(q, g) for q, g in pairs]).sum()
+    return gathered([_dot(q, g) for q, g in pairs]).double().sum()
 
 
 def warn_of_unforeseen_change(number: int) -> None:
@@ -262,18 +263,29 @@ def warn_of_unforeseen_change(number: int) -> None:
 
 
 def _dot(q: Tensor, g: Tensor) -> Tensor:
-    return torch.dot(q.flatten(), g.flatten().to(q.dtype)).double()
+    return torch.dot(q.flatten(), g.flatten().to(q.dtype))
 
 
-def _dots(probes: Sequence[Tensor | Factors], gradient: Tensor | None, magnitude: Tensor | None) -> Tensor:
-    """Return float64 [3, probes]: dot products, what they could be at most, and what rounding may be relative to."""
-    assert gradient is not None
-    size = gradient.norm().double()
-    dense = [multiplied_out(q) for q in probes]
-    none = torch.zeros_like(size)
-    terms = [q.magnitude() * magnitude if isinstance(q, Factors) and magnitude is not None else none for q in probes]
-    at_most = [q.norm().double() * size for q in dense]
-    return torch.stack([gathered([_dot(q, gradient) for q in dense]), gathered(at_most), gathered(terms)])
+def _dots(
+    probes: Sequence[Sequence[Tensor | Factors]], gradients: Sequence[Tensor], magnitudes: Sequence[Tensor | None]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return dot products, what they could be at most and what rounding is relative to, float64 [gradients, probes]."""
+    if not gradients:
+        none = torch.zeros(0, len(probes), dtype=torch.float64)
+        return none, none, none
+    sizes = norms(gradients).double()
+    dots, at_most, terms = [], [], []
+    for probe in probes:
+        dense = [multiplied_out(q) for q in probe]
+        dots.append(gathered([_dot(q, g) for q, g in zip(dense, gradients, strict=True)]).double())
+        at_most.append(norms(dense).double() * sizes)
+        none = sizes.new_zeros(())
+        of_terms = [
+            q.magnitude() * magnitude if isinstance(q, Factors) and magnitude is not None else none
+            for q, magnitude in zip(probe, magnitudes, strict=True)
+        ]
+        terms.append(torch.zeros_like(sizes) if all(term is none for term in of_terms) else gathered(of_terms))
+    return torch.stack(dots, 1), torch.stack(at_most, 1), torch.stack(terms, 1)
 
 
 def _groups(terms: Sequence[set[str]], names: Collection[str]) -> tuple[dict[str, int], int]:

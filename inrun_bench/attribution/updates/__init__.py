@@ -24,7 +24,7 @@ module          optimisers                                                 how
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,14 +32,16 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from inrun_bench.attribution.updates.adam import adam_update
+from inrun_bench.attribution.products.backend import Backend
+from inrun_bench.attribution.updates.adam import adam_updates
 from inrun_bench.attribution.updates.elementwise import check_optimizer
 from inrun_bench.attribution.updates.probed import probed_updates
-from inrun_bench.attribution.updates.sgd import sgd_update
+from inrun_bench.attribution.updates.sgd import sgd_updates
 
 __all__ = ["Update", "check_optimizer", "is_linear", "read_update"]
 
-ClosedForm = Callable[[Tensor, Tensor, Mapping[str, Any], Mapping[str, Any]], tuple[float | Tensor, Tensor | None]]
+Read = tuple[float | Tensor, Tensor | None]
+"""The slope of a parameter's update, and u(0)."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,11 @@ def is_linear(optimizer: Optimizer) -> bool:
 
 @torch.no_grad()
 def read_update(
-    optimizer: Optimizer, parameters: Mapping[str, Tensor], gradients: Sequence[Tensor | None] | None = None
+    optimizer: Optimizer,
+    parameters: Mapping[str, Tensor],
+    gradients: Sequence[Tensor | None] | None = None,
+    *,
+    backend: Backend = "auto",
 ) -> Update:
     """Read the update of the coming step off an element-wise optimiser, and change nothing.
 
@@ -81,6 +87,8 @@ def read_update(
         ``torch.amp.GradScaler`` itself. None for a parameter whose ``grad`` is None:
         optimisers pass over it, without decay or momentum, which is not the same as a gradient of zeros. Only a linear
         optimiser (:func:`is_linear`) can be read without `gradients`; every parameter is then taken to have one.
+    backend : {"auto", "triton", "torch"}
+        What runs closed forms that have a kernel, see :mod:`inrun_bench.attribution.products`.
 
     Returns
     -------
@@ -99,30 +107,42 @@ def read_update(
             "(only SGD can be read before the backward pass)"
         )
     given = weights if gradients is None else gradients
-    group_of = {p: group for group in optimizer.param_groups for p in group["params"]}
+    slot_of = {id(w): slot for slot, (w, g) in enumerate(zip(weights, given, strict=True)) if g is not None}
     slope: list[float | Tensor] = [0.0] * len(weights)
     empty: list[Tensor | None] = [None] * len(weights)
-    probed: dict[int, Tensor] = {}
-    for i, (w, g) in enumerate(zip(weights, given, strict=True)):
-        if w not in group_of or g is None:
-            continue
-        closed_form = _closed_form(optimizer, group_of[w])
-        if closed_form is None:
-            probed[i] = g
-        else:
-            slope[i], empty[i] = closed_form(w, g, optimizer.state.get(w, {}), group_of[w])
+    probed: list[int] = []
+    for group in optimizer.param_groups:
+        slots = [slot_of[id(p)] for p in group["params"] if id(p) in slot_of]
+        updates = _in_closed_form(optimizer, group, weights, given, slots, backend)
+        if updates is None:
+            probed += slots
+        for slot, update in zip(slots, updates or (), strict=False):
+            slope[slot], empty[slot] = update
     if probed:
-        updates = probed_updates(optimizer, [weights[i] for i in probed], list(probed.values()))
-        for i, (secant, rest) in zip(probed, updates, strict=True):
-            slope[i], empty[i] = secant, rest
+        probed.sort()
+        moved = [(weights[slot], g) for slot in probed if (g := given[slot]) is not None]
+        updates = probed_updates(optimizer, *(list(column) for column in zip(*moved, strict=True)))
+        for slot, update in zip(probed, updates, strict=True):
+            slope[slot], empty[slot] = update
     if all(rest is None for rest in empty):
         return Update(slope, None)
     return Update(slope, [torch.zeros_like(w) if u is None else u for w, u in zip(weights, empty, strict=True)])
 
 
-def _closed_form(optimizer: Optimizer, group: Mapping[str, Any]) -> ClosedForm | None:
+def _in_closed_form(
+    optimizer: Optimizer,
+    group: Mapping[str, Any],
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    slots: Sequence[int],
+    backend: Backend,
+) -> Sequence[Read] | None:
+    """Return the updates of some parameters of a group; None where there is no closed form."""
+    moved = [weights[slot] for slot in slots]
+    states = [optimizer.state.get(w, {}) for w in moved]
     if type(optimizer) is SGD:
-        return sgd_update
+        return sgd_updates(moved, states, group)
     if type(optimizer) in (Adam, AdamW) and not group["amsgrad"] and not group["maximize"]:
-        return adam_update
+        received = [g for slot in slots if (g := gradients[slot]) is not None]
+        return adam_updates(moved, received, states, group, backend)
     return None

@@ -22,65 +22,79 @@ for :math:`r(h) \ge k |h|`; it is 0 where both roots are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from inrun_bench.attribution.products.adam_secant import AdamNumbers, Decay, adam_secant
+from inrun_bench.attribution.products.backend import Backend
 from inrun_bench.attribution.updates.settings import number
 
-__all__ = ["adam_update"]
+__all__ = ["adam_updates"]
+
+PADDED = 8  # numbers of a parameter in a row of its own, which begins where a kernel reads fastest
 
 
-def adam_update(
-    weights: Tensor, gradient: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]
-) -> tuple[Tensor, Tensor | None]:
-    """Return the secant D and u(0), None where it is zero.
+def adam_updates(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    states: Sequence[Mapping[str, Any]],
+    group: Mapping[str, Any],
+    backend: Backend = "auto",
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Return the secant D and u(0), None where it is zero, of parameters of one group.
 
     Parameters
     ----------
-    weights, gradient : tensor
-        One parameter w and its gradient g.
-    state, group : mapping
-        The optimiser's state of this parameter (empty before its first step) and the settings of its group, without
+    weights, gradients : sequence of tensor
+        Of each parameter w and its gradient g.
+    states, group : mapping
+        The optimiser's state of each parameter (empty before its first step) and the settings of the group, without
         ``amsgrad`` or ``maximize``.
-
-    Notes
-    -----
-    Element-wise passes in place over at most five temporaries of the parameter's size. Half precision is computed in
-    float32. Square roots of sums of squares are ``hypot``, so that no gradient is too small to be squared.
+    backend : {"auto", "triton", "torch"}
+        What runs :func:`~inrun_bench.attribution.products.adam_secant.adam_secant`.
     """
-    dtype = torch.promote_types(weights.dtype, torch.float32)
-    w, g = weights.detach().to(dtype), gradient.to(dtype)
-    lr, eps, decay = (number(group[key]) for key in ("lr", "eps", "weight_decay"))
+    eps, decayed = float(group["eps"]), number(group["weight_decay"])
+    decay: Decay = "none" if not decayed else "decoupled" if group["decoupled_weight_decay"] else "coupled"
+    updates: list[tuple[Tensor, Tensor | None]] = []
+    numbers_of = _numbers(weights, states, group)
+    for w, g, state, numbers in zip(weights, gradients, states, numbers_of, strict=True):
+        moments = (state["exp_avg"], state["exp_avg_sq"]) if state else None
+        slope, empty = adam_secant(w.detach(), g, moments, numbers, eps=eps, decay=decay, backend=backend)
+        updates.append((slope, empty if state or decay != "none" else None))
+    return updates
+
+
+def _numbers(
+    weights: Sequence[Tensor], states: Sequence[Mapping[str, Any]], group: Mapping[str, Any]
+) -> list[AdamNumbers]:
+    """Return k, gain, carried, kept and the decay of each parameter, where its weights are.
+
+    On a GPU they are a row of one table: an operation, or a copy, costs as much for one number as for all of them.
+    """
+    lr, decay = number(group["lr"]), number(group["weight_decay"])
     beta1, beta2 = (number(beta) for beta in group["betas"])
-    t = number(state.get("step", 0)) + 1
+    counters = [number(state.get("step", 0)) for state in states]
+    on_device = [x for x in (*counters, lr, beta1, beta2) if isinstance(x, Tensor)]
+    devices = {w.device for w in weights}
+    if not on_device:
+        rows = [_of_step(counter + 1, lr, beta1, beta2, decay, group) for counter in counters]
+        if len(devices) > 1 or not weights or not weights[0].is_cuda:
+            return list(rows)
+        padded = torch.tensor([row + [0.0] * (PADDED - len(row)) for row in rows], dtype=torch.float64, pin_memory=True)
+        return list(padded.to(weights[0].device, non_blocking=True).unbind())
+    like = on_device[0]
+    t = torch.stack([x.to(like.device) if isinstance(x, Tensor) else like.new_full((), x) for x in counters]) + 1
+    columns = [x if isinstance(x, Tensor) else t.new_full((), x) for x in _of_step(t, lr, beta1, beta2, decay, group)]
+    table = torch.stack([column.expand(t.shape) for column in columns], 1)
+    rows_of = torch.nn.functional.pad(table, (0, PADDED - len(columns))).unbind()
+    return [row.to(w.device) for row, w in zip(rows_of, weights, strict=True)]
+
+
+def _of_step(t: Any, lr: Any, beta1: Any, beta2: Any, decay: Any, group: Mapping[str, Any]) -> list[Any]:
+    kept = 1 - beta2**t
     lr_t = lr / (1 - beta1**t)
-    k = ((1 - beta2) / (1 - beta2**t)) ** 0.5
-    coupled = w * decay if decay and not group["decoupled_weight_decay"] else None  # h0
-
-    if state:
-        past = (state["exp_avg_sq"].to(dtype) * (beta2 / (1 - beta2**t))).sqrt_()  # r(0)
-        rest = state["exp_avg"].to(dtype) * (beta1 * lr_t)  # on its way to u(0)
-    else:
-        past, rest = torch.zeros_like(w), torch.zeros_like(w)
-
-    if coupled is None:
-        root, root_0, both = (g * k).hypot_(past), past, g  # r(h), r(h0), h + h0
-    else:
-        h = g + coupled
-        root, root_0, both = (h * k).hypot_(past), (coupled * k).hypot_(past), h.add_(coupled)
-        rest += coupled.mul_((1 - beta1) * lr_t)
-
-    slope = (root + root_0).clamp_min_(torch.finfo(dtype).tiny)
-    torch.div(both, slope, out=slope)
-    rest /= root_0.add_(eps)
-    slope *= rest
-    slope *= -(k * k)
-    slope += (1 - beta1) * lr_t
-    slope /= root.add_(eps)
-
-    if decay and group["decoupled_weight_decay"]:
-        rest += torch.mul(w, lr * decay, out=root)
-    return slope, rest.to(weights.dtype) if state or decay else None
+    decayed = lr * decay if group["decoupled_weight_decay"] else decay
+    return [((1 - beta2) / kept) ** 0.5, (1 - beta1) * lr_t, beta1 * lr_t, beta2 / kept, decayed]

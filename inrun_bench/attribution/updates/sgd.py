@@ -16,31 +16,34 @@ with :math:`\kappa = 1 - \tau`, except at a parameter's first step, when there i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from inrun_bench.attribution.updates.settings import number
 
-__all__ = ["sgd_update"]
+__all__ = ["sgd_updates"]
 
 
-def sgd_update(
-    weights: Tensor,
-    gradient: Tensor,  # noqa: ARG001 - one signature for all closed forms
-    state: Mapping[str, Any],
-    group: Mapping[str, Any],
-) -> tuple[float | Tensor, Tensor | None]:
-    """Return the slope, a number, and u(0), None where it is zero.
+def sgd_updates(
+    weights: Sequence[Tensor], states: Sequence[Mapping[str, Any]], group: Mapping[str, Any]
+) -> list[tuple[float | Tensor, Tensor | None]]:
+    """Return the slope, a number, and u(0), None where it is zero, of parameters of one group.
 
     Parameters
     ----------
-    weights, gradient : tensor
-        One parameter w and its gradient, which an affine update does not ask for.
-    state, group : mapping
-        The optimiser's state of this parameter (empty before its first step) and the settings of its group.
+    weights : sequence of tensor
+        Of each parameter w; an affine update does not ask for gradients.
+    states, group : mapping
+        The optimiser's state of each parameter (empty before its first step) and the settings of the group.
     """
+    return [_update(w, state, group) for w, state in zip(weights, states, strict=True)]
+
+
+def _update(
+    weights: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]
+) -> tuple[float | Tensor, Tensor | None]:
     lr, decay, momentum, dampening = (number(group[key]) for key in ("lr", "weight_decay", "momentum", "dampening"))
     buffer = state.get("momentum_buffer") if momentum else None
     gain, carried = lr, lr * momentum
