@@ -185,5 +185,7 @@ PROBES: dict[str, Callable[[], Probe]] = {
 
 def scaled(tensors: Sequence[T], factors: Sequence[float | Tensor]) -> list[T]:
     """Return each tensor times its factor."""
+    if all(isinstance(x, Tensor) for x in tensors) and len({type(factor) for factor in factors}) == 1:
+        return list(torch._foreach_mul(list(tensors), list(factors)))  # type: ignore[arg-type]
     pairs: Any = zip(tensors, factors, strict=True)
     return [tensor * factor for tensor, factor in pairs]

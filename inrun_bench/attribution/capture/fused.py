@@ -68,6 +68,7 @@ class FusedLayers:
         self._probes: Sequence[Direction] | None = None
         self._receive: Callable[[LayerSite, MicroBatch, Tensor, torch.dtype], None] | None = None
         self._scored = False
+        self._chosen_for: dict[Any, tuple[Call, Any]] = {}
         self._how = {site.name: how for site in sites if (how := find_scored_backward(site.layer)) is not None}
         self._number = announce(self)
         self._replaced: list[Any] = []
@@ -108,9 +109,7 @@ class FusedLayers:
         micro_batch, probes, how = self.micro_batch, self._probes, self._how[site.name]
         if micro_batch is None or probes is None or len(a) != micro_batch.size or not torch.is_grad_enabled():
             return plain_forward(layer, a)
-        positions, d_in, d_out = how.size(layer, a)
-        call = Call(micro_batch.size, positions, d_in, d_out, how.price, len(probes), device=a.device.type)
-        rule: Any = fastest(call) if self._rules in ("auto", "gram") else self._rules
+        call, rule = self._call_and_rule(site, a, micro_batch.size, len(probes))
         if torch.compiler.is_compiling():
             seen = self._calls.of_compiled_layer(site)
             first = seen == 0 or (isinstance(seen, Unclear) and micro_batch.size not in a.shape[1:-1])
@@ -130,6 +129,18 @@ class FusedLayers:
         if in_backward_pass():
             scored = replace(scored, receive=_computed_anew(micro_batch, scored.receive))
         return scored_call(scored, a)
+
+    def _call_and_rule(self, site: LayerSite, a: Tensor, size: int, n_probes: int) -> tuple[Call, Any]:
+        """Return what a call costs, and the rule that is chosen for it; calls are few that differ in shape."""
+        form = (site.name, a.shape, a.device.type, size, n_probes)
+        known = None if torch.compiler.is_compiling() else self._chosen_for.get(form)
+        if known is None:
+            how = self._how[site.name]
+            call = Call(size, *how.size(site.layer, a), how.price, n_probes, device=a.device.type)
+            known = call, fastest(call) if self._rules in ("auto", "gram") else self._rules
+            if not torch.compiler.is_compiling():
+                self._chosen_for[form] = known
+        return known
 
     def _call_to_score(self, site: LayerSite, micro_batch: MicroBatch) -> Scored:
         probes, receive = self._probes, self._receive

@@ -34,8 +34,6 @@ from inrun_bench.attribution.updates.settings import number
 
 __all__ = ["adam_updates"]
 
-PADDED = 8  # numbers of a parameter in a row of its own, which begins where a kernel reads fastest
-
 
 def adam_updates(
     weights: Sequence[Tensor],
@@ -58,39 +56,42 @@ def adam_updates(
     """
     eps, decayed = float(group["eps"]), number(group["weight_decay"])
     decay: Decay = "none" if not decayed else "decoupled" if group["decoupled_weight_decay"] else "coupled"
-    updates: list[tuple[Tensor, Tensor | None]] = []
-    numbers_of = _numbers(weights, states, group)
-    for w, g, state, numbers in zip(weights, gradients, states, numbers_of, strict=True):
-        moments = (state["exp_avg"], state["exp_avg_sq"]) if state else None
-        slope, empty = adam_secant(w.detach(), g, moments, numbers, eps=eps, decay=decay, backend=backend)
-        updates.append((slope, empty if state or decay != "none" else None))
-    return updates
+    moments = [(state["exp_avg"], state["exp_avg_sq"]) if state else None for state in states]
+    read = adam_secant(
+        [w.detach() for w in weights],
+        gradients,
+        moments,
+        _numbers(weights, states, group),
+        eps=eps,
+        decay=decay,
+        backend=backend,
+    )
+    return [
+        (slope, empty if of_w is not None or decay != "none" else None)
+        for (slope, empty), of_w in zip(read, moments, strict=True)
+    ]
 
 
-def _numbers(
-    weights: Sequence[Tensor], states: Sequence[Mapping[str, Any]], group: Mapping[str, Any]
-) -> list[AdamNumbers]:
+def _numbers(weights: Sequence[Tensor], states: Sequence[Mapping[str, Any]], group: Mapping[str, Any]) -> AdamNumbers:
     """Return k, gain, carried, kept and the decay of each parameter, where its weights are.
 
-    On a GPU they are a row of one table: an operation, or a copy, costs as much for one number as for all of them.
+    On a GPU they are one table: an operation, or a copy, costs as much for one number as for all of them.
     """
     lr, decay = number(group["lr"]), number(group["weight_decay"])
     beta1, beta2 = (number(beta) for beta in group["betas"])
-    counters = [number(state.get("step", 0)) for state in states]
-    on_device = [x for x in (*counters, lr, beta1, beta2) if isinstance(x, Tensor)]
-    devices = {w.device for w in weights}
-    if not on_device:
-        rows = [_of_step(counter + 1, lr, beta1, beta2, decay, group) for counter in counters]
-        if len(devices) > 1 or not weights or not weights[0].is_cuda:
-            return list(rows)
-        padded = torch.tensor([row + [0.0] * (PADDED - len(row)) for row in rows], dtype=torch.float64, pin_memory=True)
-        return list(padded.to(weights[0].device, non_blocking=True).unbind())
-    like = on_device[0]
-    t = torch.stack([x.to(like.device) if isinstance(x, Tensor) else like.new_full((), x) for x in counters]) + 1
+    counters = [state.get("step", 0) for state in states]
+    on_device = [x for x in counters if isinstance(x, Tensor) and x.device.type != "cpu"]
+    scalars = [x for x in (lr, beta1, beta2) if isinstance(x, Tensor)]
+    if not on_device and not scalars:
+        rows = [_of_step(number(counter) + 1, lr, beta1, beta2, decay, group) for counter in counters]
+        if not weights or not weights[0].is_cuda:
+            return rows
+        return torch.tensor(rows, dtype=torch.float64).pin_memory().to(weights[0].device, non_blocking=True)
+    like = [*on_device, *scalars][0].detach()
+    t = torch.stack([x.detach().to(like) if isinstance(x, Tensor) else like.new_full((), x) for x in counters])
+    t = t.reshape(len(counters)).double() + 1
     columns = [x if isinstance(x, Tensor) else t.new_full((), x) for x in _of_step(t, lr, beta1, beta2, decay, group)]
-    table = torch.stack([column.expand(t.shape) for column in columns], 1)
-    rows_of = torch.nn.functional.pad(table, (0, PADDED - len(columns))).unbind()
-    return [row.to(w.device) for row, w in zip(rows_of, weights, strict=True)]
+    return torch.stack([column.expand(t.shape) for column in columns], 1)
 
 
 def _of_step(t: Any, lr: Any, beta1: Any, beta2: Any, decay: Any, group: Mapping[str, Any]) -> list[Any]:

@@ -3,11 +3,16 @@ import math
 import pytest
 import torch
 
-from inrun_bench.attribution.products.adam_secant import adam_secant
+from inrun_bench.attribution.products import adam_secant as product
 from tests.attribution.products.cases import draw
 
 NUMBERS = [0.7, 0.3, 0.5, 0.9, 0.02]
 EPS = 1e-3
+
+
+def adam_secant(w, g, moments, numbers, **options):
+    (read,) = product.adam_secant([w], [g], [moments], [numbers], **options)
+    return read
 
 
 def step(w, g, m, v, numbers, decay):
@@ -54,7 +59,7 @@ def test_kernel_and_twin_agree_where_two_steps_would_cancel(decay, kind, scale):
     w, g, (m, v) = case(3, 700)
     w, g, m, v = (x.to(kind) for x in (w, g * scale, m, v * scale * scale))
     eps = 1e-2 if kind == torch.float16 else 1e-8
-    given = (w, g, (m, v), torch.tensor([*NUMBERS, 0.0], dtype=torch.float64))
+    given = (w, g, (m, v), NUMBERS)
     (one, of_one), (two, of_two) = (
         adam_secant(*given, eps=eps, decay=decay, backend=backend) for backend in ("triton", "torch")
     )
@@ -82,3 +87,22 @@ def test_bad_arguments_are_named():
         adam_secant(w, g.t(), None, NUMBERS, eps=EPS)
     with pytest.raises(ValueError, match="decay must be one of 'none', 'coupled', 'decoupled', got 'l2'"):
         adam_secant(w, g, moments, NUMBERS, eps=EPS, decay="l2")
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_many_parameters_at_once_are_what_each_is_alone(backend):
+    kinds = [torch.float32, torch.bfloat16]
+    shapes = [(3,), (9000,), (0,), (1,), (64,), (2, 8192)]
+    cases = [case(*shape, state=number % 3 > 0) for number, shape in enumerate(shapes * 2)]
+    cases = [
+        (w.to(kinds[number % 2]), g.to(kinds[number % 2]), moments) for number, (w, g, moments) in enumerate(cases)
+    ]
+    numbers = torch.tensor([NUMBERS], dtype=torch.float64) * torch.linspace(0.5, 2.0, len(cases))[:, None]
+    together = product.adam_secant(
+        *map(list, zip(*cases, strict=True)), numbers, eps=EPS, decay="coupled", backend=backend
+    )
+    for got, given, own in zip(together, cases, numbers, strict=True):
+        wanted = adam_secant(*given, own.tolist(), eps=EPS, decay="coupled", backend=backend)
+        for x, y in zip(got, wanted, strict=True):
+            assert x.shape == given[0].shape
+            torch.testing.assert_close(x, y)

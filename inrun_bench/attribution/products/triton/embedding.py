@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from inrun_bench.attribution.products.triton.tiles import divisible, tile_constants
+from inrun_bench.attribution.products.triton.tiles import ceil_div, divisible, tile_constants
 
 __all__ = ["CONFIGS", "attributes", "constexprs", "embedding_dot_triton", "embedding_kernel", "signature"]
 
@@ -78,7 +78,7 @@ def embedding_dot_triton(ids: Tensor, b: Tensor, probe: Tensor, padding_idx: int
     parts = torch.empty(samples, positions, dtype=torch.float32, device=b.device)
     config = next((config for config in CONFIGS if width <= config["BLOCK_D"]), CONFIGS[-1])
     sizes = (rows, positions, width, len(probe), -1 if padding_idx is None else padding_idx)
-    grid = (triton.cdiv(rows, config["BLOCK_ROWS"]),)
+    grid = (ceil_div(rows, config["BLOCK_ROWS"]),)
     embedding_kernel[grid](ids, b, probe, parts, *sizes, *ids.stride(), *b.stride(), *probe.stride(), **config)
     return parts.sum(1)
 

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from inrun_bench.attribution.products.backend import interpreted
-from inrun_bench.attribution.products.triton.tiles import choose_tile, divisible, tile_constants
+from inrun_bench.attribution.products.triton.tiles import ceil_div, choose_tile, divisible, tile_constants
 
 __all__ = ["CONFIGS", "CONFIGS_FLOAT32", "attributes", "constexprs", "gram_dot_triton", "gram_kernel", "signature"]
 
@@ -143,14 +143,14 @@ def gram_dot_triton(a: Tensor, b: Tensor, a_val: Tensor, b_val: Tensor, input_pr
     columns, d_out = b_val.shape
     rows = samples * positions
     small = interpreted() or rows * columns * max(d_in, d_out) <= SMALL_PRODUCT
-    column_tiles = triton.cdiv(columns, (SMALL if small else CONFIGS[0])["BLOCK_N"])
+    column_tiles = ceil_div(columns, (SMALL if small else CONFIGS[0])["BLOCK_N"])
     parts = torch.empty(column_tiles, samples, positions, dtype=torch.float32, device=a.device)
     sizes = (rows, positions, columns, d_in, d_out)
     strides = (*a.stride(), *b.stride(), *a_val.stride(), *b_val.stride())
     constants = {"PRECISION": input_precision, "WIDEN": interpreted()}
     configs = CONFIGS_FLOAT32 if torch.float32 in (a.dtype, b.dtype) else CONFIGS
     config = SMALL if small else choose_tile(configs, rows, column_tiles)
-    grid = (triton.cdiv(rows, config["BLOCK_M"]) * column_tiles,)
+    grid = (ceil_div(rows, config["BLOCK_M"]) * column_tiles,)
     gram_kernel[grid](a, b, a_val, b_val, parts, *sizes, *strides, **constants, **config)
     return parts.sum(0).sum(1)  # twice: a sum over both would copy, and this order is plain
 

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from inrun_bench.attribution.products.triton.tiles import divisible, tile_constants
+from inrun_bench.attribution.products.triton.tiles import ceil_div, divisible, tile_constants
 
 __all__ = ["CONFIGS", "attributes", "constexprs", "norm_dot_triton", "norm_kernel", "signature"]
 
@@ -95,7 +95,7 @@ def norm_dot_triton(
     config = next(config for config in CONFIGS if width <= config["BLOCK_D"])
     weight, bias = (None if q is None else q.contiguous() for q in (q_weight, q_bias))
     sizes = (rows, positions, width, eps)
-    grid = (min(triton.cdiv(rows, config["BLOCK_ROWS"]), PROGRAMS),)
+    grid = (min(ceil_div(rows, config["BLOCK_ROWS"]), PROGRAMS),)
     norm_kernel[grid](a, b, weight, bias, parts, *sizes, *a.stride(), *b.stride(), CENTRED=centred, **config)
     return parts.sum(1)
 

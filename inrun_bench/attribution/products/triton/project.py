@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from inrun_bench.attribution.products.backend import interpreted
-from inrun_bench.attribution.products.triton.tiles import PROGRAMS, choose_tile, divisible, tile_constants
+from inrun_bench.attribution.products.triton.tiles import PROGRAMS, ceil_div, choose_tile, divisible, tile_constants
 
 __all__ = [
     "CONFIGS",
@@ -130,10 +130,10 @@ def project_dot_triton(x: Tensor, y: Tensor, probe: Tensor, lengths: Tensor | No
     rows = samples * positions
     small = interpreted() or rows * depth * width <= SMALL_PRODUCT
     block_n = SMALL["BLOCK_N"] if small else CONFIGS[0]["BLOCK_N"]
-    probe_tiles = triton.cdiv(width, block_n)
+    probe_tiles = ceil_div(width, block_n)
     columns = probes * probe_tiles
-    span = _span(depth, triton.cdiv(rows, 64) * columns)
-    stretches = triton.cdiv(depth, span)
+    span = _span(depth, ceil_div(rows, 64) * columns)
+    stretches = ceil_div(depth, span)
     parts = torch.empty(probes, stretches * probe_tiles, samples, positions, dtype=torch.float32, device=x.device)
     lengths = None if lengths is None else lengths.to(torch.int32).contiguous()
     sizes = (rows, positions, depth, width, columns, span)
@@ -141,7 +141,7 @@ def project_dot_triton(x: Tensor, y: Tensor, probe: Tensor, lengths: Tensor | No
     constants = {"PRECISION": input_precision, "WIDEN": interpreted(), "GROUP": GROUP}
     configs = CONFIGS_FLOAT32 if x.dtype == torch.float32 else CONFIGS
     config = SMALL if small else choose_tile(configs, rows, columns * stretches)
-    grid = (triton.cdiv(rows, config["BLOCK_M"]) * columns * stretches,)
+    grid = (ceil_div(rows, config["BLOCK_M"]) * columns * stretches,)
     project_kernel[grid](*arguments, **constants, **config)
     return parts.sum(1).sum(2)  # twice: a sum over both would copy, and this order is plain
 
@@ -149,7 +149,7 @@ def project_dot_triton(x: Tensor, y: Tensor, probe: Tensor, lengths: Tensor | No
 def _span(depth: int, tiles: int) -> int:
     """Return how much of the depth a program takes, so that there are enough programs; whatever config is chosen."""
     stretches = max(1, min(PROGRAMS // tiles, depth // STRETCH))
-    return int(triton.cdiv(triton.cdiv(depth, stretches), 128) * 128)
+    return ceil_div(ceil_div(depth, stretches), 128) * 128
 
 
 def signature(dtype: str) -> dict[str, str]:

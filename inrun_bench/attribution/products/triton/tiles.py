@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import triton
-
-__all__ = ["PROGRAMS", "choose_tile", "divisible", "tile_constants"]
+__all__ = ["PROGRAMS", "ceil_div", "choose_tile", "divisible", "tile_constants"]
 
 PROGRAMS = 264  # two for each processor of an H100 or H200
+
+
+def ceil_div(amount: int, share: int) -> int:
+    """Return how many shares an amount makes, the last one perhaps not full; ``triton.cdiv`` takes microseconds."""
+    return -(-amount // share)
 
 
 def choose_tile(configs: Sequence[dict[str, int]], rows: int, columns: int) -> dict[str, int]:
@@ -24,7 +27,7 @@ def choose_tile(configs: Sequence[dict[str, int]], rows: int, columns: int) -> d
     rows, columns : int
         Rows to be cut into tiles of BLOCK_M, and programs for each tile.
     """
-    enough = [config for config in configs if triton.cdiv(rows, config["BLOCK_M"]) * columns >= PROGRAMS]
+    enough = [config for config in configs if ceil_div(rows, config["BLOCK_M"]) * columns >= PROGRAMS]
     return enough[-1] if enough else configs[0]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from inrun_bench.attribution.products.backend import interpreted
+from inrun_bench.attribution.products.triton.tiles import ceil_div
 from inrun_bench.attribution.products.triton.wgrad import (
     INTERPRETED,
     Config,
@@ -23,6 +24,8 @@ from inrun_bench.attribution.products.triton.wgrad import (
 )
 
 __all__ = ["Work", "choose_work", "launch", "tune"]
+
+FINISH_BLOCK = 1024
 
 TUNED: dict[tuple[Any, ...], Config] = {}
 """What :func:`tune` found, by problem."""
@@ -69,92 +72,132 @@ def launch(
     bias_grad : Tensor [d_out], float32, or None
     scores : Tensor [V, B], float32
     """
-    n_samples, n_positions, d_in = a.shape
-    n_probes, d_out = probes.shape[:2]
     by_column = _by_column(probes)
     described = probes.transpose(1, 2) if by_column else probes
-    if work is None:
-        descriptors = _describable(a, b, described, lengths)
-        config = INTERPRETED if interpreted() else TUNED.get(_problem(a, b, probes, bias_probes, lengths))
-        if config is not None and config.descriptors and not descriptors:
-            config = None
-        work = choose_work(
-            n_samples, n_positions, d_in, d_out, a.dtype == torch.float32, descriptors, _processors(a.device), config
-        )
-    config, splits, chunks = work.config, work.splits, work.chunks
-    rows, columns = triton.cdiv(d_out, config.block_m), triton.cdiv(d_in, config.block_n)
-    tiles = rows * columns
+    config: Config | None = INTERPRETED if interpreted() else None
+    if TUNED and config is None:
+        config = TUNED.get(_problem(a, b, probes, bias_probes, lengths))
+    plan = _plan(
+        (*a.shape, *probes.shape[:2]),
+        a.dtype == torch.float32,
+        _describable(a, b, described, lengths),
+        bias_probes is not None,
+        0 if lengths is None else lengths.dim(),
+        input_precision,
+        by_column,
+        a.device,
+        config,
+        work,
+    )
 
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(*shape, dtype=torch.float32, device=a.device)
+    def empty(shape: tuple[int, ...]) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=a.device)
 
-    grads = empty(splits, *((d_in, d_out) if by_column else (d_out, d_in)))
+    grads, parts, scores = map(empty, (plan.grads, plan.parts, plan.scores))
     strides = (grads.stride(0), grads.stride(2), grads.stride(1)) if by_column else grads.stride()
-    biases = None if bias_probes is None else empty(splits, columns, d_out)
-    parts = empty(n_probes, tiles, n_samples, chunks)
+    biases = bias_grad = parts
+    if bias_probes is not None:
+        biases, bias_grad = map(empty, (plan.biases, plan.bias))
+        bias_probes = bias_probes.float().contiguous()
     kept = None if lengths is None else lengths.to(torch.uint8 if lengths.dim() == 2 else torch.int32).contiguous()
     read: tuple[Any, ...] = (a, b, probes)
-    if config.descriptors:
-        probe_block = (config.block_n, config.block_m) if by_column else (config.block_m, config.block_n)
-        read = (
-            _descriptor(a, config.block_t, config.block_n),
-            _descriptor(b, config.block_t, config.block_m),
-            _descriptor(described, *probe_block),
-        )
-    wgrad_kernel[(tiles, splits)](
+    if plan.work.config.descriptors:
+        read = tuple(_descriptor(x, *block) for x, block in zip((a, b, described), plan.blocks, strict=True))
+    wgrad_kernel[plan.grid](
         *read,
-        parts if bias_probes is None else bias_probes.float().contiguous(),
+        parts if bias_probes is None else bias_probes,
         parts if kept is None else kept,
         grads,
-        parts if biases is None else biases,
+        biases,
         parts,
-        n_samples,
-        n_positions,
-        d_in,
-        d_out,
-        chunks,
-        work.chunk_positions,
-        triton.cdiv(n_samples * chunks, splits),
+        *plan.sizes,
         *a.stride(),
         *b.stride(),
         *probes.stride(),
         *strides,
-        **constexprs(
-            config,
-            probes=n_probes,
-            bias=biases is not None,
-            lengths=0 if lengths is None else lengths.dim(),
-            input_precision=input_precision,
-            by_column=by_column,
-        ),
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
+        **plan.constants,
     )
-    scores = empty(n_probes, n_samples)
-    bias_grad = None if biases is None else empty(d_out)
-    grad = grads[0] if splits == 1 else torch.empty_like(grads[0])
-    block = 1024
-    grad_programs = 0 if splits == 1 else triton.cdiv(grad.numel(), block)
-    bias_programs = 0 if bias_grad is None else triton.cdiv(d_out, block)
-    finish_kernel[(grad_programs + bias_programs + n_probes * n_samples,)](
-        grads,
-        grad,
-        parts if biases is None else biases,
-        parts if bias_grad is None else bias_grad,
-        parts,
-        scores,
-        splits,
-        grad.numel(),
-        splits * columns,
-        d_out,
-        tiles,
-        n_samples,
-        chunks,
-        grad_programs,
-        bias_programs,
-        BLOCK=block,
+    grad = grads[0]
+    if plan.work.splits > 1:
+        grad = torch.empty_like(grad)
+    finish_kernel[plan.finish_grid](
+        grads, grad, biases, bias_grad, parts, scores, *plan.finish_sizes, BLOCK=FINISH_BLOCK
     )
-    return grad.t() if by_column else grad, bias_grad, scores
+    return grad.t() if by_column else grad, None if bias_probes is None else bias_grad, scores
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All that the kernels' launch needs and that follows from sizes alone, since working it out takes a host longer.
+
+    Attributes
+    ----------
+    work : Work
+    grads, parts, scores, biases, bias : tuple of int
+        Shapes of what is written.
+    blocks : tuple of (int, int)
+        Of inputs, output gradients and probes, that descriptors describe.
+    grid, finish_grid, sizes, finish_sizes, constants
+        Of the two kernels.
+    """
+
+    work: Work
+    grads: tuple[int, ...]
+    parts: tuple[int, ...]
+    scores: tuple[int, ...]
+    biases: tuple[int, ...]
+    bias: tuple[int, ...]
+    blocks: tuple[tuple[int, int], ...]
+    grid: tuple[int, int]
+    finish_grid: tuple[int]
+    sizes: tuple[int, ...]
+    finish_sizes: tuple[int, ...]
+    constants: dict[str, Any]
+
+
+@lru_cache(maxsize=4096)
+def _plan(
+    problem: tuple[int, ...],
+    single: bool,
+    descriptors: bool,
+    bias: bool,
+    lengths: int,
+    input_precision: str,
+    by_column: bool,
+    device: torch.device,
+    config: Config | None,
+    work: Work | None,
+) -> _Plan:
+    n_samples, n_positions, d_in, n_probes, d_out = problem
+    if work is None:
+        if config is not None and config.descriptors and not descriptors:
+            config = None
+        work = choose_work(n_samples, n_positions, d_in, d_out, single, descriptors, _processors(device), config)
+    config, splits, chunks = work.config, work.splits, work.chunks
+    columns = ceil_div(d_in, config.block_n)
+    tiles = ceil_div(d_out, config.block_m) * columns
+    probe_block = (config.block_n, config.block_m) if by_column else (config.block_m, config.block_n)
+    grad_programs = 0 if splits == 1 else ceil_div(d_in * d_out, FINISH_BLOCK)
+    bias_programs = ceil_div(d_out, FINISH_BLOCK) if bias else 0
+    run = ceil_div(n_samples * chunks, splits)
+    constants = constexprs(
+        config, probes=n_probes, bias=bias, lengths=lengths, input_precision=input_precision, by_column=by_column
+    )
+    finish = (splits, d_in * d_out, splits * columns, d_out, tiles, n_samples, chunks, grad_programs, bias_programs)
+    return _Plan(
+        work=work,
+        grads=(splits, *((d_in, d_out) if by_column else (d_out, d_in))),
+        parts=(n_probes, tiles, n_samples, chunks),
+        scores=(n_probes, n_samples),
+        biases=(splits, columns, d_out),
+        bias=(d_out,),
+        blocks=((config.block_t, config.block_n), (config.block_t, config.block_m), probe_block),
+        grid=(tiles, splits),
+        finish_grid=(grad_programs + bias_programs + n_probes * n_samples,),
+        sizes=(n_samples, n_positions, d_in, d_out, chunks, work.chunk_positions, run),
+        finish_sizes=finish,
+        constants=constants | {"num_warps": config.num_warps, "num_stages": config.num_stages},
+    )
 
 
 @cache
@@ -176,21 +219,21 @@ def choose_work(
     """
     best, least = None, math.inf
     for candidate in candidates(single, descriptors) if config is None else [config]:
-        tiles = triton.cdiv(d_out, candidate.block_m) * triton.cdiv(d_in, candidate.block_n)
+        tiles = ceil_div(d_out, candidate.block_m) * ceil_div(d_in, candidate.block_n)
         step = candidate.block_m * candidate.block_n + 48 * (candidate.block_m + candidate.block_n)
         for chunks in (1, 2, 4, 8, 16):
-            steps = triton.cdiv(triton.cdiv(n_positions, chunks), candidate.block_t)
+            steps = ceil_div(ceil_div(n_positions, chunks), candidate.block_t)
             if chunks > 1 and steps < 4:
                 break
             for splits in range(1, min(n_samples * chunks, 64) + 1):
-                run = triton.cdiv(n_samples * chunks, splits)
+                run = ceil_div(n_samples * chunks, splits)
                 if candidate.one_accumulator and config is None and (run > 64 * chunks or single):
                     continue
-                waves = triton.cdiv(tiles * splits, processors)
+                waves = ceil_div(tiles * splits, processors)
                 again = 6 + 5 * tiles * splits / processors if splits > 1 else 0
                 time = (waves * (run * (steps + 3) + 5) + again) * step
                 if time < least:
-                    needed = triton.cdiv(n_samples * chunks, run)
+                    needed = ceil_div(n_samples * chunks, run)
                     best, least = Work(candidate, needed, chunks, steps * candidate.block_t), time
     assert best is not None
     return best
