@@ -20,7 +20,7 @@ from inrun_bench.attribution.capture.batch_axis import BatchAxis, DeclaredAxes
 from inrun_bench.attribution.capture.capture import Capture
 from inrun_bench.attribution.capture.saved_tensors import in_backward_pass
 from inrun_bench.attribution.directions import Factors
-from inrun_bench.attribution.gradient_scaling import Watcher
+from inrun_bench.attribution.gradient_scaling import Watcher, copies
 from inrun_bench.attribution.layer_terms import Term
 from inrun_bench.attribution.ledger.books import ONLY, Books
 from inrun_bench.attribution.ledger.ledger import Ledger, Pages
@@ -467,11 +467,11 @@ class InRunShapley:
             self._follow_learning_rates(opened)
             opened.total = early_scores(opened)
         else:  # whatever comes after the step may change gradients, and the optimiser changes weights in place
-            opened.gradients = [None if g is None else g.clone() for g in opened.gradients]
+            opened.gradients = copies(opened.gradients)
         if opened.at_once:
             opened.checks.read()
         if not opened.early or opened.update.empty is not None:
-            opened.before = [w.clone() for w in opened.before]
+            opened.before = copies(opened.before)
             for loss in opened.losses.values():
                 loss.copied(opened.before)
 

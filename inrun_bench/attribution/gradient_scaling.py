@@ -14,13 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from inrun_bench.attribution.transfer import gathered
 
-__all__ = ["Received", "Watcher", "dense"]
+__all__ = ["Received", "Watcher", "copies", "dense"]
+
+T = TypeVar("T", Tensor, Tensor | None)
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,13 @@ class Watcher:
 def dense(gradient: Tensor) -> Tensor:
     """Return a gradient as a dense tensor; embeddings may have sparse ones."""
     return gradient.to_dense() if gradient.is_sparse else gradient
+
+
+def copies(tensors: Sequence[T]) -> list[T]:
+    """Return a copy of each tensor that is one, all of them in a single launch."""
+    given = [x for x in tensors if x is not None]
+    made = iter(torch._foreach_mul(given, 1.0) if given else [])
+    return [None if x is None else next(made) for x in tensors]
 
 
 def _by_factor(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -82,7 +82,10 @@ def to_host(numbers: Tensor) -> Callable[[], NDArray[np.float64]]:
 
 
 def gathered(scalars: Sequence[Tensor]) -> Tensor:
-    """Return scalar tensors, of one device or of several, as one vector."""
+    """Return scalar tensors as one vector, or others of one shape as one with an axis more, of any devices and dtypes.
+
+    It lies on the first one's device.
+    """
     if not scalars:
         return torch.zeros(0)
     device = scalars[0].device

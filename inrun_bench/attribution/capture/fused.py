@@ -193,7 +193,8 @@ class Scored:
 
 def scored_call(call: Scored, a: Tensor) -> Tensor:
     """Return the layer's output for the input `a`; its backward pass brings gradients and scores together."""
-    output: Tensor = _WithScores.apply(a, call.layer.weight, call.layer.bias, call)  # type: ignore[no-untyped-call]
+    with torch._C.DisableTorchFunction():  # of which only the layer as a whole is an operation
+        output: Tensor = _WithScores.apply(a, call.layer.weight, call.layer.bias, call)  # type: ignore[no-untyped-call]
     return output
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from inrun_bench.attribution.directions import Direction
 from inrun_bench.attribution.layer_terms import LayerSite, MicroBatch, Term
 from inrun_bench.attribution.precision import own_precision
-from inrun_bench.attribution.transfer import Numbers
+from inrun_bench.attribution.transfer import Numbers, gathered
 
 __all__ = ["Scores", "TermSums"]
 
@@ -103,7 +103,7 @@ class Scores:
         total = torch.zeros(self._n_probes, size, dtype=torch.float64, device=self._device)
         sums, magnitudes = [total.new_zeros(0, self._n_probes)], [total.new_zeros(0, self._n_probes)]
         for micro_batch, terms in by_micro_batch.items():
-            scores = torch.stack([term.scores.double().to(self._device) for term in terms])
+            scores = gathered([term.scores for term in terms]).double().to(self._device)
             total[:, micro_batch.rows] += scores.sum(0)
             sums.append(scores.sum(2))
             magnitudes.append(scores.abs().sum(2))
