@@ -136,10 +136,14 @@ def test_rows_of_anything_are_picked_by_scikit_learn():
     assert _safe_indexing(["a", "b", "c"], np.array([2, 0])) == ["c", "a"]
 
 
-@relied_on("torch._foreach_add_", "torch._foreach_lerp", "torch._foreach_norm", "torch._foreach_sub")
+@relied_on(
+    "torch._foreach_add_", "torch._foreach_lerp", "torch._foreach_mul", "torch._foreach_norm", "torch._foreach_sub"
+)
 def test_foreach_functions_work_on_lists_element_by_element():
     a, b = [torch.ones(2), torch.zeros(1, 3)], [torch.full((2,), 3.0), torch.ones(1, 3)]
     assert_equal(torch._foreach_sub(a, b), [x - y for x, y in zip(a, b, strict=True)])
+    assert_equal(torch._foreach_mul(a, b), [x * y for x, y in zip(a, b, strict=True)])
+    assert_equal(torch._foreach_mul(a, [2.0] * len(a)), [x * 2.0 for x in a])
     assert_equal(torch._foreach_norm(a, 2, dtype=None), [x.norm() for x in a])
     assert_equal(torch._foreach_lerp(a, b, 0.25), [torch.lerp(x, y, 0.25) for x, y in zip(a, b, strict=True)])
     expected = [x + 2 * y for x, y in zip(a, b, strict=True)]
@@ -245,6 +249,15 @@ def test_a_custom_function_is_known_by_its_node():
     alone = Same.apply(w)
     assert alone.grad_fn.next_functions[0][0].variable is w
     assert checkpoint(torch.tanh, y, use_reentrant=True).grad_fn._forward_cls.__module__.startswith("torch.")
+
+
+@relied_on("torch._C")
+def test_modes_are_counted_as_they_are_entered_and_left():
+    """``torch._C._len_torch_function_stack``."""
+    before = torch._C._len_torch_function_stack()
+    with torch.device("cpu"):
+        assert torch._C._len_torch_function_stack() == before + 1
+    assert torch._C._len_torch_function_stack() == before
 
 
 @relied_on("torch._C")

@@ -16,6 +16,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from inrun_bench.attribution.products.triton import wgrad_work
+from inrun_bench.attribution.products.triton.adam import adam_secant_triton
 from inrun_bench.attribution.products.triton.embedding import embedding_dot_triton
 from inrun_bench.attribution.products.triton.gram import gram_dot_triton
 from inrun_bench.attribution.products.triton.norm import norm_dot_triton
@@ -71,6 +72,7 @@ def launch_passes(sizes):
     q, table = torch.empty(sizes["width"]), torch.empty(sizes["vocabulary"], sizes["width"])
     norm_dot_triton(a, a, q, q, 1e-5, True)
     norm_dot_triton(a, a, q, None, 1e-5, False)
+    adam_secant_triton([table], [table], [(table, table)], [[1.0] * 5], 1e-8, "decoupled")
     embedding_dot_triton(torch.empty(a.shape[:2], dtype=torch.int64), a, table, None)
 
 

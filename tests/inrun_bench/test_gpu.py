@@ -505,6 +505,12 @@ def test_the_documentation_shows_what_was_measured(repository, tables):
     assert shown == tables.tables(repository / "results" / "gpu")
 
 
+def test_the_readme_shows_how_far_the_targets_are(repository, tables):
+    page = (repository / "README.md").read_text()
+    shown = page.partition(tables.BEGIN)[2].partition(tables.END)[0].strip()
+    assert shown == tables.targets(repository / "results" / "gpu")
+
+
 def test_the_tables_say_card_date_and_what_was_reached(published, tables):
     text = tables.tables(published.root)
     rows = published.read_all("gpu")

@@ -15,7 +15,8 @@ with fused AdamW, whose probe comes late; compiled and not. There is one validat
 gradient takes is the ``step_ratio`` of ``validation``. ``throughput_ratio`` is relative to the regular step of the same
 round, ``net_throughput_ratio`` the same with the time of the validation gradient taken off, ``peak_ratio`` compares the
 peak memory of a step, weights and optimiser included. ``model_tflops`` is the arithmetic of the model alone, three
-forward passes with full attention matrices, over time, and ``mfu`` its share of the ceiling. The per-sample loop,
+forward passes with full attention matrices, over time, and ``mfu`` its share of the ceiling. ``host_seconds`` is
+how long a step keeps the host: where that is all of its time, the GPU waits for Python. The per-sample loop,
 ``vmap(grad)``, runs on fewer samples, for its memory, and is compared by sample.
 
 *Kernels*: each kernel at the shapes of the linear maps of GPT-2 (small, medium, large) and of Llama 3 8B, 16 384

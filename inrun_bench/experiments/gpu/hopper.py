@@ -26,7 +26,7 @@ import torch
 __all__ = ["PRODUCTS", "Compiled", "candidates", "compile_candidate", "predicted_seconds", "report"]
 
 PRODUCTS = ("wgrad", "project", "gram")  # kernels of matrix products, which belong on tensor cores
-KERNELS = (*PRODUCTS, "norm", "embedding")
+KERNELS = (*PRODUCTS, "norm", "embedding", "adam")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 SHARED_BYTES = 227 * 1024  # of a Hopper multiprocessor, for one program
 REGISTERS = 255  # a thread

@@ -142,6 +142,16 @@ def wall_seconds(call: Call) -> float:
     return (time.perf_counter() - start) / calls
 
 
+def host_seconds(call: Call) -> float:
+    """Time one call on the wall clock until it returns, which on a GPU is before its work is done."""
+    _synchronize()
+    start = time.perf_counter()
+    call()
+    taken = time.perf_counter() - start
+    _synchronize()
+    return taken
+
+
 def rate(name: str, rounds: Rounds, amount: float) -> Row:
     """Return `amount` in 10^12 per second, by round, and the seconds."""
     return {**quartiles(amount / taken[name] / 1e12 for taken in rounds), "seconds": seconds(name, rounds)}

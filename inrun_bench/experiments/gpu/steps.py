@@ -20,6 +20,7 @@ from inrun_bench.experiments.gpu.rounds import (
     described,
     device,
     error_row,
+    host_seconds,
     quartiles,
     recover,
     seconds,
@@ -42,6 +43,7 @@ OTHERS = {  # only SGD's probe is known in time for the rules to compete
 """Variants of a step, in the order in which they are made."""
 
 WARM_UP = 4  # an engine checks itself in its first three steps
+HOST_ROUNDS = 5
 SMALL_RATE = 1e-4  # the loss must stay finite while one batch is trained on again and again
 
 
@@ -110,6 +112,7 @@ def measure_steps(unit: Unit, ceilings: Mapping[tuple[str, str], float], attempt
         recover(said)  # what is free tells the next engine how much it may keep
     calls = {name: variant.step for name, variant in variants.items()}
     rounds, failed = take_turns(calls, unit.settings, wall_seconds, attempt, warm_up=WARM_UP)
+    hosts = {name: quartiles(host_seconds(variants[name].step) for _ in range(HOST_ROUNDS)) for name in rounds[0]}
     peaks: dict[str, int] = {}
     if torch.cuda.is_available() or unit.settings["compiled"] == "no":  # a CPU's compiled graph is not looked into
         peaks, late = _peaks({name: variants[name] for name in rounds[0]}, attempt)
@@ -120,6 +123,7 @@ def measure_steps(unit: Unit, ceilings: Mapping[tuple[str, str], float], attempt
         cost = {"method": name, "seconds": seconds(name, rounds), "peak_bytes": peaks.get(name)}
         cost["rule"] = variants[name].rule()
         found = _speed(unit.task, name, variants[name].samples, rounds, ceilings.get(("tflops", "bfloat16")))
+        found["host_seconds"] = hosts[name]
         if "regular" in rounds[0]:
             found |= _ratios(name, variants[name].samples / MODELS[unit.task].batch, rounds, peaks)
         rows += [{**cost, "metric": metric, **value} for metric, value in found.items()]

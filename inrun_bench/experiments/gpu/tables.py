@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from tabulate import tabulate
 
+from inrun_bench.experiments.gpu.kernels import LAYERS
 from inrun_bench.experiments.gpu.order import INTERPRETED
+from inrun_bench.experiments.gpu.steps import MODELS
 from inrun_bench.report import update_section
 from inrun_bench.store import Store
 
-__all__ = ["BEGIN", "END", "main", "tables"]
+__all__ = ["BEGIN", "END", "main", "tables", "targets"]
 
 BEGIN, END = "<!-- gpu: begin (python -m inrun_bench.experiments.gpu.tables --into) -->", "<!-- gpu: end -->"
 MISSING = "not yet measured"
@@ -25,6 +28,15 @@ MISSING = "not yet measured"
 
 def tables(folder: Path) -> str:
     """Return Markdown: the targets and, for each GPU in the results `folder`, what was measured on it."""
+    return _by_card(folder, (_targets, _steps, _kernels, _rest))
+
+
+def targets(folder: Path) -> str:
+    """Return Markdown: the targets and how far each GPU in the results `folder` came."""
+    return _by_card(folder, (_targets,))
+
+
+def _by_card(folder: Path, parts: Sequence[Callable[[pd.DataFrame], str]]) -> str:
     rows, runs = pd.DataFrame({"device": []}), []
     if (folder / "store.json").exists():
         store = Store(folder, create=False)
@@ -33,16 +45,26 @@ def tables(folder: Path) -> str:
     cards = [card for card in rows["device"].unique() if card != INTERPRETED]
     if not cards:
         return f"Nothing has been measured on a GPU yet.\n\n{_targets(rows)}"
-    return "\n\n".join(_card(card, rows[rows["device"] == card], runs) for card in cards)
+    shown = []
+    for card in cards:
+        of_card = rows[rows["device"] == card].sort_values("task", key=_place, kind="stable")
+        texts = [_heading(card, runs), *(part(of_card) for part in parts)]
+        shown += [text for text in texts if text]
+    return "\n\n".join(shown)
 
 
-def _card(card: str, rows: pd.DataFrame, runs: Sequence[dict[str, object]]) -> str:
+def _place(tasks: pd.Series[Any]) -> pd.Series[Any]:
+    """Return where tasks stand in the tables: as the benchmark takes them, GPT-2 first."""
+    known = [*MODELS, *LAYERS]
+    return tasks.map(lambda task: known.index(task) if task in known else len(known))
+
+
+def _heading(card: str, runs: Sequence[dict[str, object]]) -> str:
     own = [run for run in runs if run.get("device") == card]
     days = sorted({str(run["started"])[:10] for run in own})
     versions: dict[str, str] = own[-1]["versions"] if own else {}  # type: ignore[assignment]
     stated = ", ".join(f"{name} {versions.get(name)}" for name in ("torch", "triton"))
-    parts = [f"### {card}, {' and '.join(days)} ({stated})", _targets(rows), _steps(rows), _kernels(rows), _rest(rows)]
-    return "\n\n".join(part for part in parts if part)
+    return f"### {card}, {' and '.join(days)} ({stated})"
 
 
 def _targets(rows: pd.DataFrame) -> str:
@@ -120,15 +142,17 @@ def _markdown(cells: Sequence[Sequence[str]], head: Sequence[str]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the tables, or put them between the marks of a Markdown file (``--into FILE``)."""
+    """Print the tables, or put them between the marks of a Markdown file (``--into FILE``); ``--targets`` alone."""
     parser = argparse.ArgumentParser(prog="python -m inrun_bench.experiments.gpu.tables", description=main.__doc__)
     parser.add_argument("--out", type=Path, default=Path("results", "gpu"), help="results (default: results/gpu)")
     parser.add_argument("--into", type=Path, help=f"a file that holds the lines {BEGIN!r} and {END!r}")
+    parser.add_argument("--targets", action="store_true", help="no more than the targets and what was reached")
     options = parser.parse_args(arguments)
+    text = (targets if options.targets else tables)(options.out)
     if options.into is None:
-        print(tables(options.out))
+        print(text)
     else:
-        update_section(options.into, tables(options.out), BEGIN, END)
+        update_section(options.into, text, BEGIN, END)
     return 0
 
 

@@ -11,7 +11,15 @@ __all__ = ["told"]
 
 METRICS = {
     "ceilings": ("tflops", "tbytes_per_s"),
-    "steps": ("tokens_per_s", "samples_per_s", "net_throughput_ratio", "peak_ratio", "mfu", "step_ratio"),
+    "steps": (
+        "tokens_per_s",
+        "samples_per_s",
+        "net_throughput_ratio",
+        "peak_ratio",
+        "mfu",
+        "step_ratio",
+        "host_seconds",
+    ),
     "kernels": ("ratio_to_cublas", "tflops"),
     "passes": ("ratio_to_torch", "tbytes_per_s"),
     "trainings": ("trainings_per_s", "largest_difference"),
