@@ -122,7 +122,7 @@ class FollowedOperations:
         if error[0] is None:
             self._names = set(
                 self.keys
-            )  # what the first step did not find outside of its layer is not looked for again
+            )  # what the first step has not found is not looked for again
 
     @property
     def micro_batch(self) -> MicroBatch | None:
@@ -132,14 +132,13 @@ class FollowedOperations:
     @micro_batch.setter
     def micro_batch(self, micro_batch: MicroBatch | None) -> None:
         self._micro_batch = micro_batch
-        if not in_backward_pass():  # in which torch has switched the mode off itself
-            self._switch(micro_batch is not None)
+        self._switch(micro_batch is not None)
 
     def _switch(self, on: bool) -> None:
         """Have torch ask the mode, or not: whatever is asked costs a few microseconds, the optimiser's work, too.
 
         A mode of the user's that was entered in the meantime (``torch.device`` as a context) is left where it is, and
-        ours beneath it.
+        ours beneath it; so is what torch has switched off itself, in a backward pass.
         """
         if self._mode is None or on is self._on:
             return
