@@ -53,6 +53,11 @@ class BatchSamples:
             self._index.append(_checked(array.astype(np.int64), self._n_samples))
         self._shares.append(None if weights is None else _shares(weights, self._index[slot].shape))
 
+    @property
+    def rows(self) -> int:
+        """How many rows the batch has so far."""
+        return sum(map(len, self._index))
+
     def credited(self, scores: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return samples and their scores, for scores by row [..., rows]; a row of several samples is shared out."""
         start, index, credited = 0, [], []

@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import compress
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from inrun_bench.attribution.batch_samples import Index, Weights
+from inrun_bench.attribution.batch_samples import BatchSamples, Index, Weights
 from inrun_bench.attribution.capture.batch_axis import BatchAxis, DeclaredAxes
 from inrun_bench.attribution.capture.capture import Capture
 from inrun_bench.attribution.capture.saved_tensors import in_backward_pass
 from inrun_bench.attribution.directions import Factors
-from inrun_bench.attribution.gradient_scaling import Watcher, copies
+from inrun_bench.attribution.gradient_scaling import Watcher, copies, dense
 from inrun_bench.attribution.layer_terms import Term
 from inrun_bench.attribution.ledger.books import ONLY, Books
 from inrun_bench.attribution.ledger.ledger import Ledger, Pages
@@ -28,19 +28,21 @@ from inrun_bench.attribution.ledger.pending import Pending
 from inrun_bench.attribution.optimizers import Optimizers
 from inrun_bench.attribution.parallel import refuse_parallel, refuse_process_group
 from inrun_bench.attribution.precision import norms
-from inrun_bench.attribution.probes import PROBES, First, Probe, Step, scaled
+from inrun_bench.attribution.probes import PROBES, First, Probe, Step
 from inrun_bench.attribution.products.backend import Backend
 from inrun_bench.attribution.scoring.checks import expect_received, expect_seen
-from inrun_bench.attribution.scoring.route import Late, LateChoice
-from inrun_bench.attribution.scoring.scoring import early_scores, late_scores
-from inrun_bench.attribution.step import OpenStep
-from inrun_bench.attribution.transfer import gathered, to_host
+from inrun_bench.attribution.scoring.early import EarlyRoute, known_probes
+from inrun_bench.attribution.scoring.jvp import JvpRoute
+from inrun_bench.attribution.scoring.keep import KeepRoute
+from inrun_bench.attribution.scoring.route import LateChoice, RouteChooser
+from inrun_bench.attribution.scoring.split import SplitRoute
+from inrun_bench.attribution.step import OpenStep, Place, Route, StepBegun, StepReceived, StepTaken
+from inrun_bench.attribution.transfer import Numbers, gathered, to_host
 from inrun_bench.attribution.validation import ValidationLoss, without_side_effects
 
 __all__ = ["InRunShapley"]
 
 Closure: TypeAlias = Callable[[], Tensor]
-Place: TypeAlias = list[tuple[int, int]]  # what tells weights from what they were: address and version of each
 
 RULES = ("auto", "project", "weight-gradient", "gram")
 FIRST_STEPS = 3  # whose numbers are waited for: what is wrong with a model or a loop shows here
@@ -150,7 +152,7 @@ class InRunShapley:
         self.n_samples = n_samples
         self._model, self._rules, self._kernels, self._axes = model, rules, kernels, DeclaredAxes(batch_axis)
         self._labels, self._pages = labels, pages
-        self._late = Late(late, memory_budget)
+        self._chooser = RouteChooser(late, memory_budget)
         self._validation = None if validation is None else _named(validation)
         self._books = self._new_books(self._validation or (ONLY,))
         self._sizes: Tensor | None = None  # norms of the weights, as they were left by the optimiser or whoever is seen
@@ -176,7 +178,7 @@ class InRunShapley:
     @property
     def choices(self) -> dict[str, Any]:
         """What was picked automatically: ``rules`` by layer, ``late`` and the bytes kept for it."""
-        return {"rules": dict(self._capture.chosen), **self._late.choices}
+        return {"rules": dict(self._capture.chosen), **self._chooser.choices}
 
     def values(self, validation: str | None = None, *, steps: slice | None = None) -> NDArray[np.float64]:
         """Return the value of each sample so far, float64 [n_samples], in nats of validation loss.
@@ -223,7 +225,7 @@ class InRunShapley:
             "by_element": self._watcher.by_element,
             "copying": self._watcher.copying,
             "surprised": self._watcher.surprised,
-            "kept_bytes": self._late.kept_bytes,
+            "kept_bytes": self._chooser.kept_bytes,
             "factorable": sorted(self._capture.worth_factoring()),
             "ledgers": self._books.state_dict(),
         }
@@ -243,7 +245,7 @@ class InRunShapley:
         self._steps = state["steps"]
         self._watcher.by_element, self._watcher.surprised = state["by_element"], state["surprised"]
         self._watcher.differed = state["copying"]
-        self._late.kept_bytes = state["kept_bytes"]
+        self._chooser.kept_bytes = state["kept_bytes"]
         self._capture.factors.resume(set(state["factorable"]))
 
     @contextmanager
@@ -301,24 +303,17 @@ class InRunShapley:
         self._follow_frozen_and_unfrozen()
         self._optimizers.look_again(self._names)
         self._optimizers.watch(self._before_optimizer_step, self._after_optimizer_step)  # hooks may have been added
-        opened = OpenStep(
-            self.n_samples,
-            self._steps,
-            self._capture.show,
-            self._losses_of(validation),
-            losses,
-            self._parameters[0].device,
-        )
+        begun = self._begun(self._losses_of(validation))
         others = self._optimizers.watch_others(self._names)
         try:
             with self._capture.watching():
-                self._begin(opened)
+                opened = self._opened(begun, losses)
                 self._capture.begin()
                 if index is not None:
                     opened.batch(index, weights)
                 self._open = opened
                 yield opened
-            if opened.update is None and opened.overflowed(self._parameters):
+            if opened.received is None and opened.overflowed(self._parameters):
                 logger.info("step %d: gradients overflowed and the optimiser did not step; not booked", self._steps)
                 return
             self._finish(opened)
@@ -326,44 +321,57 @@ class InRunShapley:
             others.remove()
             self._open = None
             self._watcher.end()
-            for loss in opened.losses.values():
+            for loss in begun.losses.values():
                 loss.forget_copies()
 
-    def _begin(self, opened: OpenStep) -> None:
-        """Aim the probe if it can be known by now, and say what the backward pass shall do with its terms."""
-        if opened.losses is not self._losses and self._left_at is not None:  # for a loss that this step won't measure
+    def _begun(self, losses: Mapping[str, ValidationLoss]) -> StepBegun:
+        """Note what there is before the step."""
+        if losses is not self._losses and self._left_at is not None:  # for a loss that this step won't measure
             self._settle_books()
         self._warn_if_weights_changed()
-        opened.at_once = self._steps < FIRST_STEPS or self._watcher.surprised
-        opened.before = self._present_weights()
-        opened.place = self._place()
-        if opened.place != self._sized_at:
-            self._note_weights(opened.place)
-        linear = self._optimizers.linear
-        if not linear or self.probe.late or self._watcher.by_element or self._late.wanted != "auto":
-            opened.way = self._late.choose(opened.per_sample is not None, linear, self._parameters)
-        if opened.early or opened.way == "split":
-            update = self._optimizers.read(self._capture.parameters)
-            numbers = {slope for slope in update.slope if isinstance(slope, float)}  # the update is linear
-            common = len(numbers) == 1 and not any(isinstance(slope, Tensor) for slope in update.slope)
-            opened.factor = numbers.pop() if common else 1.0  # scores, and not the probe, are multiplied with it
-            opened.early_slope = update.slope
-            opened.known = []
-            for loss in opened.losses.values():
-                q = self._early_direction(Step(loss, update, opened.before), split=not opened.early)
-                q = q if common else scaled(q, update.slope)
-                opened.known.append(dict(zip(self._capture.parameters, q, strict=True)))
-            opened.losses_before = [loss.value() for loss in opened.losses.values()]
-        if self._steps == 0:
-            self._expect_no_effects_or_chance(opened)
-        self._capture.aim(opened.known if opened.early else None, opened.scores.add_scores)
-        self._watcher.begin()
+        begun = StepBegun(
+            number=self._steps,
+            waited_for=self._steps < FIRST_STEPS or self._watcher.surprised,
+            device=self._parameters[0].device,
+            losses=losses,
+            weights=self._present_weights(),
+            place=self._place(),
+            samples=BatchSamples(self.n_samples),
+            checks=Numbers(),
+        )
+        if begun.place != self._sized_at:
+            self._note_weights(begun.place)
+        return begun
 
-    def _expect_no_effects_or_chance(self, opened: OpenStep) -> None:
+    def _opened(self, begun: StepBegun, losses: Closure | None) -> OpenStep:
+        """Choose a route, and aim the probe if it can be known by now."""
+        route = self._route(begun, losses)
+        if begun.number == 0:
+            self._expect_no_effects_or_chance(begun)
+        self._capture.aim(route.aimed)
+        self._watcher.begin()
+        return OpenStep(begun, route, self._capture.show)
+
+    def _route(self, begun: StepBegun, losses: Closure | None) -> Route:
+        parameters, linear = self._capture.parameters, self._optimizers.linear
+        names = list(parameters)
+        if linear and not self.probe.late and not self._watcher.by_element and self._chooser.wanted == "auto":
+            update = self._optimizers.read(parameters)
+            return EarlyRoute(known_probes(begun, update, names, self._early_direction), begun.device)
+        chosen = self._chooser.choose(losses is not None, linear, self._parameters)
+        if chosen == "jvp":
+            assert losses is not None
+            return JvpRoute(self.probe, parameters, self._model, losses)
+        if chosen == "keep":
+            return KeepRoute(self.probe, parameters, self._chooser.count)
+        first = known_probes(begun, self._optimizers.read(parameters), names, First().direction)
+        return SplitRoute(self.probe, parameters, self._chooser.count, first, begun.device)
+
+    def _expect_no_effects_or_chance(self, begun: StepBegun) -> None:
         """Refuse a validation loss with side effects; have it warned of one that is another each time."""
 
         def warn(changes: NDArray[np.float64]) -> None:
-            for name, does in zip(opened_names, changes, strict=True):
+            for name, does in zip(begun.losses, changes, strict=True):
                 if does:
                     warnings.warn(
                         f"the validation loss {name!r} draws random numbers (dropout?): evaluated twice at the same "
@@ -373,14 +381,11 @@ class InRunShapley:
                         stacklevel=2,
                     )
 
-        opened_names = list(opened.losses)
-        with without_side_effects(self._model, opened.checks):
-            changes = gathered([loss.changes_with_chance() for loss in opened.losses.values()])
-        opened.checks.expect(changes, warn)
+        with without_side_effects(self._model, begun.checks):
+            changes = gathered([loss.changes_with_chance() for loss in begun.losses.values()])
+        begun.checks.expect(changes, warn)
 
-    def _early_direction(self, step: Step, *, split: bool) -> Sequence[Tensor | Factors]:
-        if split:
-            return First().direction(step)
+    def _early_direction(self, step: Step) -> Sequence[Tensor | Factors]:
         lasting = step.validation in self._losses.values()  # factors are trusted once they have been checked
         if type(self.probe) is First and self._rules in ("auto", "gram") and lasting:
             step.validation.factored = self._capture.worth_factoring()
@@ -388,16 +393,9 @@ class InRunShapley:
         return self.probe.direction(step)
 
     def _receive(self, term: Term) -> None:
-        """Score one layer's backward pass at once, or keep it until the probe is known."""
-        opened = self._open
-        if opened is None:
-            return
-        opened.scores.keys |= term.keys
-        if opened.known is not None:
-            opened.scores.add(term, opened.known)
-            opened.seen.add(term, opened.known[0])
-        if opened.way in ("keep", "split"):
-            self._late.keep(opened.kept, term, rounded=opened.way == "split")
+        """Hand what one layer's backward pass brings to the step's route."""
+        if self._open is not None:
+            self._open.route.receive(term)
 
     def _before_optimizer_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note what the optimisers are about to do, while gradients and old weights are still there."""
@@ -444,115 +442,102 @@ class InRunShapley:
 
     def _read_step(self, opened: OpenStep) -> None:
         self._capture.show(None)
-        if not opened.size:
+        begun, route = opened.begun, opened.route
+        if not begun.samples.rows:
             raise ValueError("the step has no index: give one to step(), or announce its parts by batch()")
-        if opened.place != self._place():
+        if begun.place != self._place():
             raise RuntimeError(
                 "weights were changed between the beginning of the step and optimizer.step(): gradients of two points "
                 "(sharpness-aware training, look-ahead) have no scores at one"
             )
-        self._expect_weights_as_left(opened)
+        self._expect_weights_as_left(begun)
         if self._trained() != set(self._parameters):
             raise RuntimeError(
                 "parameters were frozen or unfrozen inside of the step; do it between steps, where it is followed"
             )
-        opened.received = self._watcher.compare(by_element=not opened.early)
-        opened.read_gradients(self._optimizers, self._parameters)
-        expect_received(opened.checks, opened.received, opened.void, self._watcher, opened.number)
-        if opened.way != "jvp":
-            gradients = dict(zip(self._capture.parameters, opened.gradients, strict=True))
-            expect_seen(opened.checks, opened.scores.keys, gradients, opened.number)
-        opened.update = self._optimizers.read(self._capture.parameters, opened.gradients)
-        if opened.early:
-            self._follow_learning_rates(opened)
-            opened.total = early_scores(opened)
+        received = self._received(opened)
+        route.before_step(begun, received)
+        if begun.waited_for:
+            begun.checks.read()
+        before = begun.weights
+        if not route.late:  # its probe has made the loss known
+            opened.losses_before = [loss.value() for loss in begun.losses.values()]
         else:  # whatever comes after the step may change gradients, and the optimiser changes weights in place
-            opened.gradients = copies(opened.gradients)
-        if opened.at_once:
-            opened.checks.read()
-        if not opened.early or opened.update.empty is not None:
-            opened.before = copies(opened.before)
-            for loss in opened.losses.values():
-                loss.copied(opened.before)
+            received = replace(received, gradients=copies(received.gradients))
+        if route.late or received.update.empty is not None:
+            before = copies(begun.weights)
+            for loss in begun.losses.values():
+                loss.copied(before)
+        opened.received, opened.before = received, before
 
-    def _expect_weights_as_left(self, opened: OpenStep) -> None:
+    def _received(self, opened: OpenStep) -> StepReceived:
+        """Note the gradients as they are about to be taken; a fused optimiser undoes a ``GradScaler`` itself."""
+        begun, scale = opened.begun, self._optimizers.grad_scale
+        changes = self._watcher.compare(by_element=opened.route.late)
+        gradients = [None if p.grad is None else dense(p.grad.detach()) for p in self._parameters]
+        unscaled: float | Tensor = 1.0
+        if scale is not None:
+            unscaled = scale.double().reciprocal()
+            gradients = [None if g is None else g * unscaled.to(g.device) for g in gradients]
+        void = self._optimizers.found_inf
+        expect_received(begun.checks, changes, void, self._watcher, begun.number)
+        if opened.route.sees_layers:
+            by_name = dict(zip(self._capture.parameters, gradients, strict=True))
+            expect_seen(begun.checks, opened.route.keys, by_name, begun.number)
+        update = self._optimizers.read(self._capture.parameters, gradients)
+        return StepReceived(gradients, changes, unscaled, void, update)
+
+    def _expect_weights_as_left(self, begun: StepBegun) -> None:
         """Have weights refused that were changed behind torch's version counters since they were last seen."""
 
         def refuse(changed: Any) -> None:
             if changed:
                 raise RuntimeError(
-                    f"step {number}: weights were changed through .data since the optimiser's last step, which "
+                    f"step {begun.number}: weights were changed through .data since the optimiser's last step, which "
                     "torch does not count, so that the validation loss and its gradient are not theirs; change them in "
                     "place under torch.no_grad()"
                 )
 
-        number = opened.number
         assert self._sizes is not None
-        now = norms(opened.before)
+        now = norms(begun.weights)
         rounding = 8 * torch.finfo(now.dtype).eps
-        opened.checks.expect(~torch.isclose(now, self._sizes, rtol=rounding, atol=0.0, equal_nan=True).all(), refuse)
-
-    def _follow_learning_rates(self, opened: OpenStep) -> None:
-        """Bring scores of an early probe to learning rates that were changed since the step began, all alike."""
-        assert opened.update is not None
-
-        def refuse(differ: Any) -> None:
-            if differ:
-                raise RuntimeError(
-                    f"step {number}: learning rates of some parameters were changed inside of the step, after their "
-                    "scores had been made; change them between steps"
-                )
-
-        number = opened.number
-        moved = [gradient is not None for gradient in opened.gradients]
-        old, new = (list(compress(slopes, moved)) for slopes in (opened.early_slope, opened.update.slope))
-        if all(isinstance(slope, float) for slope in new) and old == new:
-            return
-        before, after = (
-            gathered([torch.as_tensor(slope, dtype=torch.float64, device=opened.device) for slope in slopes])
-            for slopes in (old, new)
-        )
-        ratio = torch.where(before == after, 1.0, after / before)
-        opened.factor = opened.factor * ratio[0]
-        opened.checks.expect(~torch.isclose(ratio, ratio[0], rtol=1e-9, atol=0.0).all(), refuse)
+        begun.checks.expect(~torch.isclose(now, self._sizes, rtol=rounding, atol=0.0, equal_nan=True).all(), refuse)
 
     def _after_optimizer_step(self, *_: Any) -> None:
-        if self._open is not None:
-            self._open.after = self._present_weights()
-            self._open.place = self._place()
-            self._note_weights(self._open.place)
-            for loss in self._open.losses.values():
+        opened = self._open
+        if opened is not None and opened.received is not None:
+            opened.taken = StepTaken(opened.received, opened.before, self._present_weights(), self._place())
+            self._note_weights(opened.taken.place)
+            for loss in opened.begun.losses.values():
                 loss.moved()
 
     def _finish(self, opened: OpenStep) -> None:
         """Compute what is missing when the step has been taken, and hand it to the books."""
-        if opened.update is None or opened.after is None:
+        begun, taken = opened.begun, opened.taken
+        if taken is None:
             raise RuntimeError("the step ended without optimizer.step(); it must be called inside the with-block")
         if len(opened.stepped) < len(self._optimizers.members):
             raise RuntimeError(
                 f"{len(opened.stepped)} of {len(self._optimizers.members)} optimisers stepped; each must, once a step"
             )
-        if opened.place != self._place():
-            _warn_of_changed_weights(f"after optimizer.step(), in step {self._steps}")
-        if opened.total is None:
-            opened.total = late_scores(opened, self.probe, self._model, self._capture.parameters)
-        if opened.losses_before is None:
-            opened.losses_before = [loss.value(opened.before) for loss in opened.losses.values()]
-        before = gathered(opened.losses_before)
+        if taken.place != self._place():
+            _warn_of_changed_weights(f"after optimizer.step(), in step {begun.number}")
+        losses, update = list(begun.losses.values()), taken.received.update
+        scores = opened.route.scores(begun, taken)
+        before = gathered(opened.losses_before or [loss.value(taken.before) for loss in losses])
         empty = torch.zeros_like(before)
-        if opened.update.empty is not None:
-            base = torch._foreach_sub(opened.before, opened.update.empty)
-            empty = before - gathered([loss.value(base) for loss in opened.losses.values()]).to(before.device)
-        lasting = opened.losses is self._losses
+        if update.empty is not None:
+            base = torch._foreach_sub(taken.before, update.empty)
+            empty = before - gathered([loss.value(base) for loss in losses]).to(before.device)
         after = None
-        if not lasting or all(loss.knows_present for loss in self._losses.values()):
-            after = gathered([loss.value() for loss in opened.losses.values()])
+        if begun.losses is not self._losses or all(loss.knows_present for loss in losses):
+            after = gathered([loss.value() for loss in losses])
         self._left_at = self._place() if after is None else None
-        earlier, self._pending = self._pending, Pending(opened, self._books, before, empty, after)
+        earlier, self._pending = self._pending, Pending(begun, taken, scores, self._books, before, empty, after)
         self._steps += 1
         if earlier is not None:
             earlier.look()  # while the device is busy with this step
-        if opened.at_once:
+        if begun.waited_for:
             self._look()
 
     def _look(self) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from inrun_bench.attribution.directions import Direction, Factors, multiplied_ou
 from inrun_bench.attribution.families import Rule
 from inrun_bench.attribution.products.backend import Backend
 
-__all__ = ["LayerSite", "LayerTerm", "MicroBatch", "Term"]
+__all__ = ["Aimed", "LayerSite", "LayerTerm", "MicroBatch", "Term"]
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,10 @@ class LayerSite:
                 scores.append(rule.score(self.layer, a, b, dense, self.kernels))
         total: Tensor = sum(scores[1:], start=scores[0]) if scores else b.new_zeros(len(b))
         return total
+
+
+Aimed: TypeAlias = tuple[Sequence[Direction], Callable[[LayerSite, MicroBatch, Tensor, torch.dtype], None]]
+"""Probes, one a validation set, and who takes scores, [probes, micro_batch.size], and what they are computed in."""
 
 
 @dataclass(frozen=True)

@@ -1,72 +1,172 @@
-"""One step while it is open: what has been seen of it so far."""
+"""One step of training: what a loop may say of it while it is open, and records of how far it has come."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from inrun_bench.attribution.batch_samples import BatchSamples, Index, Weights
-from inrun_bench.attribution.directions import Direction
-from inrun_bench.attribution.gradient_scaling import Received, dense
-from inrun_bench.attribution.layer_terms import MicroBatch, Term
-from inrun_bench.attribution.optimizers import Optimizers
-from inrun_bench.attribution.scoring.checks import SeenGradients
-from inrun_bench.attribution.scoring.route import Way
-from inrun_bench.attribution.scoring.scores import Scores
+from inrun_bench.attribution.gradient_scaling import Received
+from inrun_bench.attribution.layer_terms import Aimed, MicroBatch, Term
 from inrun_bench.attribution.transfer import Numbers, gathered, to_host
 from inrun_bench.attribution.updates import Update
 from inrun_bench.attribution.validation import ValidationLoss
 
-__all__ = ["OpenStep"]
+__all__ = ["OpenStep", "Place", "Route", "StepBegun", "StepReceived", "StepTaken"]
+
+Place: TypeAlias = list[tuple[int, int]]
+"""What tells weights from what they were: address and version of each."""
+
+
+@dataclass(frozen=True)
+class StepBegun:
+    """A step whose forward passes are to come.
+
+    Attributes
+    ----------
+    number : int
+        Counted from 0.
+    waited_for : bool
+        Whether its numbers are looked at as soon as they are there.
+    device : torch.device
+        Where scores are summed.
+    losses : mapping of str to ValidationLoss
+        By validation set.
+    weights : list of Tensor
+        The present ones, which the optimiser will change.
+    place : Place
+        What tells them from others.
+    samples : BatchSamples
+        Of the batch, as far as they are announced.
+    checks : Numbers
+        What may show that the step is not what it was taken for.
+    """
+
+    number: int
+    waited_for: bool
+    device: torch.device
+    losses: Mapping[str, ValidationLoss]
+    weights: list[Tensor]
+    place: Place
+    samples: BatchSamples
+    checks: Numbers
+
+
+@dataclass(frozen=True)
+class StepReceived:
+    """A step whose optimisers are about to move.
+
+    Attributes
+    ----------
+    gradients : list of Tensor or None
+        As the optimisers take them; None for a parameter without one.
+    changes : Received
+        How they came from the accumulated ones.
+    unscaled : float or scalar Tensor
+        What a fused optimiser multiplies gradients with itself, to undo a ``GradScaler``.
+    void : Tensor, or None
+        Where not zero, the optimiser will not have stepped, which it alone knows; None where it always does.
+    update : Update
+        What the optimisers will do.
+    """
+
+    gradients: list[Tensor | None]
+    changes: Received
+    unscaled: float | Tensor
+    void: Tensor | None
+    update: Update
+
+    def factor(self, device: torch.device) -> Tensor:
+        """Return what scores of the accumulated gradient are multiplied with to be scores of the one received."""
+        product = torch.ones((), dtype=torch.float64, device=device)
+        for factor in (self.changes.factor, self.unscaled):
+            product = product * (factor.to(device) if isinstance(factor, Tensor) else factor)
+        return product
+
+
+@dataclass(frozen=True)
+class StepTaken:
+    """A step after which weights are others.
+
+    Attributes
+    ----------
+    received : StepReceived
+        Its gradients are copies where the step's route needs them still.
+    before, after : list of Tensor
+        Weights; `before` are copies where anybody needs them still.
+    place : Place
+        What tells those after it from others.
+    """
+
+    received: StepReceived
+    before: list[Tensor]
+    after: list[Tensor]
+    place: Place
+
+
+class Route(Protocol):
+    """How the samples of one step are scored; see :mod:`inrun_bench.attribution.scoring.route`."""
+
+    @property
+    def aimed(self) -> Aimed | None:
+        """What layers score samples with in their own backward pass, and who takes it; None where they do not."""
+
+    @property
+    def late(self) -> bool:
+        """Whether gradients and weights are needed after the optimisers' step as they were before it."""
+
+    @property
+    def sees_layers(self) -> bool:
+        """Whether scores are of what layers report, so that a parameter which none reports is missed."""
+
+    @property
+    def keys(self) -> set[str]:
+        """Parameters of which something has been seen."""
+
+    @property
+    def micro_batches(self) -> set[MicroBatch]:
+        """Those of which something has been seen."""
+
+    def receive(self, term: Term) -> None:
+        """Take a term that a backward pass brings."""
+
+    def before_step(self, begun: StepBegun, received: StepReceived) -> None:
+        """Do what can be done only while accumulated gradients and weights are there."""
+
+    def scores(self, begun: StepBegun, taken: StepTaken) -> Tensor:
+        """Return the scores, float64 [validation sets, rows of the batch], and let go of what they were made of."""
+
+    def finite(self) -> list[Tensor]:
+        """Return of all that is held whether it is finite."""
 
 
 class OpenStep:
-    """What :meth:`InRunShapley.step` yields; a training loop needs it only for batches that come in parts."""
+    """What :meth:`InRunShapley.step` yields; a training loop needs it only for batches that come in parts.
 
-    def __init__(
-        self,
-        n_samples: int,
-        number: int,
-        show: Callable[[MicroBatch], None],
-        losses: Mapping[str, ValidationLoss],
-        per_sample: Callable[[], Tensor] | None,
-        device: torch.device,
-    ) -> None:
+    Parameters
+    ----------
+    begun : StepBegun
+        Its beginning.
+    route : Route
+        How its samples are scored.
+    show : callable
+        Told the samples of the forward passes to come.
+    """
+
+    def __init__(self, begun: StepBegun, route: Route, show: Callable[[MicroBatch], None]) -> None:
+        self.begun, self.route = begun, route
+        self.received: StepReceived | None = None  # once the optimisers are about to move
+        self.taken: StepTaken | None = None  # once they have
+        self.before: list[Tensor] = begun.weights  # or copies, once the optimisers are about to move
+        self.losses_before: list[Tensor] = []  # of the validation sets, where they must be known by then
+        self.stepped: list[Optimizer] = []  # those that have been about to
         self._show = show
-        self.number = number
-        self.stepped: list[torch.optim.Optimizer] = []  # which have been about to step
-        self.at_once = False  # whether its numbers are waited for
-        self.checks = Numbers()  # what may show that the step is not what it was taken for
-        self.size = 0
-        self.samples = BatchSamples(n_samples)
         self._parts: list[MicroBatch] = []
-        self.losses = losses
-        self.per_sample = per_sample
-        self.way: Way | None = None  # what is done where the probe comes late; None where it does not
-        self.known: list[Direction] | None = None  # directions scored in the backward pass, by validation set
-        self.device = device
-        self.factor: float | Tensor = 1.0  # what their scores are to be multiplied with
-        self.early_slope: list[float | Tensor] = []  # of the update, as it was when the step began
-        self.scores = Scores(len(losses), device)
-        self.seen = SeenGradients()
-        self.kept: list[Term] = []
-        self.before: list[Tensor] = []  # weights; the present ones until the optimiser steps
-        self.place: list[tuple[int, int]] = []  # what tells the weights from others, and then those after the step
-        self.losses_before: list[Tensor] | None = None
-        self.gradients: list[Tensor | None] = []  # as the optimiser receives them
-        self.received: Received | None = None
-        self.update: Update | None = None
-        self.after: list[Tensor] | None = None
-        self.unscaled: float | Tensor = 1.0  # what the optimiser itself multiplies gradients with
-        self.void: Tensor | None = None  # where not zero, the optimiser will not have stepped, which it alone knows
-        self.total: Tensor | None = None  # scores, float64 [validation sets, batch]
-
-    @property
-    def early(self) -> bool:
-        """Whether the probe is known before the backward pass."""
-        return self.way is None
 
     def batch(self, index: Index, weights: Weights | None = None) -> None:
         """Say which training samples the coming forward passes hold, until the next call.
@@ -81,24 +181,15 @@ class OpenStep:
             Where a row is made of k samples (mixup), the share of each in what the row contributes; each row's add up
             to 1. Needed where `index` has two axes.
         """
-        self.samples.add(index, weights, self.checks, f"step {self.number}: ")
-        differentiated = self.scores.micro_batches | {term.micro_batch for term in self.kept}
+        samples = self.begun.samples
+        start = samples.rows
+        samples.add(index, weights, self.begun.checks, f"step {self.begun.number}: ")
+        differentiated = self.route.micro_batches
         beside = tuple(part.size for part in self._parts if part not in differentiated)
-        micro_batch = MicroBatch(self.size, len(index), beside)
-        self._parts.append(micro_batch)
-        self.size += micro_batch.size
-        self._show(micro_batch)
-
-    def read_gradients(self, optimizers: Optimizers, parameters: Sequence[Tensor]) -> None:
-        """Note the gradients as they are about to be taken; a fused optimiser undoes a ``GradScaler`` itself."""
-        scale, self.void = optimizers.grad_scale, optimizers.found_inf
-        self.gradients = [None if p.grad is None else dense(p.grad.detach()) for p in parameters]
-        if scale is not None:
-            unscaled = self.unscaled = scale.double().reciprocal()
-            self.gradients = [None if g is None else g * unscaled.to(g.device) for g in self.gradients]
+        self._parts.append(MicroBatch(start, samples.rows - start, beside))
+        self._show(self._parts[-1])
 
     def overflowed(self, parameters: Sequence[Tensor]) -> bool:
         """Whether gradients are not finite, so that a ``GradScaler`` may have skipped the optimiser's step."""
-        seen = [p.grad for p in parameters if p.grad is not None] + [term.b for term in self.kept]
-        finite = gathered([*self.scores.finite(), *(torch.isfinite(tensor).all() for tensor in seen)])
-        return not to_host(finite)().all()
+        gradients = [torch.isfinite(p.grad).all() for p in parameters if p.grad is not None]
+        return not to_host(gathered([*self.route.finite(), *gradients]))().all()

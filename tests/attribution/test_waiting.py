@@ -15,10 +15,13 @@ from torch.utils._pytree import tree_leaves
 import inrun_bench
 from inrun_bench import InRunShapley
 from inrun_bench.attribution import First, transfer
+from inrun_bench.attribution.batch_samples import BatchSamples
 from inrun_bench.attribution.capture.fused import FusedLayers
 from inrun_bench.attribution.capture.layers import WatchedLayers
 from inrun_bench.attribution.gradient_scaling import Watcher
-from inrun_bench.attribution.step import OpenStep
+from inrun_bench.attribution.scoring.keep import KeepRoute
+from inrun_bench.attribution.step import OpenStep, StepBegun
+from inrun_bench.attribution.transfer import Numbers
 from inrun_bench.attribution.validation import ValidationLoss
 from tests.attribution.problem import N, problem
 
@@ -214,17 +217,18 @@ def test_optimisers_that_are_read_off_their_own_step_wait_once_a_step(without_nu
 
 def test_an_index_on_the_device_travels_with_the_scores(without_numbers):
     without_numbers.real = lambda numbers: lambda: np.arange(len(numbers), dtype=float)
-    step = OpenStep(10, 7, lambda _part: None, {}, None, torch.device("meta"))
+    begun = StepBegun(7, False, torch.device("meta"), {}, [], [], BatchSamples(10), Numbers())
+    step = OpenStep(begun, KeepRoute(First(), {}, lambda _term: None), lambda _part: None)
     step.batch(torch.empty(4, dtype=torch.int32, device="meta"))
     step.batch([8, 9])
-    assert step.size == 6
-    step.checks.read()
-    index, scores = step.samples.credited(np.arange(6.0))
+    assert begun.samples.rows == 6
+    begun.checks.read()
+    index, scores = begun.samples.credited(np.arange(6.0))
     assert index.tolist() == [0, 1, 2, 3, 8, 9]
     assert scores.tolist() == [0, 1, 2, 3, 4, 5]
     step.batch(torch.empty(11, dtype=torch.int64, device="meta"))
     with pytest.raises(ValueError, match="step 7: index 10 is out of range"):
-        step.checks.read()
+        begun.checks.read()
     with pytest.raises(ValueError, match="non-empty array of integers"):
         step.batch(torch.empty(2, device="meta"))
     with pytest.raises(ValueError, match="needs weights"):

@@ -5,12 +5,12 @@ Each part attaches and detaches itself; what they have to tell each other, they 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from inrun_bench.attribution.capture.batch_axis import DeclaredAxes
 from inrun_bench.attribution.capture.calls import ObservedCalls
@@ -19,8 +19,7 @@ from inrun_bench.attribution.capture.fused import FusedLayers
 from inrun_bench.attribution.capture.hooks import LayerHook
 from inrun_bench.attribution.capture.layers import WatchedLayers, find_sites
 from inrun_bench.attribution.capture.operations import FollowedOperations
-from inrun_bench.attribution.directions import Direction
-from inrun_bench.attribution.layer_terms import LayerSite, MicroBatch, Term
+from inrun_bench.attribution.layer_terms import Aimed, MicroBatch, Term
 from inrun_bench.attribution.products.backend import Backend
 
 __all__ = ["Capture"]
@@ -135,13 +134,9 @@ class Capture:
         finally:
             self.show(micro_batch)
 
-    def aim(
-        self,
-        probes: Sequence[Direction] | None,
-        receive: Callable[[LayerSite, MicroBatch, Tensor, torch.dtype], None] | None,
-    ) -> None:
+    def aim(self, aimed: Aimed | None) -> None:
         """Say which probes samples may be scored with on the way, and who takes the scores; None: none is known."""
-        self._fused.aim(probes, receive)
+        self._fused.aim(*(aimed or (None, None)))
 
     def worth_factoring(self) -> set[str]:
         """Return the weights whose validation gradient is better left in factors."""

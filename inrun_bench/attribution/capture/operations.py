@@ -120,9 +120,7 @@ class FollowedOperations:
         self._switch(False)
         self._mode = None
         if error[0] is None:
-            self._names = set(
-                self.keys
-            )  # what the first step has not found is not looked for again
+            self._names = set(self.keys)  # what the first step has not found is not looked for again
 
     @property
     def micro_batch(self) -> MicroBatch | None:

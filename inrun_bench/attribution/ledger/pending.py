@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inrun_bench.attribution.ledger.books import Account, Books
-from inrun_bench.attribution.step import OpenStep
+from inrun_bench.attribution.step import StepBegun, StepTaken
 from inrun_bench.attribution.transfer import Numbers
 
 __all__ = ["Pending"]
@@ -25,8 +25,10 @@ class Pending:
 
     Parameters
     ----------
-    step : OpenStep
-        With its scores.
+    begun, taken : StepBegun, StepTaken
+        The step.
+    scores : float64 Tensor [validation sets, rows]
+        Its samples'.
     books : Books
         Where it is booked.
     before : float64 Tensor [validation sets]
@@ -37,17 +39,25 @@ class Pending:
         Losses to which it led, where they are known.
     """
 
-    def __init__(self, step: OpenStep, books: Books, before: Tensor, empty: Tensor, after: Tensor | None) -> None:
-        assert step.total is not None
-        self.number = step.number
-        self._books, self._names, self._credited = books, list(step.losses), step.samples.credited
+    def __init__(
+        self,
+        begun: StepBegun,
+        taken: StepTaken,
+        scores: Tensor,
+        books: Books,
+        before: Tensor,
+        empty: Tensor,
+        after: Tensor | None,
+    ) -> None:
+        self.number, void = begun.number, taken.received.void
+        self._books, self._names, self._credited = books, list(begun.losses), begun.samples.credited
         self._numbers = Numbers()
         self._numbers.expect(before, self._settle)  # that of the step before, whatever became of this one
-        if step.void is not None:
-            self._numbers.expect(step.void, self._stop)
-        self._numbers.join(step.checks)
-        columns = [before[:, None], empty[:, None], step.total]
-        self._numbers.expect(torch.cat([column.to(step.total.device) for column in columns], 1), self._hold)
+        if void is not None:
+            self._numbers.expect(void, self._stop)
+        self._numbers.join(begun.checks)
+        columns = [before[:, None], empty[:, None], scores]
+        self._numbers.expect(torch.cat([column.to(scores.device) for column in columns], 1), self._hold)
         if after is not None:
             self._numbers.expect(after, self._settle)
         self._numbers.send()

@@ -246,10 +246,10 @@ class SeenGradients:
         numbers.expect(torch.cat([flag.to(device), *(row.to(device) for row in rows)]), check)
 
 
-def gradient_dot(directions: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Tensor:
-    """Return the dot product of a probe and a gradient, one tensor a parameter; None counts as zero."""
-    pairs = [(q, g) for q, g in zip(directions, gradients, strict=True) if g is not None]
-    return gathered([_dot(q, g) for q, g in pairs]).double().sum()
+def gradient_dot(direction: Direction, gradients: Mapping[str, Tensor | None]) -> Tensor:
+    """Return the dot product of a probe and a gradient, by parameter; None counts as zero."""
+    dots = [_dot(multiplied_out(direction[name]), g) for name, g in gradients.items() if g is not None]
+    return gathered(dots).double().sum()
 
 
 def warn_of_unforeseen_change(number: int) -> None:

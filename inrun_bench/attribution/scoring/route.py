@@ -1,8 +1,10 @@
-"""When the probe comes after the backward pass: three ways to score all the same.
+"""Which route a step's scores take: one where the probe is known before the backward pass, three where it comes late.
 
 ==========  ===========================================  ==============================================================
-way         memory beyond training                       time beyond training, validation apart
+route       memory beyond training                       time beyond training, validation apart
 ==========  ===========================================  ==============================================================
+``early``   none                                         none: layers' own backward passes bring scores, or ghost
+                                                         rules do, a product of the size of the forward pass
 ``keep``    layers' inputs and output gradients of the   the ghost rules: one product of the size of the forward pass
             batch, until the probe is known
 ``split``   the same in half the precision               the known term D v(w) is scored in the backward pass, and only
@@ -12,7 +14,7 @@ way         memory beyond training                       time beyond training, v
                                                          not draw random numbers
 ==========  ===========================================  ==============================================================
 
-``keep`` and ``jvp`` are exact. ``split`` rounds the rest of a score by 2^-8 of itself (float32 kept as bfloat16; 2^-24
+All but ``split`` are exact. It rounds the rest of a score by 2^-8 of itself (float32 kept as bfloat16; 2^-24
 for float64 kept as float32); it needs an update whose slope is known (SGD). ``auto`` keeps while the bytes of the last
 step fit the budget, then takes ``jvp`` where `losses` are given, else ``split``, else keeps and warns.
 """
@@ -30,34 +32,41 @@ from torch import Tensor
 
 from inrun_bench.attribution.layer_terms import Term
 
-__all__ = ["Late", "LateChoice", "Way"]
+__all__ = ["LateChoice", "LateRoute", "RouteChooser"]
 
-Way: TypeAlias = Literal["keep", "split", "jvp"]
+LateRoute: TypeAlias = Literal["keep", "split", "jvp"]
 LateChoice: TypeAlias = Literal["auto", "keep", "split", "jvp"]
 
-ROUNDED = {torch.float64: torch.float32, torch.float32: torch.bfloat16}
 SHARE_OF_FREE = 0.25
 
 logger = logging.getLogger(__name__)
 
 
-class Late:
-    """Chooses a way for each step and counts what it keeps."""
+class RouteChooser:
+    """Chooses the route of each step whose probe comes late, and counts what keeping terms takes.
+
+    Parameters
+    ----------
+    wanted : {"auto", "keep", "split", "jvp"}
+        The user's choice.
+    budget : int, optional
+        Bytes that may be kept.
+    """
 
     def __init__(self, wanted: LateChoice, budget: int | None) -> None:
         if budget is not None and budget < 0:
             raise ValueError(f"memory_budget must not be negative, got {budget}")
         self.wanted = wanted
         self._budget = budget
-        self._way: Way | None = None
+        self._chosen: LateRoute | None = None
         self._step_bytes = 0  # what keeping took in the last step that kept, at full precision
         self._counted = 0  # in the present one
         self._warned = False
 
     @property
     def choices(self) -> dict[str, Any]:
-        """The way of the last step, and the bytes that keeping takes."""
-        return {"late": self._way, "kept_bytes": self.kept_bytes}
+        """The route of the last step with a late probe, and the bytes that keeping takes."""
+        return {"late": self._chosen, "kept_bytes": self.kept_bytes}
 
     @property
     def kept_bytes(self) -> int:
@@ -68,24 +77,32 @@ class Late:
     def kept_bytes(self, known: int) -> None:
         self._step_bytes, self._counted = known, 0
 
-    def choose(self, has_losses: bool, linear: bool, parameters: Sequence[Tensor]) -> Way:
-        """Return the way for the coming step."""
+    def choose(self, has_losses: bool, linear: bool, parameters: Sequence[Tensor]) -> LateRoute:
+        """Return the route of the coming step.
+
+        Parameters
+        ----------
+        has_losses : bool
+            Whether the samples' losses are given.
+        linear : bool
+            Whether the update's slope is known.
+        parameters : sequence of Tensor
+            What is trained.
+        """
         self.kept_bytes = self.kept_bytes  # of the step before
         if self._budget is None and self.wanted == "auto":
             self._budget = int(SHARE_OF_FREE * _free_bytes(parameters[0].device))
-        way = self._choose(has_losses, linear)
-        if way != self._way:
-            logger.info("late probes: %s (%d bytes kept a step, budget %s)", way, self._step_bytes, self._budget)
-        self._way = way
-        return way
+        chosen = self._choose(has_losses, linear)
+        if chosen != self._chosen:
+            logger.info("late probes: %s (%d bytes kept a step, budget %s)", chosen, self._step_bytes, self._budget)
+        self._chosen = chosen
+        return chosen
 
-    def keep(self, kept: list[Term], term: Term, *, rounded: bool) -> None:
-        """Add a term to what is kept."""
+    def count(self, term: Term) -> None:
+        """Note a term that is kept."""
         self._counted += sum(t.numel() * t.element_size() for t in term.tensors)
-        dtype = ROUNDED.get(term.b.dtype) if rounded else None
-        kept.append(term if dtype is None else term.rounded(dtype))
 
-    def _choose(self, has_losses: bool, linear: bool) -> Way:
+    def _choose(self, has_losses: bool, linear: bool) -> LateRoute:
         if self.wanted == "jvp" and not has_losses:
             raise ValueError("late='jvp' needs the samples' losses: pass losses= to step()")
         if self.wanted == "split" and not linear:
@@ -106,7 +123,7 @@ class Late:
             self._warned = True
             warnings.warn(
                 f"a step's late probe keeps {self._step_bytes} bytes, more than the budget of {self._budget}; "
-                "pass losses= to step() for a way that keeps none",
+                "pass losses= to step() for a route that keeps none",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -157,7 +157,7 @@ def test_a_pending_step_holds_nothing_of_the_size_of_weights_or_activations():
     p.train(inrun, LATE)
     with inrun.step(range(N)) as step:
         p.batch_loss().backward()
-        large = [weakref.ref(x) for term in step.kept for x in term.tensors]
+        large = [weakref.ref(x) for term in step.route._kept for x in term.tensors]
         p.optimizer.step()
         large += [weakref.ref(x) for x in (*step.before, *step.gradients, *step.update.slope, *step.update.empty)]
         p.optimizer.zero_grad()

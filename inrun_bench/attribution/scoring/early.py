@@ -1,0 +1,168 @@
+"""The probe is known before the backward pass, which scores samples on the way: exact, and no tensor is kept for it.
+
+So it is for a first-order probe and an update whose slope is known in time (SGD).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import compress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inrun_bench.attribution.directions import Direction, Factors
+from inrun_bench.attribution.layer_terms import Aimed, MicroBatch, Term
+from inrun_bench.attribution.probes import Step, scaled
+from inrun_bench.attribution.scoring.as_received import as_received
+from inrun_bench.attribution.scoring.checks import SeenGradients
+from inrun_bench.attribution.scoring.scores import Scores
+from inrun_bench.attribution.step import StepBegun, StepReceived, StepTaken
+from inrun_bench.attribution.transfer import gathered
+from inrun_bench.attribution.updates import Update
+
+__all__ = ["EarlyRoute", "KnownProbes", "known_probes"]
+
+
+@dataclass(frozen=True)
+class KnownProbes:
+    """Probes that are known before the backward pass.
+
+    Attributes
+    ----------
+    directions : list of mappings
+        One a validation set.
+    factor : float
+        What scores are to be multiplied with: the slope, where it is one for all parameters, and 1 where directions
+        hold it.
+    slopes : list of float or Tensor
+        Of the update, by parameter, as they were when the step began.
+    """
+
+    directions: list[Direction]
+    factor: float
+    slopes: list[float | Tensor]
+
+
+def known_probes(
+    begun: StepBegun,
+    update: Update,
+    names: Sequence[str],
+    direction: Callable[[Step], Sequence[Tensor | Factors]],
+) -> KnownProbes:
+    """Return the probes of a step whose update is read before its gradient is there.
+
+    Parameters
+    ----------
+    begun : StepBegun
+        The step.
+    update : Update
+        A linear one.
+    names : sequence of str
+        The parameters'.
+    direction : callable
+        Given what a probe may know, returns q / D, one direction a parameter.
+    """
+    numbers = {slope for slope in update.slope if isinstance(slope, float)}
+    common = len(numbers) == 1 and not any(isinstance(slope, Tensor) for slope in update.slope)
+    directions: list[Direction] = []
+    for loss in begun.losses.values():
+        q = direction(Step(loss, update, begun.weights))
+        q = q if common else scaled(q, update.slope)
+        directions.append(dict(zip(names, q, strict=True)))
+    return KnownProbes(directions, numbers.pop() if common else 1.0, update.slope)
+
+
+class EarlyRoute:
+    """Scores terms as they come.
+
+    Parameters
+    ----------
+    probes : KnownProbes
+        What they are scored with.
+    device : torch.device
+        Where scores are summed.
+    """
+
+    late = False
+    sees_layers = True
+
+    def __init__(self, probes: KnownProbes, device: torch.device) -> None:
+        self._probes = probes
+        self._scores = Scores(len(probes.directions), device)
+        self._seen = SeenGradients()
+        self._total: Tensor | None = None
+
+    @property
+    def aimed(self) -> Aimed:
+        """The probes, for layers that score samples in their own backward pass, and who takes what they bring."""
+        return self._probes.directions, self._scores.add_scores
+
+    @property
+    def keys(self) -> set[str]:
+        """Parameters of which something has been seen."""
+        return self._scores.keys
+
+    @property
+    def micro_batches(self) -> set[MicroBatch]:
+        """Those of which something has been seen."""
+        return self._scores.micro_batches
+
+    def receive(self, term: Term) -> None:
+        """Score a term."""
+        self._scores.add(term, self._probes.directions)
+        self._seen.add(term, self._probes.directions[0])
+
+    def before_step(self, begun: StepBegun, received: StepReceived) -> None:
+        """Add terms up, while gradients are there to be compared with."""
+        directions, factor = self._probes.directions, self._factor(begun, received)
+        total, terms = self._scores.total(begun.samples.rows)
+        gradients = dict(zip(directions[0], received.gradients, strict=True))
+        if received.changes.known:
+            own = received.factor(total.device)
+            self._seen.expect_gradients(begun.checks, gradients, own, begun.number, received.changes.uneven)
+        factored = [name for name, q in directions[0].items() if isinstance(q, Factors) and not begun.waited_for]
+        total = as_received(
+            begun,
+            received,
+            self._scores,
+            total,
+            terms,
+            directions,
+            but=factored,
+            magnitudes=self._seen.magnitudes,
+        )
+        self._total = total * (factor.to(total.device) if isinstance(factor, Tensor) else factor)
+
+    def scores(self, _begun: StepBegun, _taken: StepTaken) -> Tensor:
+        """Return what was added up."""
+        assert self._total is not None
+        return self._total
+
+    def finite(self) -> list[Tensor]:
+        """Return of each term whether its scores are finite."""
+        return self._scores.finite()
+
+    def _factor(self, begun: StepBegun, received: StepReceived) -> float | Tensor:
+        """Return what brings scores to the present learning rates, which may all have been changed alike."""
+
+        def refuse(differ: Any) -> None:
+            if differ:
+                raise RuntimeError(
+                    f"step {begun.number}: learning rates of some parameters were changed inside of the step, after "
+                    "their scores had been made; change them between steps"
+                )
+
+        moved = [gradient is not None for gradient in received.gradients]
+        old, new = (list(compress(slopes, moved)) for slopes in (self._probes.slopes, received.update.slope))
+        if all(isinstance(slope, float) for slope in new) and old == new:
+            return self._probes.factor
+        before, after = (
+            gathered([torch.as_tensor(slope, dtype=torch.float64, device=begun.device) for slope in slopes])
+            for slopes in (old, new)
+        )
+        ratio = torch.where(before == after, 1.0, after / before)
+        begun.checks.expect(~torch.isclose(ratio, ratio[0], rtol=1e-9, atol=0.0).all(), refuse)
+        return self._probes.factor * ratio[0]
