@@ -166,7 +166,7 @@ def sample_count(name: str, x: Any) -> int:
     check_unmasked(name, x)
     if (
         isinstance(x, str | bytes | Mapping | Set)
-        or not hasattr(x, "__getitem__")
+        or not (hasattr(x, "__getitem__") or issparse(x))  # coordinates have rows, though SciPy 1.14 picks none
         or not (np.shape(x) if hasattr(x, "shape") else hasattr(x, "__len__"))
     ):
         raise TypeError(

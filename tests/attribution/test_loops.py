@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 from contextlib import nullcontext
 
 import numpy as np
@@ -26,6 +27,19 @@ def same(engine, other):
     assert relative_error(engine.values(), other.values()) < 1e-12
     for name, amount in engine.ledger.accounts.items():
         assert amount == pytest.approx(other.ledger.accounts[name], abs=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:step 1. gradients were changed")
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_gradients_that_became_infinite_after_they_were_accumulated_are_refused(name):
+    case = problem(optimizer=lambda m: OPTIMIZERS[name](m.parameters()))
+    engine = case.engine("first")
+    case.train(engine, 1)
+    values = engine.values()
+    case.between = lambda model: [p.grad.mul_(math.inf) for p in model.parameters()]
+    with pytest.raises((FloatingPointError, ValueError), match=r"step 1: .*not finite"):
+        case.train(engine, 1)
+    np.testing.assert_array_equal(engine.values(), values)
 
 
 @pytest.mark.parametrize("order", ["first", "integrated"])

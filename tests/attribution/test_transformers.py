@@ -85,7 +85,9 @@ MODELS = {
         **EXPERTS,
     ),
 }
-TOLERANCE = {"Gemma": 1e-8}  # whose norm computes in single precision
+TOLERANCE = {"Gemma": 1e-8}  # whose norm computes in single precision, as T5's did before version 5
+if int(transformers.__version__.partition(".")[0]) < 5:
+    TOLERANCE["T5"] = 1e-8
 
 
 class Logits(nn.Module):
@@ -119,7 +121,9 @@ def error(name, *, batch=3, positions=5, dropout=0.0, padded=False, checkpointed
     return score_error(Logits(model.train(), name, padded), x, ids, batch, loss=loss, **options)
 
 
-EXPERTS_REFUSED = r"joins parameter .*experts|which layers are called.*depends on the samples"
+EXPERTS_REFUSED = (
+    r"joins parameter .*experts|which layers are called.*depends on the samples|experts\.0.*sees a part of them"
+)
 REFUSED = {"Mixtral": EXPERTS_REFUSED, "Qwen2-MoE": EXPERTS_REFUSED}
 HARDER = {"dropout": 0.1, "padded": True, "checkpointed": True}
 
@@ -135,7 +139,7 @@ def test_scores_are_exact(name, setting, caplog):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["GPT-2", "Llama", "BERT", "T5"])
 def test_as_many_positions_as_samples(name):
-    assert error(name, batch=5, positions=5) < 1e-10
+    assert error(name, batch=5, positions=5) < TOLERANCE.get(name, 1e-10)
 
 
 @pytest.mark.filterwarnings("ignore")

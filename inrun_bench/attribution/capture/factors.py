@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from inrun_bench.attribution.families import find_scored_backward
-from inrun_bench.attribution.families.costs import Call, fastest
+from inrun_bench.attribution.families.costs import CallSizes, fastest
 from inrun_bench.attribution.layer_terms import LayerSite
 
 __all__ = ["FactorCall", "ValidationFactors"]
@@ -38,12 +38,12 @@ class ValidationFactors:
 
     Attributes
     ----------
-    calls : dict of str to Call
+    calls : dict of str to CallSizes
         The last call of each linear map in training, by the layer's name.
     """
 
     def __init__(self, sites: Sequence[LayerSite], rules: str) -> None:
-        self.calls: dict[str, Call] = {}
+        self.calls: dict[str, CallSizes] = {}
         self._rules, self._sites = rules, sites
         self._transposed = {
             site.name: how.transposed

@@ -25,7 +25,7 @@ from inrun_bench.attribution.capture.observation import Seen
 from inrun_bench.attribution.capture.saved_tensors import in_backward_pass
 from inrun_bench.attribution.directions import Direction, Factors, multiplied_out
 from inrun_bench.attribution.families import find_scored_backward
-from inrun_bench.attribution.families.costs import Call, RuleName, fastest
+from inrun_bench.attribution.families.costs import CallSizes, RuleName, fastest
 from inrun_bench.attribution.families.scored_backward import ScoredBackward
 from inrun_bench.attribution.layer_terms import LayerSite, MicroBatch
 from inrun_bench.attribution.products.backend import Backend
@@ -68,7 +68,7 @@ class FusedLayers:
         self._probes: Sequence[Direction] | None = None
         self._receive: Callable[[LayerSite, MicroBatch, Tensor, torch.dtype], None] | None = None
         self._scored = False
-        self._chosen_for: dict[Any, tuple[Call, Any]] = {}
+        self._chosen_for: dict[Any, tuple[CallSizes, Any]] = {}
         self._how = {site.name: how for site in sites if (how := find_scored_backward(site.layer)) is not None}
         self._number = announce(self)
         self._replaced: list[Any] = []
@@ -130,13 +130,13 @@ class FusedLayers:
             scored = replace(scored, receive=_computed_anew(micro_batch, scored.receive))
         return scored_call(scored, a)
 
-    def _call_and_rule(self, site: LayerSite, a: Tensor, size: int, n_probes: int) -> tuple[Call, Any]:
+    def _call_and_rule(self, site: LayerSite, a: Tensor, size: int, n_probes: int) -> tuple[CallSizes, Any]:
         """Return what a call costs, and the rule that is chosen for it; calls are few that differ in shape."""
         form = (site.name, a.shape, a.device.type, size, n_probes)
         known = None if torch.compiler.is_compiling() else self._chosen_for.get(form)
         if known is None:
             how = self._how[site.name]
-            call = Call(size, *how.size(site.layer, a), how.price, n_probes, device=a.device.type)
+            call = CallSizes(size, *how.size(site.layer, a), how.price, n_probes, device=a.device.type)
             known = call, fastest(call) if self._rules in ("auto", "gram") else self._rules
             if not torch.compiler.is_compiling():
                 self._chosen_for[form] = known

@@ -157,7 +157,7 @@ class WatchedLayers:
         _check_size(site, seen, first, self.micro_batch.size)
         operation = self._operations.through(site.layer, args, kwargs, state)
         if operation is not None or not scored:
-            call = _Call(site, self.micro_batch, args, kwargs, seen, state, operation, scored)
+            call = _WatchedCall(site, self.micro_batch, args, kwargs, seen, state, operation, scored)
             first.register_hook(call.hook(self._receive, self._operations.apart))
 
     def _left(self, site: LayerSite) -> tuple[Seen, RandomState | None]:
@@ -194,7 +194,7 @@ class WatchedLayers:
 
 
 @dataclass(frozen=True)
-class _Call:
+class _WatchedCall:
     """One call of a layer on the samples: of its rules, unless it scores itself, and of what is followed through it."""
 
     site: LayerSite

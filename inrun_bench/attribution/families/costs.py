@@ -26,7 +26,7 @@ from typing import Literal, TypeAlias
 __all__ = [
     "CONVOLUTION_PRICE",
     "LINEAR_PRICE",
-    "Call",
+    "CallSizes",
     "Price",
     "RuleName",
     "fastest",
@@ -66,7 +66,7 @@ CONVOLUTION_PRICE = Price(2.0, 6.0, 30e-6)  # libraries reorder its weights for 
 
 
 @dataclass(frozen=True)
-class Call:
+class CallSizes:
     """A call of a layer.
 
     Attributes
@@ -93,7 +93,7 @@ class Call:
     device: str = "cpu"
 
 
-def predicted_seconds(call: Call) -> dict[RuleName, float]:
+def predicted_seconds(call: CallSizes) -> dict[RuleName, float]:
     """Return the predicted price of each rule that can serve the call, in seconds."""
     rate, number = RATES.get(call.device, RATES["cpu"])
     rate *= call.price.rate
@@ -110,7 +110,7 @@ def predicted_seconds(call: Call) -> dict[RuleName, float]:
     return seconds
 
 
-def fastest(call: Call) -> RuleName:
+def fastest(call: CallSizes) -> RuleName:
     """Return the rule with the lowest predicted price."""
     seconds = predicted_seconds(call)
     return min(seconds, key=lambda rule: seconds[rule])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from inrun_bench.attribution.ledger.ledger import Entry, Ledger, Pages
 
-__all__ = ["ONLY", "Account", "Books"]
+__all__ = ["ONLY", "Books", "StepAccount"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ ONLY = "validation"  # the name of the one validation set, where it has none
 
 
 @dataclass(frozen=True)
-class Account:
+class StepAccount:
     """What a step did to one validation loss, but for the loss to which it led; in nats."""
 
     scores: NDArray[np.float64]
@@ -38,7 +38,7 @@ class Account:
 @dataclass(frozen=True)
 class _Waiting:
     index: NDArray[np.int64]
-    accounts: Mapping[str, Account]
+    accounts: Mapping[str, StepAccount]
 
 
 class Books:
@@ -78,7 +78,7 @@ class Books:
             np.add.at(values, self._waiting.index, self._waiting.accounts[name].scores)
         return values
 
-    def hold(self, index: NDArray[np.int64], accounts: Mapping[str, Account]) -> None:
+    def hold(self, index: NDArray[np.int64], accounts: Mapping[str, StepAccount]) -> None:
         """Note a step that has been taken, until the losses to which it led are known."""
         self._waiting = _Waiting(index, accounts)
         self._spread.append(float(np.abs(next(iter(accounts.values())).scores).max()))

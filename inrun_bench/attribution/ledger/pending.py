@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from inrun_bench.attribution.ledger.books import Account, Books
+from inrun_bench.attribution.ledger.books import Books, StepAccount
 from inrun_bench.attribution.step import StepBegun, StepTaken
 from inrun_bench.attribution.transfer import Numbers
 
@@ -87,5 +87,5 @@ class Pending:
     def _hold(self, table: NDArray[np.float64]) -> None:
         index, scores = self._credited(table[:, 2:])
         rows = zip(self._names, scores, table, strict=True)
-        accounts = {name: Account(own, optimizer=row[1], loss_before=row[0]) for name, own, row in rows}
+        accounts = {name: StepAccount(own, optimizer=row[1], loss_before=row[0]) for name, own, row in rows}
         self._books.hold(index, accounts)

@@ -21,8 +21,8 @@ from inrun_bench.attribution.transfer import gathered
 __all__ = ["as_received"]
 
 
-def _refuse_unless(number: int, finite: NDArray[np.float64]) -> None:
-    if not finite:
+def _refuse(number: int, infinite: NDArray[np.float64]) -> None:
+    if infinite:
         raise FloatingPointError(
             f"step {number}: the optimiser received gradients that are not finite, and those that were accumulated are"
         )
@@ -67,12 +67,14 @@ def as_received(
     gradients = dict(zip(directions[0], received.gradients, strict=True))
     scores.expect_finite(begun.checks, total, begun.samples.of_row, begun.number)
     factor = received.factor(total.device)
-    begun.checks.expect(torch.isfinite(factor), partial(_refuse_unless, begun.number))
     total = total * factor
     if not received.changes.known:
         warn_of_unforeseen_change(begun.number)
         expected = gathered([gradient_dot(direction, gradients) for direction in directions]).to(total.device)
-        return total * (expected / total.sum(1))[:, None]
+        total = total * (expected / total.sum(1))[:, None]
+    begun.checks.expect(~torch.isfinite(total).all(), partial(_refuse, begun.number))
+    if not received.changes.known:
+        return total
     expect_sums(
         begun.checks,
         replace(terms, sums=terms.sums * factor, magnitudes=terms.magnitudes * factor.abs()),

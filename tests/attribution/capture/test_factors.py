@@ -5,7 +5,7 @@ from torch import nn
 
 from inrun_bench.attribution.capture.factors import ValidationFactors
 from inrun_bench.attribution.capture.layers import find_sites
-from inrun_bench.attribution.families.costs import LINEAR_PRICE, Call
+from inrun_bench.attribution.families.costs import LINEAR_PRICE, CallSizes
 
 WIDTH = 1024
 
@@ -15,7 +15,7 @@ def test_what_counts_is_positions_of_validation_samples_and_not_samples():
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH))
     sites = find_sites(model, {p: name for name, p in model.named_parameters()}, "auto")
     factors = ValidationFactors(sites, "auto")
-    factors.calls["0"] = Call(64, 16, WIDTH, WIDTH, LINEAR_PRICE)
+    factors.calls["0"] = CallSizes(64, 16, WIDTH, WIDTH, LINEAR_PRICE)
     samples = torch.empty(300, WIDTH)
     factors.note(sites[0], samples, samples)
     assert factors.worth_collecting(()) == {"0.weight"}

@@ -6,11 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inrun_bench.attribution.families.costs import CONVOLUTION_PRICE, LINEAR_PRICE, Call, fastest, predicted_seconds
+from inrun_bench.attribution.families.costs import (
+    CONVOLUTION_PRICE,
+    LINEAR_PRICE,
+    CallSizes,
+    fastest,
+    predicted_seconds,
+)
 
 sizes = st.integers(1, 4096)
 calls = st.builds(
-    Call,
+    CallSizes,
     samples=st.integers(1, 256),
     positions=sizes,
     d_in=sizes,
@@ -50,15 +56,15 @@ def test_more_validation_positions_never_favour_factors_for_long_inputs(call):
 @pytest.mark.parametrize(
     ("call", "rule"),
     [
-        (Call(8, 256, 256, 1024, LINEAR_PRICE), "weight-gradient"),  # sequences
-        (Call(8, 64, 256, 1024, LINEAR_PRICE), "weight-gradient"),
-        (Call(64, 1, 1024, 1024, LINEAR_PRICE), "project"),  # one position a sample
-        (Call(64, 1, 1024, 1024, LINEAR_PRICE, validation_positions=300), "gram"),
-        (Call(8, 256, 256, 1024, LINEAR_PRICE, validation_positions=2048), "weight-gradient"),
-        (Call(32, 196, 576, 64, CONVOLUTION_PRICE), "project"),  # 64 channels of 14 x 14
-        (Call(32, 784, 576, 64, CONVOLUTION_PRICE), "weight-gradient"),  # of 28 x 28
-        (Call(32, 49, 1152, 128, CONVOLUTION_PRICE), "project"),
-        (Call(32, 784, 288, 32, CONVOLUTION_PRICE), "weight-gradient"),
+        (CallSizes(8, 256, 256, 1024, LINEAR_PRICE), "weight-gradient"),  # sequences
+        (CallSizes(8, 64, 256, 1024, LINEAR_PRICE), "weight-gradient"),
+        (CallSizes(64, 1, 1024, 1024, LINEAR_PRICE), "project"),  # one position a sample
+        (CallSizes(64, 1, 1024, 1024, LINEAR_PRICE, validation_positions=300), "gram"),
+        (CallSizes(8, 256, 256, 1024, LINEAR_PRICE, validation_positions=2048), "weight-gradient"),
+        (CallSizes(32, 196, 576, 64, CONVOLUTION_PRICE), "project"),  # 64 channels of 14 x 14
+        (CallSizes(32, 784, 576, 64, CONVOLUTION_PRICE), "weight-gradient"),  # of 28 x 28
+        (CallSizes(32, 49, 1152, 128, CONVOLUTION_PRICE), "project"),
+        (CallSizes(32, 784, 288, 32, CONVOLUTION_PRICE), "weight-gradient"),
     ],
 )
 def test_choices_at_sizes_that_were_timed(call, rule):

@@ -159,7 +159,9 @@ def test_a_pending_step_holds_nothing_of_the_size_of_weights_or_activations():
         p.batch_loss().backward()
         large = [weakref.ref(x) for term in step.route._kept for x in term.tensors]
         p.optimizer.step()
-        large += [weakref.ref(x) for x in (*step.before, *step.gradients, *step.update.slope, *step.update.empty)]
+        taken, update = step.taken, step.received.update
+        large += [weakref.ref(x) for x in (*taken.before, *taken.received.gradients, *update.slope, *update.empty)]
+        del taken, update
         p.optimizer.zero_grad()
     assert large
     del step

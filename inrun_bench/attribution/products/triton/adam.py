@@ -18,7 +18,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from inrun_bench.attribution.products.adam_secant import AdamNumbers, Decay, Moments
 from inrun_bench.attribution.products.triton.tiles import tile_constants
 
 __all__ = ["CONFIGS", "adam_kernel", "adam_secant_triton", "attributes", "constexprs", "signature"]
@@ -120,10 +119,10 @@ def adam_kernel(  # type: ignore[no-untyped-def]
 def adam_secant_triton(
     weights: Sequence[Tensor],
     gradients: Sequence[Tensor],
-    moments: Sequence[Moments | None],
-    numbers: AdamNumbers,
+    moments: Sequence[tuple[Tensor, Tensor] | None],
+    numbers: Tensor | Sequence[Sequence[float]],
     eps: float,
-    decay: Decay,
+    decay: str,
 ) -> list[tuple[Tensor, Tensor]]:
     """Return D and u(0) of each parameter; one launch for all whose tensors are of the same dtypes."""
     device = weights[0].device
@@ -143,7 +142,7 @@ def adam_secant_triton(
 
 
 def _launched(
-    columns: Sequence[Sequence[Tensor]], numbers: Tensor, eps: float, decay: Decay
+    columns: Sequence[Sequence[Tensor]], numbers: Tensor, eps: float, decay: str
 ) -> list[tuple[Tensor, Tensor]]:
     """Return the results for columns of contiguous weights, gradients and, where there are any, moments."""
     weights, config = columns[0], CONFIGS[0]
