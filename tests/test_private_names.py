@@ -251,6 +251,14 @@ def test_a_custom_function_is_known_by_its_node():
     assert checkpoint(torch.tanh, y, use_reentrant=True).grad_fn._forward_cls.__module__.startswith("torch.")
 
 
+@relied_on("*._optimizer_step_pre_hooks")
+def test_an_optimiser_has_hooks_once_it_is_made():
+    """``_optimizer_step_pre_hooks``, which tells a wrapper by class alone from an optimiser."""
+    kind = torch.optim.SGD
+    assert hasattr(kind([torch.zeros(1)], lr=0.1), "_optimizer_step_pre_hooks")
+    assert not hasattr(kind.__new__(kind), "_optimizer_step_pre_hooks")
+
+
 @relied_on("torch._C")
 def test_modes_are_counted_as_they_are_entered_and_left():
     """``torch._C._len_torch_function_stack``."""

@@ -25,9 +25,8 @@ from inrun_bench.attribution.layer_terms import Term
 from inrun_bench.attribution.ledger.books import ONLY, Books
 from inrun_bench.attribution.ledger.ledger import Ledger, Pages
 from inrun_bench.attribution.ledger.pending import Pending
-from inrun_bench.attribution.optimizers import Optimizers
+from inrun_bench.attribution.optimizers import Optimizers, closure_evaluated
 from inrun_bench.attribution.parallel import refuse_parallel, refuse_process_group
-from inrun_bench.attribution.precision import norms
 from inrun_bench.attribution.probes import PROBES, First, Probe, Step
 from inrun_bench.attribution.products.backend import Backend
 from inrun_bench.attribution.scoring.checks import expect_received, expect_seen
@@ -36,9 +35,10 @@ from inrun_bench.attribution.scoring.jvp import JvpRoute
 from inrun_bench.attribution.scoring.keep import KeepRoute
 from inrun_bench.attribution.scoring.route import LateChoice, RouteChooser
 from inrun_bench.attribution.scoring.split import SplitRoute
-from inrun_bench.attribution.step import OpenStep, Place, Route, StepBegun, StepReceived, StepTaken
+from inrun_bench.attribution.step import OpenStep, Route, StepBegun, StepReceived, StepTaken
 from inrun_bench.attribution.transfer import Numbers, gathered, to_host
-from inrun_bench.attribution.validation import ValidationLoss, without_side_effects
+from inrun_bench.attribution.validation import ValidationLoss, expect_no_effects_or_chance
+from inrun_bench.attribution.weights import Place, SeenWeights
 
 __all__ = ["InRunShapley"]
 
@@ -155,8 +155,6 @@ class InRunShapley:
         self._chooser = RouteChooser(late, memory_budget)
         self._validation = None if validation is None else _named(validation)
         self._books = self._new_books(self._validation or (ONLY,))
-        self._sizes: Tensor | None = None  # norms of the weights, as they were left by the optimiser or whoever is seen
-        self._sized_at: Place | None = None
         self._watch()
         self._optimizers.watch(self._before_optimizer_step, self._after_optimizer_step)
         self._open: OpenStep | None = None
@@ -334,20 +332,19 @@ class InRunShapley:
             waited_for=self._steps < FIRST_STEPS or self._watcher.surprised,
             device=self._parameters[0].device,
             losses=losses,
-            weights=self._present_weights(),
-            place=self._place(),
+            weights=self._weights.present,
+            place=self._weights.place,
             samples=BatchSamples(self.n_samples),
             checks=Numbers(),
         )
-        if begun.place != self._sized_at:
-            self._note_weights(begun.place)
+        self._weights.note_if_moved()
         return begun
 
     def _opened(self, begun: StepBegun, losses: Closure | None) -> OpenStep:
         """Choose a route, and aim the probe if it can be known by now."""
         route = self._route(begun, losses)
         if begun.number == 0:
-            self._expect_no_effects_or_chance(begun)
+            expect_no_effects_or_chance(self._model, begun.losses, begun.checks)
         self._capture.aim(route.aimed)
         self._watcher.begin()
         return OpenStep(begun, route, self._capture.show)
@@ -366,24 +363,6 @@ class InRunShapley:
             return KeepRoute(self.probe, parameters, self._chooser.count)
         first = known_probes(begun, self._optimizers.read(parameters), names, First().direction)
         return SplitRoute(self.probe, parameters, self._chooser.count, first, begun.device)
-
-    def _expect_no_effects_or_chance(self, begun: StepBegun) -> None:
-        """Refuse a validation loss with side effects; have it warned of one that is another each time."""
-
-        def warn(changes: NDArray[np.float64]) -> None:
-            for name, does in zip(begun.losses, changes, strict=True):
-                if does:
-                    warnings.warn(
-                        f"the validation loss {name!r} draws random numbers (dropout?): evaluated twice at the same "
-                        "weights it is not the same, so that its noise is in scores and residual; put the model in "
-                        "eval mode for it",
-                        RuntimeWarning,
-                        stacklevel=2,
-                    )
-
-        with without_side_effects(self._model, begun.checks):
-            changes = gathered([loss.changes_with_chance() for loss in begun.losses.values()])
-        begun.checks.expect(changes, warn)
 
     def _early_direction(self, step: Step) -> Sequence[Tensor | Factors]:
         lasting = step.validation in self._losses.values()  # factors are trusted once they have been checked
@@ -409,48 +388,23 @@ class InRunShapley:
             )
         if optimizer in opened.stepped:
             raise RuntimeError("optimizer.step() was called twice in one step; open one step for each")
-        arguments = self._closure_evaluated(opened, args, kwargs)
+        arguments = closure_evaluated(args, kwargs, first=not opened.stepped)
         opened.stepped.append(optimizer)
         if len(opened.stepped) == 1:
             self._read_step(opened)
         return arguments
-
-    def _closure_evaluated(
-        self, opened: OpenStep, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Evaluate the closure of ``optimizer.step(closure)`` as the optimiser would, and give it what it returned."""
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
-            return None
-        if opened.stepped:
-            raise RuntimeError(
-                "a second optimiser was given a closure: its gradients would be of other weights than the first one's; "
-                "call backward() once, and both optimisers' step() after it"
-            )
-        with torch.enable_grad():
-            loss = closure()
-        given = [loss]
-
-        def evaluated() -> Any:
-            if not given:
-                raise RuntimeError("the optimiser evaluates its closure more than once a step, which cannot be scored")
-            return given.pop()
-
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": evaluated}
-        return (args[0], evaluated, *args[2:]), kwargs
 
     def _read_step(self, opened: OpenStep) -> None:
         self._capture.show(None)
         begun, route = opened.begun, opened.route
         if not begun.samples.rows:
             raise ValueError("the step has no index: give one to step(), or announce its parts by batch()")
-        if begun.place != self._place():
+        if begun.place != self._weights.place:
             raise RuntimeError(
                 "weights were changed between the beginning of the step and optimizer.step(): gradients of two points "
                 "(sharpness-aware training, look-ahead) have no scores at one"
             )
-        self._expect_weights_as_left(begun)
+        self._weights.expect_as_noted(begun.checks, begun.number)
         if self._trained() != set(self._parameters):
             raise RuntimeError(
                 "parameters were frozen or unfrozen inside of the step; do it between steps, where it is followed"
@@ -487,27 +441,11 @@ class InRunShapley:
         update = self._optimizers.read(self._capture.parameters, gradients)
         return StepReceived(gradients, changes, unscaled, void, update)
 
-    def _expect_weights_as_left(self, begun: StepBegun) -> None:
-        """Have weights refused that were changed behind torch's version counters since they were last seen."""
-
-        def refuse(changed: Any) -> None:
-            if changed:
-                raise RuntimeError(
-                    f"step {begun.number}: weights were changed through .data since the optimiser's last step, which "
-                    "torch does not count, so that the validation loss and its gradient are not theirs; change them in "
-                    "place under torch.no_grad()"
-                )
-
-        assert self._sizes is not None
-        now = norms(begun.weights)
-        rounding = 8 * torch.finfo(now.dtype).eps
-        begun.checks.expect(~torch.isclose(now, self._sizes, rtol=rounding, atol=0.0, equal_nan=True).all(), refuse)
-
     def _after_optimizer_step(self, *_: Any) -> None:
         opened = self._open
         if opened is not None and opened.received is not None:
-            opened.taken = StepTaken(opened.received, opened.before, self._present_weights(), self._place())
-            self._note_weights(opened.taken.place)
+            opened.taken = StepTaken(opened.received, opened.before, self._weights.present, self._weights.place)
+            self._weights.note()
             for loss in opened.begun.losses.values():
                 loss.moved()
 
@@ -520,7 +458,7 @@ class InRunShapley:
             raise RuntimeError(
                 f"{len(opened.stepped)} of {len(self._optimizers.members)} optimisers stepped; each must, once a step"
             )
-        if taken.place != self._place():
+        if taken.place != self._weights.place:
             _warn_of_changed_weights(f"after optimizer.step(), in step {begun.number}")
         losses, update = list(begun.losses.values()), taken.received.update
         scores = opened.route.scores(begun, taken)
@@ -532,7 +470,7 @@ class InRunShapley:
         after = None
         if begun.losses is not self._losses or all(loss.knows_present for loss in losses):
             after = gathered([loss.value() for loss in losses])
-        self._left_at = self._place() if after is None else None
+        self._left_at = self._weights.place if after is None else None
         earlier, self._pending = self._pending, Pending(begun, taken, scores, self._books, before, empty, after)
         self._steps += 1
         if earlier is not None:
@@ -561,7 +499,7 @@ class InRunShapley:
         self._capture = Capture(self._model, self._receive, self._axes, self._rules, self._kernels)
         self._parameters = list(self._capture.parameters.values())
         self._watcher = Watcher(self._capture.parameters)
-        self._sizes, self._sized_at = None, None
+        self._weights = SeenWeights(self._parameters, self._names)
         self._losses = {name: self._new_loss(closure) for name, closure in (self._validation or {}).items()}
 
     def _trained(self) -> set[nn.Parameter]:
@@ -582,7 +520,7 @@ class InRunShapley:
             self._watcher.differed = known.copying
 
     def _warn_if_weights_changed(self) -> None:
-        if self._left_at is not None and self._left_at != self._place():
+        if self._left_at is not None and self._left_at != self._weights.place:
             _warn_of_changed_weights(f"after step {self._steps - 1}")
 
     def _losses_of(self, validation: Closure | Mapping[str, Closure] | None) -> dict[str, ValidationLoss]:
@@ -605,15 +543,6 @@ class InRunShapley:
 
     def _new_loss(self, closure: Closure) -> ValidationLoss:
         return ValidationLoss(closure, self._capture.parameters, self._capture.factors.collecting)
-
-    def _present_weights(self) -> list[Tensor]:
-        return [p.detach() for p in self._parameters]
-
-    def _note_weights(self, place: Place) -> None:
-        self._sizes, self._sized_at = norms(self._present_weights()), place
-
-    def _place(self) -> Place:
-        return [(p.data_ptr(), p._version) for p in self._names]  # frozen ones, too
 
 
 def _named(validation: Closure | Mapping[str, Closure]) -> dict[str, Closure]:

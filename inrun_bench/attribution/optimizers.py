@@ -13,7 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from inrun_bench.attribution.products.backend import Backend
 from inrun_bench.attribution.updates import Update, check_optimizer, is_linear, read_update
 
-__all__ = ["Optimizers"]
+__all__ = ["Optimizers", "closure_evaluated"]
 
 
 class Optimizers:
@@ -43,7 +43,8 @@ class Optimizers:
         kernels: Backend = "auto",
     ) -> None:
         self._kernels = kernels
-        self.members: list[Optimizer] = [optimizers] if isinstance(optimizers, Optimizer) else _several(optimizers)
+        given = [optimizers] if isinstance(optimizers, Optimizer) else _several(optimizers)
+        self.members: list[Optimizer] = [_unwrapped(each) for each in given]
         if not self.members:
             raise ValueError("optimizer must be a torch.optim.Optimizer or several of them, got an empty sequence")
         for member in self.members:
@@ -138,6 +139,52 @@ class Optimizers:
                 "its part in the loss cannot be seen; give InRunShapley a module that holds all that is trained, such "
                 "as nn.ModuleList([model, head])"
             )
+
+
+def closure_evaluated(
+    args: tuple[Any, ...], kwargs: dict[str, Any], *, first: bool
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Evaluate the closure of ``optimizer.step(closure)`` as the optimiser would, and have it get what was returned.
+
+    Parameters
+    ----------
+    args, kwargs
+        What ``step`` was called with, the optimiser first.
+    first : bool
+        Whether no other optimiser has stepped, which would leave gradients at other weights.
+
+    Returns
+    -------
+    args, kwargs
+        With a closure in its place that returns what the user's did, once; None where there is none.
+    """
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    if closure is None:
+        return None
+    if not first:
+        raise RuntimeError(
+            "a second optimiser was given a closure: its gradients would be of other weights than the first one's; "
+            "call backward() once, and both optimisers' step() after it"
+        )
+    with torch.enable_grad():
+        loss = closure()
+    given = [loss]
+
+    def evaluated() -> Any:
+        if not given:
+            raise RuntimeError("the optimiser evaluates its closure more than once a step, which cannot be scored")
+        return given.pop()
+
+    if "closure" in kwargs:
+        return args, {**kwargs, "closure": evaluated}
+    return (args[0], evaluated, *args[2:]), kwargs
+
+
+def _unwrapped(optimizer: Any) -> Any:
+    """Return what a wrapper steps (accelerate has one), which is an optimiser by its class alone."""
+    while isinstance(optimizer, Optimizer) and not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        optimizer = getattr(optimizer, "optimizer", None)
+    return optimizer
 
 
 def _several(optimizers: Any) -> list[Optimizer]:

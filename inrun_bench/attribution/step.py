@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,11 +16,9 @@ from inrun_bench.attribution.layer_terms import Aimed, MicroBatch, Term
 from inrun_bench.attribution.transfer import Numbers, gathered, to_host
 from inrun_bench.attribution.updates import Update
 from inrun_bench.attribution.validation import ValidationLoss
+from inrun_bench.attribution.weights import Place
 
-__all__ = ["OpenStep", "Place", "Route", "StepBegun", "StepReceived", "StepTaken"]
-
-Place: TypeAlias = list[tuple[int, int]]
-"""What tells weights from what they were: address and version of each."""
+__all__ = ["OpenStep", "Route", "StepBegun", "StepReceived", "StepTaken"]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ Losses are scalar tensors, float64, and stay on the device of the closure's: who
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeAlias
@@ -26,7 +27,7 @@ from inrun_bench.attribution.directions import Factors, multiplied_out
 from inrun_bench.attribution.gradient_scaling import dense
 from inrun_bench.attribution.transfer import Numbers, gathered, to_host
 
-__all__ = ["ValidationLoss", "moved_to", "without_side_effects"]
+__all__ = ["ValidationLoss", "expect_no_effects_or_chance", "moved_to"]
 
 _Place: TypeAlias = tuple[tuple[int, int], ...]
 
@@ -216,8 +217,37 @@ class ValidationLoss:
             self._known[place] = (loss, gradient)
 
 
+def expect_no_effects_or_chance(model: nn.Module, losses: Mapping[str, ValidationLoss], checks: Numbers) -> None:
+    """Have a validation loss refused that has side effects, and warned of one that is another each time.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model.
+    losses : mapping of str to ValidationLoss
+        By name.
+    checks : Numbers
+        With which the answers travel.
+    """
+
+    def warn(changes: NDArray[np.float64]) -> None:
+        for name, does in zip(losses, changes, strict=True):
+            if does:
+                warnings.warn(
+                    f"the validation loss {name!r} draws random numbers (dropout?): evaluated twice at the same "
+                    "weights it is not the same, so that its noise is in scores and residual; put the model in eval "
+                    "mode for it",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+
+    with _without_side_effects(model, checks):
+        changes = gathered([loss.changes_with_chance() for loss in losses.values()])
+    checks.expect(changes, warn)
+
+
 @contextmanager
-def without_side_effects(model: nn.Module, numbers: Numbers) -> Iterator[None]:
+def _without_side_effects(model: nn.Module, numbers: Numbers) -> Iterator[None]:
     """Have ValueError raised if the model is run at other weights in this block, or its buffers are others after it.
 
     Both are looked at by value, which takes time: for the first evaluation of a validation loss.

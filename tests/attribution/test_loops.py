@@ -29,6 +29,33 @@ def same(engine, other):
         assert amount == pytest.approx(other.ledger.accounts[name], abs=1e-12)
 
 
+class Wrapper(torch.optim.Optimizer):
+    """What accelerate puts around an optimiser: one by class, and nothing of its own."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    param_groups = property(lambda self: self.optimizer.param_groups)
+    state = property(lambda self: self.optimizer.state)
+
+    def step(self, closure=None):
+        self.optimizer.step(closure)
+
+    def zero_grad(self, set_to_none=None):
+        self.optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_a_wrapped_optimiser_is_that_in_the_wrapper(name):
+    plain, wrapped = (problem(optimizer=lambda m: OPTIMIZERS[name](m.parameters())) for _ in range(2))
+    one = plain.engine("first")
+    wrapped.optimizer = Wrapper(wrapped.optimizer)
+    other = wrapped.engine("first")
+    plain.train(one, 3)
+    wrapped.train(other, 3)
+    np.testing.assert_array_equal(one.values(), other.values())
+
+
 @pytest.mark.filterwarnings("ignore:step 1. gradients were changed")
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_gradients_that_became_infinite_after_they_were_accumulated_are_refused(name):

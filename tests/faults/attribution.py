@@ -60,7 +60,7 @@ FAULTS = [
     Fault(
         "weights that are changed behind version counters are not seen",
         f"{CODE}/engine.py",
-        "        self._expect_weights_as_left(begun)\n",
+        "        self._weights.expect_as_noted(begun.checks, begun.number)\n",
         "",
         f"{LOOPS}::test_weights_that_are_changed_behind_version_counters_are_refused",
     ),
@@ -467,7 +467,7 @@ FAULTS = [
     Fault(
         "weights that are moved before the optimiser pass",
         f"{CODE}/engine.py",
-        "        if begun.place != self._place():\n            raise",
+        "        if begun.place != self._weights.place:\n            raise",
         "        if False:\n            raise",
         LOOPS,
     ),

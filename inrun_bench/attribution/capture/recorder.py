@@ -17,6 +17,8 @@ from inrun_bench.attribution.capture.in_place import results_of
 
 __all__ = ["OperationKey", "Output", "Recorder", "key_of_operation"]
 
+DETACHED = (Tensor.detach, Tensor.detach_, torch.detach)
+
 OperationKey: TypeAlias = tuple[str, frozenset[str], int, int]
 """An operation on followed parameters: its name, theirs, the number of its result's axes, and which result it is."""
 
@@ -99,7 +101,7 @@ class Recorder(TorchFunctionMode):
                 return
             followed = keys.union(*(self._followed.get(id(each), ()) for each in given))
             if not self._note(name, results[0], tainted):
-                self._follow(results, followed)
+                self._follow([each for each in results if _may_be_differentiated(each)], followed)
 
         return hook
 
@@ -128,7 +130,7 @@ class Recorder(TorchFunctionMode):
         if not keys or self._inside:
             return result
         for slot, each in enumerate(results):
-            if not each.is_floating_point():
+            if not each.is_floating_point() or func in DETACHED or not _may_be_differentiated(each):
                 continue
             holds = tainted
             if id(each) not in self._followed or any(each is one for one in written):
@@ -157,6 +159,11 @@ class Recorder(TorchFunctionMode):
             slices = {axis: _projected(batch_first(values, axis)) for axis in axes}
             self.outputs.append(Output(kind, number, tuple(output.shape), tainted, slices, _projected(values[None])))
         return tainted
+
+
+def _may_be_differentiated(result: Tensor) -> bool:
+    """Whether a result is no constant to autograd; a checkpoint of the older kind does not say before it runs again."""
+    return result.requires_grad or not torch.is_grad_enabled()
 
 
 def _projected(slices: Tensor) -> Tensor:

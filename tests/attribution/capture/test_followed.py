@@ -113,7 +113,21 @@ class Paired(Followed):
         return self.pair(h.mean(1), self.factor.expand(len(h), -1))[:, None]
 
 
-MODELS = [Norm, Decoder, Queries, Latents, Paired]
+class Magnitude(Followed):
+    """A low-rank update, called on samples and on none, and a magnitude over a norm that is a constant (DoRA)."""
+
+    def build(self):
+        self.base, self.magnitude = nn.Linear(SIZE, SIZE), nn.Parameter(torch.rand(SIZE) + 0.5)
+        self.down, self.up = nn.Linear(SIZE, 2, bias=False), nn.Linear(2, SIZE, bias=False)
+
+    def between(self, h):
+        update = self.up(self.down(torch.eye(SIZE, dtype=h.dtype))).T
+        norm = torch.linalg.norm(self.base.weight.detach() + update.detach(), dim=1)
+        with_update = self.base(h) + self.run(self.up, self.down(h))
+        return (self.magnitude / norm).view(1, -1) * with_update
+
+
+MODELS = [Norm, Decoder, Queries, Latents, Paired, Magnitude]
 
 
 def error(model, batch=SIZE, steps=1, **options):
