@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from inrun_bench.attribution.precision import norms
-from inrun_bench.attribution.transfer import Numbers
+from inrun_bench.attribution.transfer import Numbers, gathered
 
 __all__ = ["Place", "SeenWeights"]
 
@@ -45,7 +45,7 @@ class SeenWeights:
 
     def note(self) -> None:
         """Note how large the weights are."""
-        self._sizes, self._noted_at = norms(self.present), self.place
+        self._sizes, self._noted_at = _sizes(self.present), self.place
 
     def note_if_moved(self) -> None:
         """Note how large they are if they are not those that were noted last, as far as versions tell."""
@@ -64,6 +64,13 @@ class SeenWeights:
                 )
 
         assert self._sizes is not None
-        now = norms(self.present)
+        now = _sizes(self.present)
         rounding = 8 * torch.finfo(now.dtype).eps
         checks.expect(~torch.isclose(now, self._sizes, rtol=rounding, atol=0.0, equal_nan=True).all(), refuse)
+
+
+def _sizes(weights: Sequence[Tensor]) -> Tensor:
+    """Return how large each tensor is: its norm, or on a processor its square, in a quarter of the time."""
+    if all(w.device.type == "cpu" and w.dtype in (torch.float32, torch.float64) for w in weights):
+        return gathered([torch.dot(w.flatten(), w.flatten()) for w in weights])
+    return norms(weights)

@@ -26,6 +26,8 @@ __all__ = ["InputPrecision", "wgrad_dot", "wgrad_dot_torch"]
 CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**28}
 """Of samples' weight gradients formed together: what stays in a processor's cache, or what keeps a GPU busy."""
 
+FEW = 4  # samples' gradients that are formed sooner one by one: a sum over so few is a pass over memory
+
 
 def wgrad_dot(
     a: Tensor,
@@ -126,7 +128,8 @@ def wgrad_dot_torch(
     # one product serves all samples of one position; G_i = b_i a_i^T is not worth forming then
     rank_one = n_positions == 1
     together = n_samples if rank_one else CHUNK_BYTES.get(a.device.type, 2**20) // max(1, 4 * d_in * d_out)
-    together = max(1, together)
+    if together <= FEW:
+        together = 1
     for start in range(0, n_samples, together):
         samples = slice(start, start + together)
         left, right = b[samples], a[samples]
@@ -138,8 +141,12 @@ def wgrad_dot_torch(
             scores[:, samples] = ((left.to(kind) @ directions) * right).sum(-1)
         else:
             gradients = _product(left.transpose(1, 2), right, kind)  # [samples, d_out, d_in]
-            scores[:, samples] = directions.flatten(1) @ gradients.flatten(1).t()
-            grad += gradients.sum(0)
+            if len(gradients) == 1:
+                scores[:, start] = torch.mv(directions.flatten(1), gradients.flatten())
+                grad += gradients[0]
+            else:
+                scores[:, samples] = directions.flatten(1) @ gradients.flatten(1).t()
+                grad += gradients.sum(0)
         if bias_grad is not None and bias_probes is not None:
             biases = left.to(kind) if rank_one else left.sum(1, dtype=kind)  # [samples, d_out]
             scores[:, samples] += bias_probes.to(kind) @ biases.t()
