@@ -112,12 +112,15 @@ def read_update(
     empty: list[Tensor | None] = [None] * len(weights)
     probed: list[int] = []
     for group in optimizer.param_groups:
-        slots = [slot_of[id(p)] for p in group["params"] if id(p) in slot_of]
-        updates = _in_closed_form(optimizer, group, weights, given, slots, backend)
-        if updates is None:
-            probed += slots
-        for slot, update in zip(slots, updates or (), strict=False):
-            slope[slot], empty[slot] = update
+        by_device: dict[torch.device, list[int]] = {}
+        for slot in (slot_of[id(p)] for p in group["params"] if id(p) in slot_of):
+            by_device.setdefault(weights[slot].device, []).append(slot)
+        for slots in by_device.values():
+            updates = _in_closed_form(optimizer, group, weights, given, slots, backend)
+            if updates is None:
+                probed += slots
+            for slot, update in zip(slots, updates or (), strict=False):
+                slope[slot], empty[slot] = update
     if probed:
         probed.sort()
         moved = [(weights[slot], g) for slot in probed if (g := given[slot]) is not None]
@@ -137,7 +140,7 @@ def _in_closed_form(
     slots: Sequence[int],
     backend: Backend,
 ) -> Sequence[Read] | None:
-    """Return the updates of some parameters of a group; None where there is no closed form."""
+    """Return the updates of some parameters of a group, all on one device; None where there is no closed form."""
     moved = [weights[slot] for slot in slots]
     states = [optimizer.state.get(w, {}) for w in moved]
     if type(optimizer) is SGD:

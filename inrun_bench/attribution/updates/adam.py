@@ -42,7 +42,7 @@ def adam_updates(
     group: Mapping[str, Any],
     backend: Backend = "auto",
 ) -> list[tuple[Tensor, Tensor | None]]:
-    """Return the secant D and u(0), None where it is zero, of parameters of one group.
+    """Return the secant D and u(0), None where it is zero, of parameters of one group and on one device.
 
     Parameters
     ----------
@@ -77,24 +77,26 @@ def _numbers(weights: Sequence[Tensor], states: Sequence[Mapping[str, Any]], gro
 
     On a GPU they are one table: an operation, or a copy, costs as much for one number as for all of them.
     """
-    lr, decay = number(group["lr"]), number(group["weight_decay"])
-    beta1, beta2 = (number(beta) for beta in group["betas"])
+    device = weights[0].device
+    settings = [number(x) for x in (group["lr"], *group["betas"], group["weight_decay"])]
     counters = [state.get("step", 0) for state in states]
-    on_device = [x for x in counters if isinstance(x, Tensor) and x.device.type != "cpu"]
-    scalars = [x for x in (lr, beta1, beta2) if isinstance(x, Tensor)]
-    if not on_device and not scalars:
-        rows = [_of_step(number(counter) + 1, lr, beta1, beta2, decay, group) for counter in counters]
-        if not weights or not weights[0].is_cuda:
+    if not any(isinstance(x, Tensor) and x.device.type != "cpu" for x in (*settings, *counters)):
+        rows = [_of_step(group, number(counter) + 1, *settings) for counter in counters]
+        if device.type != "cuda":
             return rows
-        return torch.tensor(rows, dtype=torch.float64).pin_memory().to(weights[0].device, non_blocking=True)
-    like = [*on_device, *scalars][0].detach()
-    t = torch.stack([x.detach().to(like) if isinstance(x, Tensor) else like.new_full((), x) for x in counters])
-    t = t.reshape(len(counters)).double() + 1
-    columns = [x if isinstance(x, Tensor) else t.new_full((), x) for x in _of_step(t, lr, beta1, beta2, decay, group)]
+        return torch.tensor(rows, dtype=torch.float64).pin_memory().to(device, non_blocking=True)
+
+    def placed(x: Any) -> Tensor:
+        there: Tensor = x.detach() if isinstance(x, Tensor) else torch.full((), float(x), device=device)
+        return there.to(device).reshape(())
+
+    t = torch.stack([placed(counter) for counter in counters]).double() + 1
+    columns = _of_step(group, t, *(placed(x) if isinstance(x, Tensor) else x for x in settings))
+    columns = [x if isinstance(x, Tensor) else torch.full((), x, dtype=t.dtype, device=device) for x in columns]
     return torch.stack([column.expand(t.shape) for column in columns], 1)
 
 
-def _of_step(t: Any, lr: Any, beta1: Any, beta2: Any, decay: Any, group: Mapping[str, Any]) -> list[Any]:
+def _of_step(group: Mapping[str, Any], t: Any, lr: Any, beta1: Any, beta2: Any, decay: Any) -> list[Any]:
     kept = 1 - beta2**t
     lr_t = lr / (1 - beta1**t)
     decayed = lr * decay if group["decoupled_weight_decay"] else decay
