@@ -261,10 +261,14 @@ def test_an_optimiser_has_hooks_once_it_is_made():
 
 @relied_on("torch._C")
 def test_modes_are_counted_as_they_are_entered_and_left():
-    """``torch._C._len_torch_function_stack``."""
-    before = torch._C._len_torch_function_stack()
-    with torch.device("cpu"):
+    """``torch._C._len_torch_function_stack``, ``_get_function_stack_at`` from below, and what pushes and pops."""
+    before, mode = torch._C._len_torch_function_stack(), TorchFunctionMode()
+    with mode:
         assert torch._C._len_torch_function_stack() == before + 1
+        assert torch._C._get_function_stack_at(before) is mode
+        assert torch._C._pop_torch_function_stack() is mode
+        assert torch._C._len_torch_function_stack() == before
+        torch._C._push_on_torch_function_stack(mode)
     assert torch._C._len_torch_function_stack() == before
 
 

@@ -392,6 +392,9 @@ class InRunShapley:
         opened.stepped.append(optimizer)
         if len(opened.stepped) == 1:
             self._read_step(opened)
+            opened.as_read = self._optimizers.as_read(self._capture.parameters)
+        elif opened.as_read is not None:
+            opened.as_read.expect_still(optimizer, opened.begun.checks, opened.begun.number)
         return arguments
 
     def _read_step(self, opened: OpenStep) -> None:

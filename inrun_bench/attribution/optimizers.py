@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from inrun_bench.attribution.products.backend import Backend
+from inrun_bench.attribution.transfer import Numbers, gathered
 from inrun_bench.attribution.updates import Update, check_optimizer, is_linear, read_update
 
 __all__ = ["Optimizers", "closure_evaluated"]
@@ -102,6 +105,10 @@ class Optimizers:
             self._handles.append(member.register_step_pre_hook(before))
             self._handles.append(member.register_step_post_hook(after))
 
+    def as_read(self, parameters: Mapping[str, nn.Parameter]) -> AsRead | None:
+        """Note what the members after the first are about to do, to be held against what they do; None for one."""
+        return AsRead(self.members, parameters) if len(self.members) > 1 else None
+
     def watch_others(self, parameters: Mapping[nn.Parameter, str]) -> Any:
         """Refuse steps of other optimisers on any of `parameters`, until the handle that is returned is removed."""
 
@@ -139,6 +146,73 @@ class Optimizers:
                 "its part in the loss cannot be seen; give InRunShapley a module that holds all that is trained, such "
                 "as nn.ModuleList([model, head])"
             )
+
+
+class AsRead:
+    """What several optimisers were about to do when it was read, before the first of them stepped.
+
+    Parameters
+    ----------
+    members : sequence of Optimizer
+        All of them.
+    parameters : mapping of str to Parameter
+        The trained parameters by name.
+    """
+
+    def __init__(self, members: Sequence[Optimizer], parameters: Mapping[str, nn.Parameter]) -> None:
+        names = {id(p): name for name, p in parameters.items()}
+        self._held = {
+            id(member): {names[id(p)]: p for group in member.param_groups for p in group["params"] if id(p) in names}
+            for member in members
+        }
+        self._settings = {id(member): _settings(member) for member in members}
+        self._seen = {name: _seen(p) for name, p in parameters.items()}
+        self._sizes = {name: _sizes(p) for name, p in parameters.items()}
+
+    def expect_still(self, member: Optimizer, checks: Numbers, number: int) -> None:
+        """Refuse a member that is about to do something else than what was read."""
+        held = self._held[id(member)]
+        changed = [name for name, p in held.items() if _seen(p) != self._seen[name]]
+        if changed or _settings(member) != self._settings[id(member)]:
+            raise _refused(number, f"of parameter {changed[0]!r}" if changed else "settings of an optimiser")
+
+        def check(differ: NDArray[np.float64]) -> None:
+            if differ.any():
+                raise _refused(number, f"of parameter {list(held)[int(differ.argmax())]!r}")
+
+        if held:
+            before = gathered([self._sizes[name] for name in held])
+            now = gathered([_sizes(p) for p in held.values()])
+            checks.expect(((before != now) & ~(before.isnan() & now.isnan())).any(1), check)
+
+
+def _refused(number: int, what: str) -> RuntimeError:
+    return RuntimeError(
+        f"step {number}: gradient, weight or learning rate {what} was changed after another optimiser had stepped, and "
+        "scores are of the step as it was before; change them before the first optimizer.step() (with a GradScaler, "
+        "call unscale_ for every optimiser first)"
+    )
+
+
+def _settings(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Return the settings of all groups; one that is a tensor by what tells it from others."""
+    return [
+        {name: (id(x), x._version) if isinstance(x, Tensor) else x for name, x in group.items() if name != "params"}
+        for group in optimizer.param_groups
+    ]
+
+
+def _seen(p: nn.Parameter) -> tuple[Any, ...]:
+    """Return what tells a parameter and its gradient from what they were, as far as torch counts."""
+    return p.data_ptr(), p._version, id(p.grad), None if p.grad is None else p.grad._version
+
+
+def _sizes(p: nn.Parameter) -> Tensor:
+    """Return the norms of a parameter and its gradient, float64 [2], for what torch does not count."""
+    given = [x.detach() for x in (p, p.grad) if x is not None]
+    dense = [x.to_dense() if x.is_sparse else x for x in given]
+    rows = [torch.linalg.vector_norm(x, dtype=torch.float64) for x in dense]
+    return torch.stack([*rows, *[torch.zeros_like(rows[0])] * (2 - len(rows))])
 
 
 def closure_evaluated(

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from inrun_bench.attribution.batch_samples import BatchSamples, Index, Weights
 from inrun_bench.attribution.gradient_scaling import Received
 from inrun_bench.attribution.layer_terms import Aimed, MicroBatch, Term
+from inrun_bench.attribution.optimizers import AsRead
 from inrun_bench.attribution.transfer import Numbers, gathered, to_host
 from inrun_bench.attribution.updates import Update
 from inrun_bench.attribution.validation import ValidationLoss
@@ -163,6 +164,7 @@ class OpenStep:
         self.before: list[Tensor] = begun.weights  # or copies, once the optimisers are about to move
         self.losses_before: list[Tensor] = []  # of the validation sets, where they must be known by then
         self.stepped: list[Optimizer] = []  # those that have been about to
+        self.as_read: AsRead | None = None  # what several optimisers are to do
         self._show = show
         self._parts: list[MicroBatch] = []
 

@@ -267,6 +267,66 @@ def test_several_optimisers_are_those_of_parameter_groups(order, kinds):
         assert entry.optimizer == pytest.approx(account, abs=1e-11)
 
 
+BETWEEN = {
+    "clipped": lambda layer, _: nn.utils.clip_grad_norm_(layer.parameters(), 0.01),
+    "clipped through .data": lambda layer, _: layer.weight.grad.data.clamp_(-0.001, 0.001),
+    "dropped": lambda layer, _: setattr(layer.weight, "grad", None),
+    "weights": lambda layer, _: layer.weight.data.mul_(0.9),
+    "learning rate": lambda _, optimizer: optimizer.param_groups[0].update(lr=0.05),
+}
+
+
+@pytest.mark.parametrize("step", [0, 4])
+@pytest.mark.parametrize("change", sorted(BETWEEN))
+def test_what_is_changed_between_the_steps_of_several_optimisers_is_refused(change, step):
+    """All are read before the first steps, so that scores would be of another step than the one that is taken."""
+    case = problem()
+    first, last = case.model[0], case.model[3]
+    one, other = (
+        torch.optim.SGD(parameters, lr=0.1) for parameters in (case.model[:3].parameters(), last.parameters())
+    )
+    engine = InRunShapley(case.model, [one, other], N, "first", validation=case.validation)
+
+    def train(between):
+        with engine.step(range(N)):
+            case.batch_loss().backward()
+            one.step()
+            between(last, other)
+            other.step()
+            case.model.zero_grad()
+
+    for _ in range(step):
+        train(lambda *_: first.weight.detach().add_(0.0))  # the weights of the one that has stepped are its own affair
+    with pytest.raises(RuntimeError, match=f"step {step}: gradient, weight or learning rate"):
+        train(BETWEEN[change])
+        _ = engine.ledger
+
+
+def test_a_scaler_that_unscales_one_optimiser_after_another_has_stepped_is_refused():
+    def run(unscale):
+        case = problem()
+        parts = case.model[:3].parameters(), case.model[3].parameters()
+        optimizers = [torch.optim.SGD(p, lr=0.1) for p in parts]
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        engine = InRunShapley(case.model, optimizers, N, "first", validation=case.validation, late="keep")
+        with engine.step(range(N)):
+            scaler.scale(case.batch_loss()).backward()
+            for optimizer in optimizers if unscale else []:
+                scaler.unscale_(optimizer)
+            for optimizer in optimizers:
+                scaler.step(optimizer)
+        return engine.values(), engine.ledger.accounts["residual"]
+
+    values, residual = run(True)
+    plain = problem()
+    engine = plain.engine("first")
+    plain.train(engine, 1)
+    assert relative_error(values, engine.values()) < 1e-12
+    assert residual == pytest.approx(engine.ledger.accounts["residual"], abs=1e-14)
+    with pytest.raises(RuntimeError, match="unscale_ for every optimiser first"):
+        run(False)
+
+
 def test_each_of_several_optimisers_must_step_once():
     p = problem()
     parameters = list(p.model.parameters())

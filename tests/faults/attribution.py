@@ -537,8 +537,8 @@ FAULTS = [
     Fault(
         "a mode of the user's is left in place of ours",
         f"{CODE}/capture/operations.py",
-        "        if torch._C._len_torch_function_stack() != self._depth + self._on:\n",
-        "        if False:\n",
+        "        elif not on and top is mode:\n",
+        "        elif not on:\n",
         f"{TESTS}/capture/test_modes.py",
     ),
     Fault(
@@ -603,5 +603,19 @@ FAULTS = [
         '"decoupled" if group["decoupled_weight_decay"] else "coupled"',
         '"coupled"',
         f"{TESTS}/test_updates.py",
+    ),
+    Fault(
+        "what is changed between the steps of several optimisers passes",
+        f"{CODE}/engine.py",
+        "            opened.as_read.expect_still(optimizer, opened.begun.checks, opened.begun.number)\n",
+        "            pass\n",
+        f"{LOOPS}::test_what_is_changed_between_the_steps_of_several_optimisers_is_refused",
+    ),
+    Fault(
+        "a mode that was left inside of the step is not told",
+        f"{CODE}/capture/operations.py",
+        "        elif not on and mode not in _modes() and not (self.suspended or in_backward_pass()):\n",
+        "        elif False:\n",
+        f"{TESTS}/capture/test_modes.py",
     ),
 ]

@@ -26,6 +26,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any, Literal
 
 import torch
@@ -102,7 +103,7 @@ class FollowedOperations:
         self._governed: list[Any] = []  # by what saved tensors were when the modules that are being run were entered
         self._mode: _Mode | None = None
         self._on = False  # whether the mode is among those that torch asks
-        self._depth = 0  # how many others it asks when ours is not
+        self._below: Any = None  # the one that it asks before ours, or when ours is not among them
 
     def __enter__(self) -> None:
         self.inside = 0
@@ -110,15 +111,20 @@ class FollowedOperations:
         self._memory = {p.untyped_storage().data_ptr() for p in self._parameters.values()}
         if self._names:
             self._mode = _Mode(self, {name: self._parameters[name] for name in self._names})
-            self._depth = torch._C._len_torch_function_stack()
+            self._below = next(_modes(), None)
 
     def begin(self) -> None:
         """Look at what is done from now on in the block of a step, before modes are entered in it."""
         self._switch(True)
 
     def __exit__(self, *error: Any) -> None:
-        self._switch(False)
-        self._mode = None
+        mode, self._mode, self._on = self._mode, None, False
+        above = list(takewhile(lambda one: one is not mode, _modes()))
+        if len(above) < torch._C._len_torch_function_stack():  # a mode that is open still, or a default device that was
+            for _ in range(len(above) + 1):  # set in the step, stays where it is
+                torch._C._pop_torch_function_stack()
+            for one in reversed(above):
+                torch._C._push_on_torch_function_stack(one)
         if error[0] is None:
             self._names = set(self.keys)  # what the first step has not found is not looked for again
 
@@ -137,16 +143,29 @@ class FollowedOperations:
 
         A mode of the user's that was entered in the meantime (``torch.device`` as a context) is left where it is, and
         ours beneath it; so is what torch has switched off itself, in a backward pass.
+
+        Raises
+        ------
+        RuntimeError
+            If a mode that was entered before the step was left inside of it: torch has taken ours off in its place.
         """
-        if self._mode is None or on is self._on:
+        mode = self._mode
+        if mode is None or on is self._on:
             return
-        if torch._C._len_torch_function_stack() != self._depth + self._on:
-            return
-        if on:
-            self._mode.__enter__()  # type: ignore[no-untyped-call]
-        else:
-            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        self._on = on
+        top = next(_modes(), None)
+        if on and top is self._below:
+            mode.__enter__()  # type: ignore[no-untyped-call]
+            self._on = True
+        elif not on and top is mode:
+            top.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._on = False
+        elif not on and mode not in _modes() and not (self.suspended or in_backward_pass()):
+            self._on = False
+            raise RuntimeError(
+                "a torch function mode (torch.device as a context, for instance) that was entered before the step was "
+                "left inside of it, so that torch has taken off the engine's in its place, and goes on with yours; "
+                "enter and leave it on one side of the step"
+            )
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -357,6 +376,12 @@ class _Mode(TorchFunctionMode):
                 places[slots[number]] = output = output.view_as(output)
             self._operations.meet(own, output, axis, hook_on_value if in_place else Tensor.register_hook)
         return tree_unflatten(places, result_spec) if len(slots) > 1 else result
+
+
+def _modes() -> Iterator[Any]:
+    """Yield the modes that torch asks, the innermost first."""
+    for place in range(torch._C._len_torch_function_stack() - 1, -1, -1):
+        yield torch._C._get_function_stack_at(place)
 
 
 def _leaves_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:

@@ -141,3 +141,26 @@ def test_nothing_is_left_behind_by_a_step_that_fails(place):
             raise ArithmeticError
         case.optimizer.zero_grad()
         assert depth() == before
+
+
+@pytest.mark.parametrize("left", ["in the step", "after it"])
+def test_a_mode_that_crosses_the_borders_of_a_step(left):
+    """Left inside, torch takes ours off in its place, which is refused; still open, it stays, and ours goes."""
+    case, mode, before = scaled(), Users(), depth()
+    engine = case.engine("first")
+    case.train(engine, 1)
+    if left == "in the step":
+        mode.__enter__()
+        with pytest.raises(RuntimeError, match="entered before the step was left inside of it"), engine.step(range(N)):
+            mode.__exit__(None, None, None)
+            case.take_step()
+        mode.__exit__(None, None, None)
+    else:
+        expected = case.brute_force().scores("first")
+        with engine.step(range(N)):
+            mode.__enter__()
+            case.take_step()
+        assert torch._C._get_function_stack_at(before) is mode
+        mode.__exit__(None, None, None)
+        assert relative_error(engine.ledger.steps[-1].scores, expected) < 1e-10
+    assert depth() == before
