@@ -137,13 +137,19 @@ def test_rows_of_anything_are_picked_by_scikit_learn():
 
 
 @relied_on(
-    "torch._foreach_add_", "torch._foreach_lerp", "torch._foreach_mul", "torch._foreach_norm", "torch._foreach_sub"
+    "torch._foreach_add_",
+    "torch._foreach_lerp",
+    "torch._foreach_max",
+    "torch._foreach_mul",
+    "torch._foreach_norm",
+    "torch._foreach_sub",
 )
 def test_foreach_functions_work_on_lists_element_by_element():
     a, b = [torch.ones(2), torch.zeros(1, 3)], [torch.full((2,), 3.0), torch.ones(1, 3)]
     assert_equal(torch._foreach_sub(a, b), [x - y for x, y in zip(a, b, strict=True)])
     assert_equal(torch._foreach_mul(a, b), [x * y for x, y in zip(a, b, strict=True)])
     assert_equal(torch._foreach_mul(a, [2.0] * len(a)), [x * 2.0 for x in a])
+    assert_equal(torch._foreach_max(a), [x.max() for x in a])
     assert_equal(torch._foreach_norm(a, 2, dtype=None), [x.norm() for x in a])
     assert_equal(torch._foreach_lerp(a, b, 0.25), [torch.lerp(x, y, 0.25) for x, y in zip(a, b, strict=True)])
     expected = [x + 2 * y for x, y in zip(a, b, strict=True)]

@@ -6,8 +6,8 @@ received. Where the whole gradient is scaled (clipping by norm, ``GradScaler``) 
 by value it is the secant of that function, as for the optimiser's own.
 
 To know it takes a copy of c. It is taken in the first step, and from then on as long as something was seen to change
-the gradient; what begins later is told by the tensors' version counters. Nothing here waits for the device: what only
-values can tell is a flag on the device, for others to look at later.
+the gradient; what begins later is told by the tensors' version counters, and from then on there always is one. Nothing
+here waits for the device: what only values can tell is a flag on the device, for others to look at later.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Watcher:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.watching = False
-        self.by_element = False  # whether anybody has seen that one number does not tell it all
+        self.by_element = False  # whether one number does not tell it all, or a surprise has left that open
         self.differed = True  # whether anybody has, by values, seen a change; GradScaler escapes version counters
         self.surprised = False  # whether the last step's gradients changed, and there was no copy to compare with
         self._changed = False  # whether version counters told of a change in the last step
@@ -73,7 +73,7 @@ class Watcher:
     @property
     def copying(self) -> bool:
         """Whether gradients are copied, to be compared."""
-        return self._changed or self.differed
+        return self._changed or self.differed or self.by_element
 
     def remove(self) -> None:
         """Take the hooks off the parameters."""
@@ -104,6 +104,7 @@ class Watcher:
         self._changed = changed
         copied = [pair for pair in pairs if pair is not None]
         self.surprised = changed and not copied
+        self.by_element = self.by_element or self.surprised  # one number may not tell it, and the next step must know
         if not copied:
             return Received(known=not changed)
         differs = gathered([(received != copy).any() for received, copy in copied]).any()

@@ -69,6 +69,45 @@ def test_gradients_that_became_infinite_after_they_were_accumulated_are_refused(
     np.testing.assert_array_equal(engine.values(), values)
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_gradients_that_are_changed_in_some_steps_are_foreseen_after_the_first_time(resume):
+    p = problem(received=lambda g: torch.cat([torch.zeros(40, dtype=g.dtype), g[40:]]))
+    whole = p.received
+    engine = p.engine("first")
+
+    def step(changed):
+        p.between = lambda model: [w.grad.zero_() for w in model[0].parameters()] if changed else None
+        p.received = whole if changed else lambda g: g
+        p.check("first", engine=engine, steps=1)
+
+    step(False)
+    p.train(engine, 2)
+    p.between = lambda model: [w.grad.zero_() for w in model[0].parameters()]
+    with pytest.warns(RuntimeWarning, match="gradients were changed .* later ones are exact"):
+        p.train(engine, 1)
+    if resume:
+        state, engine = engine.state_dict(), p.engine("first")
+        engine.load_state_dict(state)
+    for changed in (True, False, True, False, False, True):
+        step(changed)
+
+
+@pytest.mark.parametrize("order", ["first", "trapezoid", "integrated"])
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("begin", [0, 5])
+def test_a_step_that_led_to_a_validation_loss_that_is_not_finite_is_not_booked(begin, name, order):
+    p = problem(optimizer=lambda m: OPTIMIZERS[name](m.parameters()))
+    engine = p.engine(order)
+    p.train(engine, begin)
+    p.x[N:] = math.nan
+    with pytest.raises(FloatingPointError, match="not finite"):
+        p.train(engine, 1)
+    booked = engine.ledger.steps
+    assert len(booked) in (begin, begin - 1)  # the step before is not, where it led to that loss
+    assert all(np.isfinite([*entry.scores, entry.optimizer, entry.drop]).all() for entry in booked)
+    np.testing.assert_allclose(engine.values(), sum(entry.scores for entry in booked), atol=1e-15)
+
+
 @pytest.mark.parametrize("order", ["first", "integrated"])
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 @pytest.mark.parametrize("by_name", [False, True])
@@ -590,19 +629,28 @@ def test_a_validation_loss_of_averaged_weights_is_refused(swap):
         p.train(p.engine("first"), 1)
 
 
+BEHIND = {
+    "clamped": lambda w: w.clamp_(-0.1, 0.1),
+    "negated": lambda w: w.neg_(),
+    "two rows exchanged": lambda w: w[:2].copy_(w[:2].flip(0).clone()),
+    "one sign": lambda w: w[-1, -1:].neg_(),
+}
+
+
 @pytest.mark.parametrize("where", ["between steps", "in the block"])
 @pytest.mark.parametrize("order", ["first", "integrated"])
 @pytest.mark.parametrize("begin", [1, 5])
-def test_weights_that_are_changed_behind_version_counters_are_refused(begin, order, where):
+@pytest.mark.parametrize("change", BEHIND)
+def test_weights_that_are_changed_behind_version_counters_are_refused(change, begin, order, where):
     p = problem()
     engine = p.engine(order)
     p.train(engine, begin)
     if where == "between steps":
-        p.model[0].weight.data.clamp_(-0.1, 0.1)
+        BEHIND[change](p.model[0].weight.data)
     with pytest.raises(RuntimeError, match=rf"step {begin}: weights were changed through .data"):
         with engine.step(range(N)):
             if where == "in the block":
-                p.model[0].weight.data.clamp_(-0.1, 0.1)
+                BEHIND[change](p.model[0].weight.data)
             p.take_step()
         _ = engine.ledger
     assert len(engine.ledger.steps) == begin

@@ -618,4 +618,32 @@ FAULTS = [
         "        elif False:\n",
         f"{TESTS}/capture/test_modes.py",
     ),
+    Fault(
+        "a first change of gradients is forgotten",
+        f"{CODE}/gradient_scaling.py",
+        "self.by_element or self.surprised  #",
+        "self.by_element  #",
+        f"{LOOPS}::test_gradients_that_are_changed_in_some_steps_are_foreseen_after_the_first_time",
+    ),
+    Fault(
+        "a validation loss that is not finite is booked",
+        f"{CODE}/ledger/books.py",
+        "            if not np.isfinite([losses[name], account.loss_before, account.optimizer]).all():\n",
+        "            if False:\n",
+        f"{LOOPS}::test_a_step_that_led_to_a_validation_loss_that_is_not_finite_is_not_booked",
+    ),
+    Fault(
+        "float16 parameters under Adam pass",
+        f"{CODE}/updates/elementwise.py",
+        "if type(optimizer) is not SGD and any(",
+        "if False and any(",
+        f"{TESTS}/test_optimizers.py::test_float16_parameters_are_refused_but_under_sgd",
+    ),
+    Fault(
+        "weights are known by their norms alone",
+        f"{CODE}/weights.py",
+        "    return torch.dot(along, factors[: len(along)]), torch.linalg.vector_norm(along)",
+        "    return torch.linalg.vector_norm(w), torch.linalg.vector_norm(along)",
+        f"{LOOPS}::test_weights_that_are_changed_behind_version_counters_are_refused",
+    ),
 ]

@@ -100,10 +100,22 @@ class Books:
             )
 
     def settle(self, losses: Mapping[str, float]) -> None:
-        """Book the waiting step, if there is one, now that the losses to which it led are known."""
+        """Book the waiting step, if there is one, now that the losses to which it led are known.
+
+        Raises
+        ------
+        FloatingPointError
+            If one is not finite; the step is not booked then.
+        """
         waiting, self._waiting = self._waiting, None
         if waiting is None:
             return
+        for name, account in waiting.accounts.items():
+            if not np.isfinite([losses[name], account.loss_before, account.optimizer]).all():
+                raise FloatingPointError(
+                    f"the validation loss {name!r} went from {account.loss_before} to {losses[name]} in a step that is "
+                    "not booked: training has diverged, or the validation data hold what is not finite"
+                )
         for name, account in waiting.accounts.items():
             drop = account.loss_before - losses[name]
             self.ledgers[name].record(Entry(waiting.index, account.scores, account.optimizer, drop))

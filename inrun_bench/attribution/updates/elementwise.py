@@ -55,7 +55,8 @@ def check_optimizer(optimizer: Optimizer) -> None:
     ------
     TypeError
         If it is no ``torch.optim.Optimizer``; if one weight's update depends on the gradients of others, as in LBFGS,
-        Muon, Adafactor, LARS, LAMB or Shampoo; if trying it out failed; or if it holds complex parameters.
+        Muon, Adafactor, LARS, LAMB or Shampoo; if trying it out failed; if it holds complex parameters; or if it is
+        adaptive and holds float16 ones.
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
@@ -66,6 +67,13 @@ def check_optimizer(optimizer: Optimizer) -> None:
     if any(w.is_complex() for group in optimizer.param_groups for w in group["params"]):
         raise TypeError(
             f"{name} holds complex parameters, whose real and imaginary parts move apart; train them as two parameters"
+        )
+    held = (w for group in optimizer.param_groups for w in group["params"])
+    if type(optimizer) is not SGD and any(w.dtype == torch.float16 for w in held):
+        raise TypeError(
+            f"{name} holds float16 parameters: squares of their gradients vanish in its state, so that its step is not "
+            "what it is in any other precision, and cannot be read; train float32 parameters under torch.autocast, or "
+            "bfloat16 ones"
         )
     if type(optimizer) in KNOWN:
         return

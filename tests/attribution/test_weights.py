@@ -1,0 +1,35 @@
+"""Numbers that tell weights from others, whatever they lie on."""
+
+import pytest
+import torch
+
+from inrun_bench.attribution.weights import _norms_and_largest, _weighted_sums
+
+CHANGES = {
+    "one number": lambda w: w[-1].mul_(1.1),
+    "every sign": lambda w: w.neg_(),
+    "halves exchanged": lambda w: w.copy_(w.roll(len(w) // 2)),
+    "turned around": lambda w: w.copy_(w.flip(0).clone()),
+    "all set to zero": lambda w: w.zero_(),
+}
+
+
+@pytest.mark.parametrize("traits", [_norms_and_largest, _weighted_sums])
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [2, 5, 100, 4099])
+@pytest.mark.parametrize("change", CHANGES)
+def test_other_weights_have_other_numbers(change, count, kind, traits):
+    torch.manual_seed(0)
+    weights = [torch.randn(3, dtype=kind), torch.linspace(0.1, 1.0, count).exp().to(kind)]
+    before, size = traits(weights)
+    again, _ = traits([w.clone() for w in weights])
+    rounding = 8 * torch.finfo(before.dtype).eps * size
+    assert ((again - before).abs() <= rounding).all()
+    CHANGES[change](weights[1])
+    after, _ = traits(weights)
+    assert ((after - before).abs() > rounding).any()
+
+
+@pytest.mark.parametrize("traits", [_norms_and_largest, _weighted_sums])
+def test_a_single_weight_has_its_numbers(traits):
+    assert all(torch.isfinite(numbers).all() and len(numbers) for numbers in traits([torch.ones(1)]))
