@@ -56,7 +56,7 @@ class Problem:
         return self.model if self.run is None else self.run
 
     def losses(self):
-        return self.loss(self.model, self.x[:N], self.y[:N], "none") / N
+        return self.loss(self._callable(), self.x[:N], self.y[:N], "none") / N
 
     def engine(self, order, **options):
         order = Integrated(points=12) if order == "integrated" else order  # as exact as the law asks

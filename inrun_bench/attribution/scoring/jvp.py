@@ -44,10 +44,12 @@ class JvpRoute:
         self.micro_batches: set[MicroBatch] = set()
         self._probe, self._parameters = probe, parameters
         self._closure = _Closure(model, losses)
+        self._precision = 0.0  # of the coarsest of what layers compute in; losses may be cast to a finer kind
 
     def receive(self, term: Term) -> None:
         """Note what it is of."""
         self.keys |= term.keys
+        self._precision = max(self._precision, torch.finfo(term.kind).eps)
         self.micro_batches.add(term.micro_batch)
 
     def before_step(self, begun: StepBegun, received: StepReceived) -> None:
@@ -56,7 +58,7 @@ class JvpRoute:
     def scores(self, begun: StepBegun, taken: StepTaken) -> Tensor:
         """Differentiate the losses."""
         probes = late_probes(begun, taken, self._probe, self._parameters)
-        rows, precision, size = [], 0.0, begun.samples.rows
+        rows, precision, size = [], self._precision, begun.samples.rows
         for probe in probes.accumulated:
             weights = {f"model.{name}": w for name, w in zip(probe, taken.before, strict=True)}
             along = {f"model.{name}": q for name, q in probe.items()}

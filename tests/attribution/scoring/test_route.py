@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from inrun_bench.attribution.scoring.scores import TermSums
 from tests.attribution.brute_force import relative_error
 from tests.attribution.problem import N, problem
 
@@ -46,6 +47,31 @@ def test_splitting_rounds_the_correction_and_nothing_else(order, clipped):
     error = np.linalg.norm(engine.values() - exact)
     correction = np.linalg.norm(exact - first)
     assert 0 < error < 2**-20 * correction  # float64 kept as float32
+
+
+def test_magnitudes_of_joined_sums_know_no_sign():
+    """What is known of the probe has a negative factor where the optimiser maximises; what rounding may do has not."""
+    sums = torch.tensor([[3.0], [-2.0]], dtype=torch.float64)
+    one = TermSums([{"a"}, {"b"}], [1e-16, 1e-16], sums, sums.abs())
+    joined = one.joined(one, -2.0)
+    assert joined.sums.flatten().tolist() == [-6.0, 4.0, 3.0, -2.0]
+    assert joined.magnitudes.flatten().tolist() == [6.0, 4.0, 3.0, 2.0]
+
+
+@pytest.mark.parametrize("optimizer", [sgd, adamw])
+@pytest.mark.parametrize("order", ["first", *LATE_ORDERS])
+def test_half_precision_is_known_where_losses_are_cast_to_a_finer_kind(order, optimizer):
+    scores = {}
+    for way in ("keep", "jvp"):
+        p = problem(optimizer=optimizer, options={"late": way})
+        p.model, p.x = p.model.bfloat16(), p.x.bfloat16()
+        p.optimizer, p.run = optimizer(p.model), lambda x, model=p.model: model(x).float()
+        engine = p.engine(order)
+        for _ in range(3):
+            with engine.step(range(N), losses=p.losses):
+                p.take_step()
+        scores[way] = np.concatenate([step.scores for step in engine.ledger.steps])
+    assert relative_error(scores["jvp"], scores["keep"]) < 0.05
 
 
 def test_splitting_keeps_half_the_bytes():
