@@ -376,6 +376,41 @@ def test_activation_checkpointing(reentrant, order, rules):
     np.testing.assert_allclose(values, expected, rtol=1e-10)
 
 
+@pytest.mark.parametrize("order", ["first", "midpoint"])
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_loop_that_checkpoints_the_model_or_its_parts(whole, reentrant, order):
+    """Torch's older form runs them without a graph at first."""
+
+    class Sequences(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(torch.tanh(self.inner(x.transpose(0, 1)))).mean(0)
+
+    def parts(x):
+        hidden = checkpoint(p.model.inner, x.transpose(0, 1), use_reentrant=reentrant)
+        return p.model.head(torch.tanh(hidden)).mean(0)
+
+    p = problem(Sequences, shape=(N if whole else N + 1, 4))  # of parts alone it is not seen which of two axes it is
+    p.x.requires_grad_()
+    model = p.model
+    p.validation = lambda model=model: F.cross_entropy(model(p.x[N:].detach()), p.y[N:])
+    run = (lambda x: checkpoint(model, x, use_reentrant=reentrant)) if whole else parts
+    engine = p.engine(order)
+    for step in range(3):
+        expected = p.brute_force().scores(order)
+        p.run = run
+        with engine.step(range(N)):
+            with torch.no_grad():
+                model(p.x[: 2 + step])  # others, of which nothing is asked
+            p.take_step()
+        p.run = None
+        np.testing.assert_allclose(engine.ledger.steps[-1].scores, expected, rtol=1e-9)
+
+
 @pytest.mark.parametrize("rules", ["project", "weight-gradient"])
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("bare", [False, True])

@@ -646,4 +646,32 @@ FAULTS = [
         "    return torch.linalg.vector_norm(w), torch.linalg.vector_norm(along)",
         f"{LOOPS}::test_weights_that_are_changed_behind_version_counters_are_refused",
     ),
+    Fault(
+        "what was observed of a call holds for calls of which other axes have the batch's length",
+        f"{CODE}/capture/calls.py",
+        "form = _Form(module, arguments, tuple(_axes_of_length(leaf, size) for leaf in leaves))",
+        "form = _Form(module, arguments, ())",
+        f"{OBSERVATION}::test_calls_on_others_than_the_batch_do_not_say_which_axis_numbers_it",
+    ),
+    Fault(
+        "an output of the model that cannot number samples is not looked at",
+        f"{CODE}/capture/recorder.py",
+        "in (numbering or results).items():",
+        "in numbering.items():",
+        f"{OBSERVATION}::test_as_many_positions_as_samples_are_none_where_outputs_are_of_other_rows",
+    ),
+    Fault(
+        "magnitudes have the sign of the factor",
+        f"{CODE}/scoring/scores.py",
+        "(factor * self.magnitudes).abs()",
+        "factor * self.magnitudes",
+        f"{TESTS}/scoring/test_route.py",
+    ),
+    Fault(
+        "forward mode believes the kind of the losses",
+        f"{CODE}/scoring/jvp.py",
+        "        self._precision = max(self._precision, torch.finfo(term.kind).eps)\n",
+        "",
+        f"{TESTS}/scoring/test_route.py",
+    ),
 ]

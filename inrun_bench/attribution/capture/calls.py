@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -50,8 +51,10 @@ class ObservedCalls:
         self._declared, self._operations, self._parameters = declared, operations, parameters
         self._layers = {site.layer: site.name for site in sites}
         self._model = model
-        self._observations: dict[Any, Observation] = {}
-        self._first_numbers: dict[Any, list[Tensor]] = {}  # that a part of the model was called on, while it is new
+        self._observations: dict[_Form, Observation] = {}
+        self._called: set[_Form] = set()  # with the present part of the batch
+        self._alone: set[_Form] = set()  # called with a part of a batch that the model was called with in no other way
+        self._first_numbers: dict[_Form, list[Tensor]] = {}  # that a part of the model was called on, while it is new
         self._outermost: nn.Module | None = None
         self._again: nn.Module | None = None  # the outermost module that a backward pass computes anew
         self._observation: Observation | None = None  # of the present call, or of the last
@@ -102,8 +105,9 @@ class ObservedCalls:
         declared = self._declared.of(site.name)
         if declared != "observed":
             return declared
-        seen = {one.of_layer(site.name, None) for one in self._observations.values() if site.name in one.layers}
-        return next(iter(seen)) if len(seen) == 1 else Unclear("it was not observed before it was compiled")
+        answers = {one.of_layer(site.name, None) for one in self._observations.values() if site.name in one.layers}
+        seen = {each for each in answers if not isinstance(each, Unclear)}
+        return seen.pop() if len(seen) == 1 else Unclear("it was not observed before it was compiled")
 
     def _recalled(self, ask: Callable[[Observation], Seen]) -> Seen:
         """Return what was seen of what is computed anew, in whichever call it was."""
@@ -132,10 +136,12 @@ class ObservedCalls:
                 self._again = module
                 self._operations.follow_again(True)
             return
-        if not torch.is_grad_enabled():
-            return
         self._outermost = module
         self._calls.clear()
+        if self._latest is not self.micro_batch:
+            if len(self._called) == 1:
+                self._alone |= self._called
+            self._called.clear()
         self._observation = self._observed(module, args, kwargs, self.micro_batch.size)
         if not self.micro_batch.beside and self._latest is not self.micro_batch:
             self._waiting.clear()
@@ -158,7 +164,9 @@ class ObservedCalls:
         if size == 1 or self._declared.everywhere != "observed":
             return None
         leaves, spec = tree_flatten((args, kwargs))
-        form = (id(module), module.training, str(spec), tuple(map(_form, leaves)))
+        arguments = (module.training, str(spec), *map(_form, leaves))
+        form = _Form(module, arguments, tuple(_axes_of_length(leaf, size) for leaf in leaves))
+        self._called.add(form)
         if module is not self._model:  # which may hold no samples at all
             tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
             if not any(_may_hold_samples(tensor, size) for tensor in tensors):
@@ -172,7 +180,10 @@ class ObservedCalls:
             observation = observe(module, args, kwargs, size, self._layers, self._parameters)
         if all(self._declared.of(name) != "observed" for name in observation.unclear_layers):
             self._observations[form] = observation  # another batch may tell what this one does not
-        return observation
+            return observation
+        alike = (one for one in self._alone if form.coincides_more_than(one))
+        known = [self._observations[one] for one in alike if one in self._observations]
+        return known[0] if len(known) == 1 else observation
 
     def _why_not_samples(self, form: Any, tensors: list[Tensor], size: int) -> str | None:
         """Return what speaks against samples in a call of a part of the model, which is all that is seen of them."""
@@ -192,6 +203,28 @@ class ObservedCalls:
                 "constant of as many rows"
             )
         return None
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What a call is known by: module, arguments but for sizes, and by argument which axes have the batch's length."""
+
+    module: nn.Module
+    arguments: tuple[Any, ...]
+    axes: tuple[frozenset[int], ...]
+
+    def coincides_more_than(self, other: _Form) -> bool:
+        """Whether it is the same call but for axes that have the batch's length here, and there have not."""
+        alike = self.module is other.module and self.arguments == other.arguments
+        return alike and all(theirs <= own for own, theirs in zip(self.axes, other.axes, strict=True))
+
+
+def _axes_of_length(leaf: Any, size: int) -> frozenset[int]:
+    return (
+        frozenset(axis for axis, length in enumerate(leaf.shape) if length == size)
+        if isinstance(leaf, Tensor)
+        else frozenset()
+    )
 
 
 def _may_hold_samples(tensor: Tensor, size: int) -> bool:

@@ -106,9 +106,11 @@ class Recorder(TorchFunctionMode):
         return hook
 
     def leave_model(self, output: Any) -> None:
-        """Note what comes of the whole model, where it can number samples."""
-        for slot, result in enumerate(_tensors(output)):
-            if result.is_floating_point() and candidates(tuple(result.shape), self._size):
+        """Note what comes of the whole model, where it can number samples; if nothing can, all but single numbers."""
+        results = {slot: each for slot, each in enumerate(_tensors(output)) if each.is_floating_point()}
+        numbering = {slot: each for slot, each in results.items() if candidates(tuple(each.shape), self._size)}
+        for slot, result in (numbering or results).items():
+            if result.numel() > 1:
                 self._note(slot, result, id(result) in self._samples)
 
     def __torch_function__(

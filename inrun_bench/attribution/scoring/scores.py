@@ -52,7 +52,7 @@ class TermSums:
             self.keys + other.keys,
             self.precision + other.precision,
             torch.cat([factor * self.sums, other.sums]),
-            torch.cat([abs(factor) * self.magnitudes, other.magnitudes]),
+            torch.cat([(factor * self.magnitudes).abs(), other.magnitudes]),
         )
 
 

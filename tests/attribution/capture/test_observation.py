@@ -6,7 +6,7 @@ Training never notices.
 import copy
 import math
 import random
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +20,8 @@ from inrun_bench import InRunShapley
 from inrun_bench.attribution.capture.batch_axis import Unclear
 from inrun_bench.attribution.capture.observation import observe
 from inrun_bench.attribution.capture.twin import twin_of
+from tests.attribution.brute_force import relative_error
+from tests.attribution.problem import N, classes, problem
 from tests.attribution.watched import score_error
 
 STEPS = 2
@@ -209,6 +211,62 @@ def test_attention_that_drops_weights_is_exact():
     model = Model()
     assert model.inner.self_attn.dropout == 0.1
     assert score_error(model, x, y, 8) < 1e-10
+
+
+class Positions(nn.Module):
+    """Treats each position alone; `mixed` then makes one output a sample of them."""
+
+    def __init__(self, mixed):
+        super().__init__()
+        self.inner, self.head, self.mixed = nn.Linear(4, 4), nn.Linear(4, 3), mixed
+
+    def forward(self, x):
+        logits = self.head(torch.tanh(self.inner(x)))
+        return logits.mean(1) if self.mixed else logits
+
+
+@pytest.mark.parametrize("with_gradient", [False, True])
+@pytest.mark.parametrize("others", [2, 4, 7])
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("time", [N, N + 1])
+def test_calls_on_others_than_the_batch_do_not_say_which_axis_numbers_it(time, mixed, others, with_gradient):
+    """Their second axis has as many rows as there are samples."""
+    p = problem(lambda: Positions(mixed), shape=(time, 4))
+    p.loss = lambda model, x, y, reduction="mean": classes(
+        lambda x: model(x) if mixed else model(x).mean(1), x, y, reduction
+    )
+    engine = p.engine("first")
+    for _ in range(4):
+        expected = p.brute_force().scores("first")
+        booked = len(engine.ledger.steps)
+        with suppress(ValueError), engine.step(range(N)):
+            with torch.set_grad_enabled(with_gradient):
+                p.model(torch.randn(others, N, 4, dtype=torch.float64))
+            p.take_step()
+        for entry in engine.ledger.steps[booked:]:
+            assert relative_error(entry.scores, expected) < 1e-10
+    assert with_gradient or (time == N and not mixed) or len(engine.ledger.steps) == 4
+
+
+def test_as_many_positions_as_samples_are_none_where_outputs_are_of_other_rows():
+    p = problem(lambda: Positions(True), shape=(N, 4))
+    with pytest.raises(ValueError, match="the model's output: .* it mixes samples"):
+        with p.engine("first").step(range(N)):
+            p.model(p.x[: N + 2]).sum().backward()
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_sizes_that_coincide_later_leave_known_what_was_seen_before(before):
+    p = problem(lambda: Positions(False), shape=(N + 1, 4))
+    p.loss = lambda model, x, y, reduction="mean": classes(lambda x: model(x).mean(1), x, y, reduction)
+    engine = p.engine("first")
+    p.check("first", engine=engine, steps=before)
+    p.x = p.x[:, :N]
+    if before:
+        p.check("first", engine=engine, steps=2)
+    else:
+        with pytest.raises(ValueError, match="several axes"):
+            p.check("first", engine=engine)
 
 
 def test_axes_hold_for_other_sizes():
