@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,17 +17,19 @@ __all__ = ["RandomState"]
 
 @dataclass(frozen=True)
 class RandomState:
-    """State of the generators of the CPU and of one GPU, if there is one."""
+    """State of torch's generators of the CPU and of one GPU, if there is one; of Python's and NumPy's, where asked."""
 
     cpu: Tensor
     device: torch.device | None = None
     of_device: Tensor | None = None
+    others: tuple[Any, Any] | None = None
 
     @classmethod
-    def now(cls, tensors: Sequence[Tensor] = ()) -> RandomState:
-        """Return the present state, that of the GPU on which the tensors lie included."""
+    def now(cls, tensors: Sequence[Tensor] = (), *, others: bool = False) -> RandomState:
+        """Return the present state, that of the GPU on which the tensors lie included, and of `others` than torch's."""
         device = next((tensor.device for tensor in tensors if tensor.device.type == "cuda"), None)
-        return cls(torch.get_rng_state(), device, None if device is None else torch.cuda.get_rng_state(device))
+        of_device = None if device is None else torch.cuda.get_rng_state(device)
+        return cls(torch.get_rng_state(), device, of_device, _others() if others else None)
 
     def drawn_from(self) -> bool:
         """Whether random numbers were drawn since."""
@@ -37,8 +42,23 @@ class RandomState:
     @contextmanager
     def again(self) -> Iterator[None]:
         """Go back to this state in the block, and leave everyone else's random numbers as they were."""
-        with torch.random.fork_rng(devices=[] if self.device is None else [self.device]):
-            torch.set_rng_state(self.cpu)
-            if self.device is not None and self.of_device is not None:
-                torch.cuda.set_rng_state(self.of_device, self.device)
-            yield
+        present = None if self.others is None else _others()
+        try:
+            with torch.random.fork_rng(devices=[] if self.device is None else [self.device]):
+                torch.set_rng_state(self.cpu)
+                if self.device is not None and self.of_device is not None:
+                    torch.cuda.set_rng_state(self.of_device, self.device)
+                _set_others(self.others)
+                yield
+        finally:
+            _set_others(present)
+
+
+def _others() -> tuple[Any, Any]:
+    return random.getstate(), np.random.get_state()  # noqa: NPY002 - the state of others
+
+
+def _set_others(states: tuple[Any, Any] | None) -> None:
+    if states is not None:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002

@@ -674,4 +674,18 @@ FAULTS = [
         "",
         f"{TESTS}/scoring/test_route.py",
     ),
+    Fault(
+        "random numbers are not drawn again where a call is observed that goes on",
+        f"{CODE}/capture/calls.py",
+        "with self._operations.paused(), going.state.again():",
+        "with self._operations.paused():",
+        f"{OBSERVATION}::test_layers_that_are_met_later_are_observed_when_they_are_met",
+    ),
+    Fault(
+        "of two ways through a model the first is believed",
+        f"{CODE}/capture/observation.py",
+        "        both[name] = longer if",
+        "        both[name] = one[name] if True else longer if",
+        f"{OBSERVATION}::test_another_task_is_observed_when_its_layer_is_met_and_refused_where_it_contradicts",
+    ),
 ]

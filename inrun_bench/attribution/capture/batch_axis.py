@@ -30,12 +30,15 @@ class Unclear:
         where the user has declared the axis.
     declared : int, optional
         The declared one.
+    cause : Exception, optional
+        What the model raised when it was observed.
     """
 
     reason: str
     everywhere: bool = False
     by_size: bool = False
     declared: int | None = None
+    cause: Exception | None = None
 
     def error(self, what: str, name: str) -> ValueError:
         """Return the refusal of `what` (a layer or an operation) that belongs to the layer `name`."""
@@ -44,10 +47,12 @@ class Unclear:
             if self.everywhere
             else f"Name the axis that numbers the samples with batch_axis={{{name!r}: axis}}"
         )
-        return ValueError(
+        error = ValueError(
             f"{what}: {self.reason}. {how} (None where a layer sees no samples, 'folded' where the first axis numbers "
             "samples and positions, samples slowest)"
         )
+        error.__cause__ = self.cause
+        return error
 
 
 class DeclaredAxes:

@@ -18,6 +18,7 @@ from inrun_bench.attribution.capture.operations import FollowedOperations
 from inrun_bench.attribution.capture.recorder import OperationKey
 from inrun_bench.attribution.capture.saved_tensors import in_backward_pass
 from inrun_bench.attribution.layer_terms import LayerSite, MicroBatch
+from inrun_bench.attribution.random_state import RandomState
 
 __all__ = ["ObservedCalls"]
 
@@ -58,6 +59,7 @@ class ObservedCalls:
         self._outermost: nn.Module | None = None
         self._again: nn.Module | None = None  # the outermost module that a backward pass computes anew
         self._observation: Observation | None = None  # of the present call, or of the last
+        self._going: _Going | None = None  # the present call, where a layer that was not seen may be met in it
         self._latest: MicroBatch | None = None  # that were called
         self._waiting: list[Observation] = []  # of calls that may be computed anew, by a checkpoint
         self._calls: Counter[str] = Counter()
@@ -89,6 +91,8 @@ class ObservedCalls:
             return self._recalled(lambda observation: observation.of_layer(site.name, None))
         if self._observation is None:
             return Unclear("it was called where nothing could be observed")
+        if site.name in self._observation.missing:
+            self._observe_again()
         return self._observation.of_layer(site.name, None if self._outermost is None else call)
 
     def of_operation(self, key: OperationKey) -> Seen:
@@ -98,6 +102,8 @@ class ObservedCalls:
         if self._observation is None or self._outermost is None:
             reason = "it happens outside of the model's modules, where nothing is observed"
             return Unclear(reason, by_size=True, declared=self._declared.axis)
+        if not key[1].isdisjoint(self._observation.missing):
+            self._observe_again()
         return self._observation.of_operation(key)
 
     def of_compiled_layer(self, site: LayerSite) -> Seen:
@@ -146,6 +152,9 @@ class ObservedCalls:
         if not self.micro_batch.beside and self._latest is not self.micro_batch:
             self._waiting.clear()
         self._latest = self.micro_batch
+        if self._observation is not None and self._observation.missing:
+            given = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+            self._going = _Going(module, args, kwargs, RandomState.now(given, others=True))
         if self._observation is not None and not any(one is self._observation for one in self._waiting):
             self._waiting.append(self._observation)
 
@@ -153,7 +162,7 @@ class ObservedCalls:
         if not torch.compiler.is_compiling():
             self._operations.leave_module()
         if module is self._outermost:
-            self._outermost = None
+            self._outermost = self._going = None
         if module is self._again:
             self._again = None
             self._operations.follow_again(False)
@@ -185,6 +194,20 @@ class ObservedCalls:
         known = [self._observations[one] for one in alike if one in self._observations]
         return known[0] if len(known) == 1 else observation
 
+    def _observe_again(self) -> None:
+        """Observe the present call once more, which goes another way than the one that was observed."""
+        going, self._going = self._going, None
+        known = self._observation
+        if going is None or known is None or self.micro_batch is None:
+            return
+        with self._operations.paused(), going.state.again():
+            found = observe(
+                going.module, going.args, going.kwargs, self.micro_batch.size, self._layers, self._parameters
+            )
+        self._observation = joined = known.joined(found)
+        self._observations = {form: joined if one is known else one for form, one in self._observations.items()}
+        self._waiting = [joined if one is known else one for one in self._waiting]
+
     def _why_not_samples(self, form: Any, tensors: list[Tensor], size: int) -> str | None:
         """Return what speaks against samples in a call of a part of the model, which is all that is seen of them."""
         if form in self._observations and form not in self._first_numbers:
@@ -203,6 +226,16 @@ class ObservedCalls:
                 "constant of as many rows"
             )
         return None
+
+
+@dataclass(frozen=True)
+class _Going:
+    """A call that is going on, and the random numbers with which it began."""
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    state: RandomState
 
 
 @dataclass(frozen=True)

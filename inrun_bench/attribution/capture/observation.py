@@ -33,6 +33,7 @@ Seen: TypeAlias = BatchAxis | Unclear
 """What was seen of one output: the axis that numbers samples, None where it holds none, or why neither is clear."""
 
 ROUNDS = 8  # of taking what turned out to be constant for what it is; more than any model has constants of constants
+SEVERAL = Unclear("its calls had different axes when the model was observed, and it is not known which this is")
 RESOLUTION = 1e-6  # relative; rows that nothing was done to are the same to the bit, but for sums in random order
 
 
@@ -44,6 +45,7 @@ class Observation:
     operations: dict[OperationKey, list[Seen]] = field(default_factory=dict)
     failure: Unclear | None = None  # why nothing could be observed
     without_samples: bool = False  # whether nothing in the call holds samples
+    missing: frozenset[str] = frozenset()  # layers that were not called, and parameters of none that were not used
 
     @property
     def unclear(self) -> float:
@@ -59,6 +61,13 @@ class Observation:
         if self.failure is not None:
             return {""}
         return {name for name, calls in self.layers.items() if any(isinstance(seen, Unclear) for seen in calls)}
+
+    def joined(self, other: Observation) -> Observation:
+        """Return what was seen in this call and in another of the same form that went another way."""
+        if self.failure is not None or other.failure is not None:
+            return other if self.failure is not None else self
+        layers, operations = _joined(self.layers, other.layers), _joined(self.operations, other.operations)
+        return Observation(layers, operations, missing=self.missing & other.missing)
 
     def of_layer(self, name: str, call: int | None) -> Seen:
         """Return what was seen of a layer's call, numbered from 0; None: of one that is not known by its number."""
@@ -79,7 +88,7 @@ class Observation:
             return calls[call]
         if all(seen == calls[0] for seen in calls):
             return calls[0]
-        return Unclear("its calls had different axes when the model was observed, and it is not known which this is")
+        return SEVERAL
 
 
 def observe(
@@ -126,6 +135,7 @@ def observe(
         return _failed(
             f"several axes of the arguments have the length of the batch, {size}, and each may number its samples"
         )
+    best[0].missing = watched.names - best[0].layers.keys() - {key for one in best[0].operations for key in one[1]}
     return best[0]
 
 
@@ -138,18 +148,25 @@ class _Call:
     leaves: list[Any]
     size: int
 
+    @property
+    def names(self) -> frozenset[str]:
+        """All that may be seen: layers, and parameters that belong to none of them."""
+        layers = {layer: name for layer, name in self.layers.items() if layer in set(self.module.modules())}
+        covered = {p for layer in layers for p in layer.parameters()}
+        bare = set(self.module.parameters()) - covered
+        return frozenset(layers.values()) | {key for key, p in self.parameters.items() if p in bare}
+
     def observed(self, axes: dict[int, int]) -> Observation:
         """Return where samples are if `axes` number them in the arguments, by slot."""
         constants: set[tuple[Any, int]] = set()
         for _ in range(ROUNDS):
             try:
                 base, changes = self._exchanged(axes, constants)
-            except RuntimeError as error:
+            except Exception as error:  # whatever a model raises where it is run beside training
                 if "changes its own parameters" in str(error):
                     raise
-                return _failed(f"to observe its samples the model was run beside training, which failed: {error!r}")
-            except Exception as error:  # whatever a model raises where it is run beside training
-                return _failed(f"to observe its samples the model was run beside training, which failed: {error!r}")
+                reason = f"to observe its samples the model was run beside training, which failed: {error!r}"
+                return _failed(reason, error)
             if changes is None:
                 return _failed("which layers are called, and with what sizes, depends on the samples' values")
             found = {
@@ -220,6 +237,15 @@ class _Change:
     slices: dict[BatchAxis, Tensor]
 
 
+def _joined(one: Mapping[Any, list[Seen]], other: Mapping[Any, list[Seen]]) -> dict[Any, list[Seen]]:
+    """Return what was seen of the calls of layers, or of operations, in two ways through the model."""
+    both = {**one, **other}
+    for name in one.keys() & other.keys():
+        longer, shorter = sorted((one[name], other[name]), key=len, reverse=True)
+        both[name] = longer if longer[: len(shorter)] == shorter or len({*longer, *shorter}) == 1 else [SEVERAL]
+    return both
+
+
 def _seen(output: Output, changes: list[_Change], size: int) -> Seen:
     """Return what exchanges say of an output."""
     if not output.tainted and not any(change.whole for change in changes):
@@ -288,5 +314,5 @@ def _copied(tensor: Tensor) -> Tensor:
     return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
-def _failed(reason: str) -> Observation:
-    return Observation(failure=Unclear(reason, everywhere=True))
+def _failed(reason: str, cause: Exception | None = None) -> Observation:
+    return Observation(failure=Unclear(reason, everywhere=True, cause=cause))

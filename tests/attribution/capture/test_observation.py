@@ -155,8 +155,8 @@ class Bidirectional(nn.Module):
         return self.head(self.inner(x)[0][:, -1])
 
 
-def samples(dim, width, time, batch):
-    n = (STEPS + 1) * batch
+def samples(dim, width, time, batch, steps=STEPS):
+    n = (steps + 1) * batch
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n, time, width, generator=generator, dtype=torch.float64)
     return x.movedim(0, dim).contiguous(), torch.randint(3, (n,), generator=generator)
@@ -250,9 +250,8 @@ def test_calls_on_others_than_the_batch_do_not_say_which_axis_numbers_it(time, m
 
 def test_as_many_positions_as_samples_are_none_where_outputs_are_of_other_rows():
     p = problem(lambda: Positions(True), shape=(N, 4))
-    with pytest.raises(ValueError, match="the model's output: .* it mixes samples"):
-        with p.engine("first").step(range(N)):
-            p.model(p.x[: N + 2]).sum().backward()
+    with pytest.raises(ValueError, match=r"the model's output: .* it mixes samples"), p.engine("first").step(range(N)):
+        p.model(p.x[: N + 2]).sum().backward()
 
 
 @pytest.mark.parametrize("before", [0, 2])
@@ -559,6 +558,91 @@ def test_a_part_that_was_not_called_when_the_model_was_observed_is_refused_and_n
     x, y = samples(0, 4, 4, 4)
     with pytest.raises(ValueError, match=r"layer 'second' \(Linear\): it was not called when the model was observed"):
         score_error(Conditional(4, 4), x, y, 4)
+
+
+def test_what_a_model_raises_is_told_with_its_cause():
+    class Raises(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(4, 3)
+
+        def forward(self, x):
+            h = self.inner(x)
+            if len(x) == N:
+                raise LookupError("no such word")
+            return h
+
+    p = problem(Raises)
+    engine = p.engine("first")
+    with pytest.raises(ValueError, match=r"run beside training, which failed: .*no such word") as caught:
+        p.train(engine)
+    assert isinstance(caught.value.__cause__, LookupError)
+
+
+CHANCES = {"torch": lambda: float(torch.rand(())), "python": random.random, "numpy": lambda: np.random.rand()}  # noqa: NPY002
+
+
+class Dropped(nn.Module):
+    """Layers that a step leaves out by chance (arXiv 1909.11556), and bare parameters with them; samples second."""
+
+    def __init__(self, width, chance):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(4))
+        self.scales = nn.ParameterList(torch.rand(width) for _ in range(4))
+        self.head, self.chance = nn.Linear(width, 3), CHANCES[chance]
+
+    def forward(self, x):
+        x = x.transpose(0, 1).cumsum(0)
+        way = [not self.training or self.chance() < 0.5 for _ in self.layers]
+        for taken, layer, scale in zip(way, self.layers, self.scales, strict=True):
+            x = x + torch.tanh(layer(x)) * scale if taken else x
+        return self.head(x).transpose(0, 1).mean(1)
+
+
+@pytest.mark.parametrize("chance", CHANCES)
+def test_layers_that_are_met_later_are_observed_when_they_are_met(chance):
+    """Random numbers are those of training, each generator's, and training's are what they would have been."""
+
+    def call(model, x):
+        random.seed(torch.initial_seed())
+        np.random.seed(torch.initial_seed())  # noqa: NPY002
+        return model(x)
+
+    torch.manual_seed(0)
+    x, y = samples(0, 4, 4, 4, steps=8)
+    assert score_error(Dropped(4, chance), x, y, 4, call=call, steps=8) < 1e-10
+
+
+class Task(nn.Module):
+    """A layer for each task, told by an attribute; the second task has samples along another axis."""
+
+    def __init__(self, width, turned):
+        super().__init__()
+        self.shared, self.tasks = nn.Linear(width, width), nn.ModuleList(nn.Linear(width, 3) for _ in range(2))
+        self.task, self.turned = 0, turned
+
+    def forward(self, x):
+        turned = self.turned and self.task == 1
+        h = torch.tanh(self.shared((x.transpose(0, 1) if turned else x).cumsum(0 if turned else 1)))
+        return self.tasks[self.task](h.transpose(0, 1) if turned else h).mean(1)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_another_task_is_observed_when_its_layer_is_met_and_refused_where_it_contradicts(turned):
+    torch.manual_seed(0)
+    x, y = samples(0, 4, 4, 4, steps=4)
+    steps = iter(range(100))
+
+    def call(model, x):
+        if model.training:
+            model.task = (next(steps) // 2) % 2  # each step is taken by both runs
+        return model(x)
+
+    if turned:
+        with pytest.raises(ValueError, match=r"layer 'shared' \(Linear\): its calls had different axes"):
+            score_error(Task(4, turned), x, y, 4, call=call, steps=4)
+    else:
+        assert score_error(Task(4, turned), x, y, 4, call=call, steps=4) < 1e-10
 
 
 class Parts(nn.Module):
