@@ -637,6 +637,37 @@ BEHIND = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:weights were changed by something else after step 4")
+@pytest.mark.parametrize("late", ["keep", "split"])
+@pytest.mark.parametrize("order", ["first", "midpoint"])
+@pytest.mark.parametrize("begin", [0, 5])
+@pytest.mark.parametrize("when", ["before the optimiser", "after it"])
+def test_a_buffer_that_is_filled_anew_before_the_step_is_refused_where_it_is_needed_still(when, begin, order, late):
+    p = problem()
+    engine = p.engine(order, late=late)
+    buffer = p.x[:N].clone()
+
+    def train(when):
+        with engine.step(range(N)):
+            p.loss(p.model, buffer, p.y[:N]).backward()
+            if when == "before the optimiser":
+                buffer.copy_(p.x[1 : N + 1])
+            p.optimizer.step()
+            p.optimizer.zero_grad()
+            if when == "after it":
+                buffer.copy_(p.x[1 : N + 1])
+        buffer.copy_(p.x[:N])
+
+    for _ in range(begin):
+        train("after the block")
+    if late == "split":  # rounded, and so a copy
+        train(when)
+    else:
+        with pytest.raises(RuntimeError, match=rf"step {begin}: what went into layer '0' \(Linear\) is needed until"):
+            train(when)
+    assert len(engine.ledger.steps) == begin + (late == "split")
+
+
 @pytest.mark.parametrize("where", ["between steps", "in the block"])
 @pytest.mark.parametrize("order", ["first", "integrated"])
 @pytest.mark.parametrize("begin", [1, 5])

@@ -688,4 +688,11 @@ FAULTS = [
         "        both[name] = one[name] if True else longer if",
         f"{OBSERVATION}::test_another_task_is_observed_when_its_layer_is_met_and_refused_where_it_contradicts",
     ),
+    Fault(
+        "what was kept may have been overwritten",
+        f"{CODE}/scoring/keep.py",
+        "                if _versions(term) != self._versions.pop(0):\n",
+        "                if False:\n",
+        f"{LOOPS}::test_a_buffer_that_is_filled_anew_before_the_step_is_refused_where_it_is_needed_still",
+    ),
 ]

@@ -42,6 +42,7 @@ class KeepRoute:
         self.keys: set[str] = set()
         self._probe, self._parameters, self._count = probe, parameters, count
         self._kept: list[Term] = []
+        self._versions: list[list[int]] = []  # of the tensors of each, as they were kept
 
     @property
     def micro_batches(self) -> set[MicroBatch]:
@@ -69,13 +70,31 @@ class KeepRoute:
     def _keep(self, term: Term) -> None:
         self.keys |= term.keys
         self._kept.append(term)
+        self._versions.append(_versions(term))
 
     def _scored(
         self, begun: StepBegun, taken: StepTaken, probes: Sequence[Direction], precision: float = EXACT
     ) -> tuple[Scores, Tensor, TermSums]:
-        """Return the scores of what was kept, which is let go of, and what they add up to."""
+        """Return the scores of what was kept, which is let go of, and what they add up to.
+
+        Raises
+        ------
+        RuntimeError
+            If a tensor of it was overwritten meanwhile.
+        """
         scores = Scores(len(probes), begun.device, precision)
         with moved_to(list(self._parameters.values()), taken.before), torch.no_grad():  # rules may read weights
             while self._kept:
-                scores.add(self._kept.pop(0), probes)
+                term = self._kept.pop(0)
+                if _versions(term) != self._versions.pop(0):
+                    raise RuntimeError(
+                        f"step {begun.number}: what went into {term.where} is needed until the end of the step's "
+                        "block, and was overwritten in place after the backward pass; fill such a buffer after the block, or "
+                        "give the model a copy of it"
+                    )
+                scores.add(term, probes)
         return scores, *scores.total(begun.samples.rows)
+
+
+def _versions(term: Term) -> list[int]:
+    return [tensor._version for tensor in term.tensors if not tensor.is_inference()]
