@@ -89,8 +89,8 @@ class KeepRoute:
                 if _versions(term) != self._versions.pop(0):
                     raise RuntimeError(
                         f"step {begun.number}: what went into {term.where} is needed until the end of the step's "
-                        "block, and was overwritten in place after the backward pass; fill such a buffer after the block, or "
-                        "give the model a copy of it"
+                        "block, and was overwritten in place after the backward pass; fill such a buffer after the "
+                        "block, or give the model a copy of it"
                     )
                 scores.add(term, probes)
         return scores, *scores.total(begun.samples.rows)
