@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from inrun_bench.attribution.capture.batch_axis import DeclaredAxes, Unclear
-from inrun_bench.attribution.capture.hooks import LayerHook
+from inrun_bench.attribution.capture.hooks import ForwardAsWritten, LayerHook, plain_forward
 from inrun_bench.attribution.capture.observation import Observation, Seen, observe
 from inrun_bench.attribution.capture.operations import FollowedOperations
 from inrun_bench.attribution.capture.recorder import OperationKey
@@ -57,6 +59,7 @@ class ObservedCalls:
         self._alone: set[_Form] = set()  # called with a part of a batch that the model was called with in no other way
         self._first_numbers: dict[_Form, list[Tensor]] = {}  # that a part of the model was called on, while it is new
         self._outermost: nn.Module | None = None
+        self._in_graph = False  # whether the outermost is a part of a compiled graph that is run as it is written
         self._again: nn.Module | None = None  # the outermost module that a backward pass computes anew
         self._observation: Observation | None = None  # of the present call, or of the last
         self._going: _Going | None = None  # the present call, where a layer that was not seen may be met in it
@@ -64,6 +67,7 @@ class ObservedCalls:
         self._waiting: list[Observation] = []  # of calls that may be computed anew, by a checkpoint
         self._calls: Counter[str] = Counter()
         self._handles: list[Any] = []
+        self._written: list[nn.Module] = []
         trained = {id(p) for p in parameters.values()}
         for module in model.modules():
             if any(id(p) in trained for p in module.parameters()):
@@ -76,6 +80,9 @@ class ObservedCalls:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        for module in self._written:
+            del vars(module)["forward"]
+        self._written.clear()
 
     def of_layer(self, site: LayerSite) -> Seen:
         """Return what numbers the samples in the call of a layer that begins now."""
@@ -93,7 +100,7 @@ class ObservedCalls:
             return Unclear("it was called where nothing could be observed")
         if site.name in self._observation.missing:
             self._observe_again()
-        return self._observation.of_layer(site.name, None if self._outermost is None else call)
+        return self._observation.of_layer(site.name, None if self._outermost is None or self._in_graph else call)
 
     def of_operation(self, key: OperationKey) -> Seen:
         """Return what numbers the samples in the result of an operation; Unclear where it was not observed."""
@@ -126,10 +133,33 @@ class ObservedCalls:
             Unclear("it was called in several ways, and it is not known which of them is computed anew"),
         )
 
+    def run_as_written(self, modules: Collection[nn.Module]) -> None:
+        """Have compiled graphs leave modules alone from now on; what was observed of the whole model holds in them."""
+        for module in modules:
+            if "forward" not in vars(module):
+                vars(module)["forward"] = ForwardAsWritten(module, partial(self._run, module))
+                self._written.append(module)
+
+    def _run(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        in_graph = self.micro_batch is not None and self._outermost is None and not in_backward_pass()
+        if in_graph:
+            self._outermost, self._in_graph, self._observation = module, True, self._of_whole_model()
+        self._operations.enter_module(module)
+        try:
+            return plain_forward(module, *args, **kwargs)
+        finally:
+            self._operations.leave_module()
+            if in_graph:
+                self._outermost, self._in_graph = None, False
+
+    def _of_whole_model(self) -> Observation | None:
+        seen = [one for form, one in self._observations.items() if form.module is self._model]
+        return functools.reduce(Observation.joined, seen) if seen else None
+
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():
             return
-        self._operations.enter_module()
+        self._operations.enter_module(module)
         if self.micro_batch is None or self._outermost is not None:
             return
         if in_backward_pass():  # what a checkpoint computes anew is known

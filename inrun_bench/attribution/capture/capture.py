@@ -108,6 +108,8 @@ class Capture:
         with self._operations, nullcontext() if self._seen else torch.compiler.set_stance("force_eager"):
             try:
                 yield
+                if not self._seen:
+                    self._calls.run_as_written(self._operations.where)
                 self._seen = True
             finally:
                 self.show(None)

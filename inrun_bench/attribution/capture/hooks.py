@@ -8,9 +8,15 @@ from functools import partial
 from types import MethodType
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
-__all__ = ["LayerForward", "LayerHook", "plain_forward"]
+__all__ = ["ForwardAsWritten", "LayerForward", "LayerHook", "plain_forward"]
+
+WHY_AS_WRITTEN = (
+    "InRunShapley follows parameters of this module operation by operation, which a compiled graph hides; it is run as "
+    "it is written, and what is around it is compiled: leave fullgraph=True away"
+)
 
 
 class LayerHook:
@@ -35,7 +41,7 @@ class LayerForward:
 
     stands_in = True
 
-    def __init__(self, layer: nn.Module, run: Callable[[Tensor], Any]) -> None:
+    def __init__(self, layer: nn.Module, run: Callable[..., Any]) -> None:
         self._layer, self._run = layer, run
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -47,6 +53,17 @@ class LayerForward:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _own_forward, (self._layer,)
+
+
+class ForwardAsWritten(LayerForward):
+    """Stands in for the forward of a module that a compiled graph is to leave alone; `run` calls it."""
+
+    def __init__(self, layer: nn.Module, run: Callable[..., Any]) -> None:
+        super().__init__(layer, torch.compiler.disable(run, reason=WHY_AS_WRITTEN))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module as it is written."""
+        return self._run(*args, **kwargs)
 
 
 def _no_hook() -> Callable[..., None]:

@@ -82,6 +82,8 @@ class FollowedOperations:
         How many layers with rules are being run; their operations are not looked at.
     suspended : bool
         Whether a backward pass is going on, in which torch looks away.
+    where : set of Module
+        Those in which parameters are followed of which a compiled graph shows nothing.
     """
 
     def __init__(
@@ -100,14 +102,16 @@ class FollowedOperations:
         self._names = set(parameters)
         self._announced: set[str] = set()
         self._memory: set[int] = set()  # where parameters lie
-        self._governed: list[Any] = []  # by what saved tensors were when the modules that are being run were entered
+        self.where: set[nn.Module] = set()
+        self._hidden: set[str] = set()  # parameters of which a compiled graph shows nothing
+        self._entered: list[tuple[nn.Module, Any]] = []  # modules that are being run, and what governed saved tensors
         self._mode: _Mode | None = None
         self._on = False  # whether the mode is among those that torch asks
         self._below: Any = None  # the one that it asks before ours, or when ours is not among them
 
     def __enter__(self) -> None:
         self.inside = 0
-        self._governed.clear()
+        self._entered.clear()
         self._memory = {p.untyped_storage().data_ptr() for p in self._parameters.values()}
         if self._names:
             self._mode = _Mode(self, {name: self._parameters[name] for name in self._names})
@@ -184,14 +188,24 @@ class FollowedOperations:
         elif self._mode is not None:
             self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
-    def enter_module(self) -> None:
+    def enter_module(self, module: nn.Module) -> None:
         """Be told that a module is entered, whose operations are seen as well where a checkpoint runs it again."""
-        self._governed.append(hooks_on_saved_tensors())
+        self._entered.append((module, hooks_on_saved_tensors()))
 
     def leave_module(self) -> None:
         """Be told that it is left."""
-        if self._governed:
-            self._governed.pop()
+        if self._entered:
+            self._entered.pop()
+
+    def note(self, operation: Operation) -> None:
+        """Note an operation on followed tensors, outside of layers."""
+        self._hidden |= {source.key for source in operation.sources.values() if isinstance(source, FollowedParameter)}
+        self._note_place(operation)
+
+    def _note_place(self, operation: Operation, layer: nn.Module | None = None) -> None:
+        """Note the module in which an operation happens, or a layer is called, if a compiled graph would hide it."""
+        if not operation.keys.isdisjoint(self._hidden):
+            self.where |= set([module for module, _ in self._entered if module is not layer][-1:])
 
     def takes_part(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether anything that is followed is among the arguments of a layer that is entered."""
@@ -212,6 +226,9 @@ class FollowedOperations:
             )
         operation = self._call_of(layer, keys, args, kwargs, state)
         self.keys |= operation.keys
+        if output.dim() > 2 and output.shape[0] != 1:  # else a graph can repeat it for each sample
+            self._hidden |= operation.keys
+        self._note_place(operation, layer)
         self._mode.followed.follow(operation, output)
 
     def through(
@@ -225,6 +242,7 @@ class FollowedOperations:
             return None
         operation = self._call_of(layer, {}, args, kwargs, state)
         self._announce(operation)
+        self._note_place(operation, layer)
         return without_tensors(operation)
 
     def _call_of(
@@ -272,7 +290,7 @@ class FollowedOperations:
         assert micro_batch is not None
         self._announce(operation)
         tensors = {slot: leaf for slot, leaf in enumerate(operation.leaves) if isinstance(leaf, Tensor)}
-        seen_again = hooks_on_saved_tensors() is (self._governed[-1] if self._governed else None)
+        seen_again = hooks_on_saved_tensors() is (self._entered[-1][1] if self._entered else None)
         saved = (save if seen_again else hold)(list(tensors.values()), repr(operation.name))
         slots, operation = list(tensors), without_tensors(operation)
         anew = in_backward_pass()
@@ -359,6 +377,7 @@ class _Mode(TorchFunctionMode):
             known[slot] = known[slot].clone() if slot or before is None else before
         drawn = state if state.drawn_from() else None
         operation = Operation(func, tuple(known), spec, sources, autocast, 0, drawn, written)
+        self._operations.note(operation)
         places, result_spec = tree_flatten(result)
         slots = [slot for slot, place in enumerate(places) if isinstance(place, Tensor)]
         outputs = results_of(result, [leaves[slot] for slot in sorted(written)])
