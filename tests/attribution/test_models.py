@@ -537,6 +537,81 @@ def test_compiled_models_stay_one_graph(case, order, rules, monkeypatch):
         torch._dynamo.reset()
 
 
+class Biased(nn.Module):
+    """A block with a table of relative positions, which the first one looks up for all, and a bare scale."""
+
+    def __init__(self, has_table):
+        super().__init__()
+        self.inner, self.scale = nn.Linear(4, 4), nn.Parameter(torch.rand(4))
+        self.table = nn.Embedding(5, 1) if has_table else None
+
+    def forward(self, x, bias=None):
+        if self.table is not None:
+            places = torch.arange(x.shape[1])
+            bias = self.table((places[:, None] - places).clamp(-2, 2) + 2)[..., 0]
+        weights = (x @ x.transpose(1, 2) + bias).softmax(-1)
+        return self.scale * torch.tanh(self.inner(weights @ x)), bias
+
+
+class BiasedBlocks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks, self.head = nn.ModuleList([Biased(True), Biased(False)]), nn.Linear(4, 3)
+
+    def forward(self, x):
+        bias = None
+        for block in self.blocks:
+            x, bias = block(x, bias)
+        return self.head(x.mean(1))
+
+
+class Attending(nn.Module):
+    """Layers whose rules want all of their arguments, or their states."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2, batch_first=True), "next": nn.GRU(4, 4)})
+        self.inner, self.head = Called(self.block), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.inner(torch.tanh(x))).mean(1))
+
+
+class Called(nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x):
+        x = self.block["attention"](x, x, x)[0]
+        return self.block["next"](x.transpose(0, 1))[0].transpose(0, 1)
+
+
+@pytest.mark.parametrize("build", [BiasedBlocks, Attending])
+@pytest.mark.filterwarnings(DYNAMO, "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("order", ["first", "integrated"])
+def test_what_a_compiled_graph_hides_is_run_as_it_is_written(order, build):
+    p, twin = problem(build, shape=(6, 4)), problem(build, shape=(6, 4))
+    p.run = torch.compile(p.model, backend="aot_eager")
+    try:
+        engine = p.engine(order)
+        values, expected = p.train(engine, 3), twin.train(twin.engine(order), 3)
+        assert relative_error(values, expected) < 1e-10
+        for w, u in zip(p.model.parameters(), twin.model.parameters(), strict=True):
+            torch.testing.assert_close(w, u, rtol=1e-10, atol=1e-12)
+        whole = torch.compile(p.model, backend="aot_eager", fullgraph=True)
+        with pytest.raises(Exception, match="InRunShapley follows parameters of this module"):
+            whole(p.x)
+        copied = copy.deepcopy(p.model)
+        assert not any(
+            "forward" in vars(module) and module.forward.__self__ is not module for module in copied.modules()
+        )
+        engine.detach()
+        assert not any("forward" in vars(module) for module in p.model.modules())
+    finally:
+        torch._dynamo.reset()
+
+
 @pytest.mark.filterwarnings(DYNAMO)
 def test_a_compiled_model_that_ran_before_the_engine_was_made_is_compiled_anew():
     p, twin = problem(), problem()

@@ -695,4 +695,11 @@ FAULTS = [
         "                if False:\n",
         f"{LOOPS}::test_a_buffer_that_is_filled_anew_before_the_step_is_refused_where_it_is_needed_still",
     ),
+    Fault(
+        "what a compiled graph hides stays compiled",
+        f"{CODE}/capture/capture.py",
+        "                    self._calls.run_as_written(self._operations.where)\n",
+        "                    pass\n",
+        f"{TESTS}/test_models.py::test_what_a_compiled_graph_hides_is_run_as_it_is_written",
+    ),
 ]

@@ -148,6 +148,8 @@ class WatchedLayers:
             return
         if isinstance(seen, Unclear):
             raise seen.error(site.where, site.name)
+        if site.wants_all:
+            self._operations.note_caller(site.layer)
         is_of_a_layer(first)
         if state is not None and not state.drawn_from():
             state = None

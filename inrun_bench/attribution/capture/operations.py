@@ -83,7 +83,7 @@ class FollowedOperations:
     suspended : bool
         Whether a backward pass is going on, in which torch looks away.
     where : set of Module
-        Those in which parameters are followed of which a compiled graph shows nothing.
+        Those in which parameters are followed, or layers called, of which a compiled graph shows nothing.
     """
 
     def __init__(
@@ -205,7 +205,11 @@ class FollowedOperations:
     def _note_place(self, operation: Operation, layer: nn.Module | None = None) -> None:
         """Note the module in which an operation happens, or a layer is called, if a compiled graph would hide it."""
         if not operation.keys.isdisjoint(self._hidden):
-            self.where |= set([module for module, _ in self._entered if module is not layer][-1:])
+            self.note_caller(layer)
+
+    def note_caller(self, layer: nn.Module | None) -> None:
+        """Note the module that calls a layer of which a compiled graph shows nothing."""
+        self.where |= set([module for module, _ in self._entered if module is not layer][-1:])
 
     def takes_part(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether anything that is followed is among the arguments of a layer that is entered."""

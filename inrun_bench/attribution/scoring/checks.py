@@ -75,8 +75,8 @@ def expect_seen(numbers: Numbers, seen: Collection[str], gradients: Mapping[str,
                 raise ValueError(
                     f"step {number}: parameter {name!r} has a gradient, but nothing was seen of the layer that it "
                     "belongs to. Was its gradient there before the step (zero_grad), or is the model a compiled one "
-                    "that ran before InRunShapley was made? In a compiled graph only layers with rules are seen, and "
-                    "no bare parameters: compile the parts around them"
+                    "that ran before InRunShapley was made? A compiled graph shows layers with rules, and around what "
+                    "else the first step has met it is broken up; what is met later is to be left uncompiled"
                 )
 
     numbers.expect(gathered(list(unseen.values())), check)
