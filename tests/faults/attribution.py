@@ -357,7 +357,7 @@ FAULTS = [
         f"{CODE}/capture/calls.py",
         '        if all(self._declared.of(name) != "observed" for name in observation.unclear_layers):\n',
         "        if True:\n",
-        f"{TESTS}/test_engine.py::test_bad_index",
+        f"{OBSERVATION}::test_a_batch_that_tells_nothing_is_forgotten",
     ),
     Fault(
         "random numbers of operations are drawn anew",

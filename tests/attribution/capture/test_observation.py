@@ -560,6 +560,18 @@ def test_a_part_that_was_not_called_when_the_model_was_observed_is_refused_and_n
         score_error(Conditional(4, 4), x, y, 4)
 
 
+def test_a_batch_that_tells_nothing_is_forgotten():
+    """All of its samples are one; the next batch, of the same form, tells."""
+    p = problem()
+    engine, x = p.engine("first"), p.x.clone()
+    p.x[:N] = x[0]
+    with pytest.raises(ValueError, match="along which rows differ"):
+        p.train(engine, 1)
+    p.optimizer.zero_grad()
+    p.x = x
+    p.check("first", engine=engine)
+
+
 def test_what_a_model_raises_is_told_with_its_cause():
     class Raises(nn.Module):
         def __init__(self):
