@@ -14,7 +14,6 @@ from baselines import InterruptedEstimateWarning
 from inrun_bench import __version__, reference
 from inrun_bench.backends import BACKENDS
 from inrun_bench.experiments import EXPERIMENTS
-from inrun_bench.figures import FIGURES, draw_figures
 from inrun_bench.fingerprint import outdated
 from inrun_bench.methods import METHODS
 from inrun_bench.plan import PROFILES, Plan
@@ -22,6 +21,7 @@ from inrun_bench.reference import references
 from inrun_bench.reference_making import extend, note_present_task, thin
 from inrun_bench.reference_proof import verify
 from inrun_bench.report import headline, update_section, write_summary
+from inrun_bench.report.figures import draw_figures, drawn
 from inrun_bench.runner import run
 from inrun_bench.store import Overlay, Store
 from inrun_bench.unit import DEFAULT_RECIPE, title_of
@@ -71,7 +71,7 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError(f"--seed must not be negative, got {min(options.seed)}")
     profile = PROFILES[options.profile]
     plan = Plan(
-        profile=profile,
+        profile=options.profile,
         tasks=CATALOG.choose(options.task or profile.tasks or task_names(large=False)),
         methods=METHODS.choose(options.method or profile.methods),
         seeds=tuple(dict.fromkeys(options.seed)) or profile.seeds,
@@ -98,7 +98,7 @@ def _run(options: argparse.Namespace) -> int:
         print(f"{outcome.done} units done, {outcome.skipped} were there already, {len(outcome.failed)} failed")
     else:
         print(f"nothing to do: the rows of all {outcome.skipped} units are there already")
-    draw_figures(store, list(FIGURES))
+    draw_figures(store, drawn())
     print(f"\n{write_summary(store)}")
     print(f"rows, figures and this summary are in {store.root}")
     _note_outdated(store)
@@ -108,7 +108,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _figures(options: argparse.Namespace) -> int:
-    names = FIGURES.choose(options.experiment)
+    names = tuple(dict.fromkeys(options.experiment)) or drawn()
+    for name in names:
+        if name not in drawn():
+            raise ValueError(unknown_name("figure", name, list(drawn())))
     store = Store(_folder(options), create=False)
     for path in draw_figures(store, names):
         print(path)

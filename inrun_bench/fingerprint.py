@@ -6,7 +6,7 @@ part            what it covers
 ``task``        data, sizes and scaling of the splits, recipe, architecture and initial weights
                 (:func:`tasks.content.content_identity`)
 ``method``      the code of the method (:func:`tasks.code_identity.code_identity`): sources, or released versions
-``experiment``  the code of the experiment, likewise
+``experiment``  the code that the experiment's `measure` reaches, likewise: not how rows are drawn and told
 ``libraries``   versions of the libraries that change numbers
 ``needs``       the fingerprints of the units whose rows the unit reads
 ==============  ================================================================================================
@@ -76,7 +76,8 @@ def code_parts(unit: Unit) -> Fingerprint:
         unit.experiment not in EXPERIMENTS
     ):  # rows that were handed over, and not measured: their unit says what they are
         return {}
-    parts = {"experiment": _code(EXPERIMENTS[unit.experiment].measure), "libraries": _libraries()}
+    measure = EXPERIMENTS[unit.experiment].measure
+    parts = {"experiment": _code(measure, reached_alone=True), "libraries": _libraries()}
     return parts | ({"method": _code(METHODS[unit.method])} if unit.method in METHODS else {})
 
 
@@ -111,9 +112,9 @@ def outdated(stored: Mapping[Unit, Provenance]) -> tuple[int, Counter[str]]:
 
 
 @cache  # what is in memory stays the same, whatever becomes of its source
-def _code(thing: Callable[..., object]) -> str:
+def _code(thing: Callable[..., object], *, reached_alone: bool = False) -> str:
     try:
-        return code_identity(getattr(thing, "__func__", thing))
+        return code_identity(getattr(thing, "__func__", thing), reached_alone=reached_alone)
     except CodeIdentityError as error:
         return f"{UNKNOWN}{error}"
 

@@ -54,13 +54,17 @@ class CodeIdentityError(ValueError):
     """An object's code or state cannot be known; the message says of what, and what to do."""
 
 
-def code_identity(thing: object) -> str:
+def code_identity(thing: object, *, reached_alone: bool = False) -> str:
     """Return a SHA-256 digest, as 64 hexadecimal digits, of an object's state and code.
 
     Parameters
     ----------
     thing : object
         A function, class, module, or an object of any class that can be pickled, or a tuple, list or dict of them.
+    reached_alone : bool
+        Of the module that defines `thing`, a function, take what the function reaches by name alone: definitions,
+        assignments and imports at its head, and what these reach in turn. Statements that are none of these count
+        always. What is around it in the file may then change.
 
     Returns
     -------
@@ -89,7 +93,8 @@ def code_identity(thing: object) -> str:
             f"a code identity needs an object that can be pickled, and one of class {type(thing).__name__} fails with "
             f"{type(error).__name__}: {error}; define classes at the head of a module"
         ) from error
-    sources, releases = _code_of(hasher.modules)
+    entry = (thing.__module__, thing.__name__) if reached_alone and isinstance(thing, FunctionType) else None
+    sources, releases = _code_of(hasher.modules, entry)
     return hashlib.sha256(json.dumps([state, sources, sorted(releases)], sort_keys=True).encode()).hexdigest()
 
 
@@ -147,8 +152,11 @@ def _known_by_name(function: FunctionType) -> bool:
         return False
 
 
-def _code_of(defining: set[str]) -> tuple[dict[str, str], set[str]]:
-    """Return digests of the sources of the modules and of what they import, by name, and the releases among them."""
+def _code_of(defining: set[str], entry: tuple[str, str] | None = None) -> tuple[dict[str, str], set[str]]:
+    """Return digests of the sources of the modules and of what they import, by name, and the releases among them.
+
+    Of the module of `entry`, a function by module and name, takes what the function reaches.
+    """
     sources: dict[str, str] = {}
     releases: set[str] = set()
     seen, ahead = set(defining), list(defining)
@@ -159,7 +167,8 @@ def _code_of(defining: set[str]) -> tuple[dict[str, str], set[str]]:
             releases.add(release)
         if file is None or release == _PYTHON or (release and (name not in defining or file.suffix != ".py")):
             continue
-        sources[name], imported = _read(name, file, _stamp(name, file), id(sys.modules.get(name)))
+        function = entry[1] if entry is not None and name == entry[0] else None
+        sources[name], imported = _read(name, file, _stamp(name, file), id(sys.modules.get(name)), function)
         ahead += imported - seen
         seen |= imported
     return sources, releases
@@ -175,16 +184,67 @@ def _stamp(name: str, file: Path) -> tuple[int, int]:
 
 
 @cache  # for as long as the file and the module are the same: a package has hundreds
-def _read(name: str, file: Path, _stamp: tuple[int, int], _module: int) -> tuple[str, frozenset[str]]:
-    """Return the digest of a module's source, and what it imports."""
+def _read(
+    name: str, file: Path, _stamp: tuple[int, int], _module: int, function: str | None
+) -> tuple[str, frozenset[str]]:
+    """Return the digest of a module's source, or of what a function of it reaches there, and what that imports."""
     try:
         source = file.read_bytes()
     except OSError as error:
         raise CodeIdentityError(f"the source of module {name} cannot be read: {error}") from error
-    imported = frozenset(_imports(name, source)) if file.suffix == ".py" else frozenset[str]()
     if file.suffix == ".py" and name in sys.modules:
         _refuse_other_than(source, sys.modules[name])
+    source = source if function is None else _reached(source, function)
+    imported = frozenset(_imports(name, source)) if file.suffix == ".py" else frozenset[str]()
     return hashlib.sha256(source).hexdigest(), imported
+
+
+def _reached(source: bytes, function: str) -> bytes:
+    """Return those statements at the head of a module that a function reaches by name, in their order.
+
+    An import of several names counts as one import of each. What binds no name is always reached.
+    """
+    tree = ast.parse(source)
+    lines = source.decode().splitlines()
+    statements = [
+        (names, node, text) for node in tree.body[_has_docstring(tree) :] for names, text in _bound(node, lines)
+    ]
+    ahead, seen = [function], {function}
+    taken: set[int] = set()
+    while ahead or not taken:
+        name = ahead.pop() if ahead else None
+        for place, (names, node, _) in enumerate(statements):
+            if place not in taken and (name in names or not names):
+                taken.add(place)
+                found = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)} - seen
+                ahead += found
+                seen |= found
+    return "\n".join(statements[place][2] for place in sorted(taken)).encode()
+
+
+def _has_docstring(tree: ast.Module) -> bool:
+    return ast.get_docstring(tree) is not None
+
+
+def _bound(node: ast.stmt, lines: list[str]) -> Iterator[tuple[set[str], str]]:
+    """Yield the names that a statement binds, with its source; of an import, each name apart."""
+    decorators = getattr(node, "decorator_list", [])
+    first = min([node.lineno, *(each.lineno for each in decorators)]) - 1
+    text = "\n".join(lines[first : node.end_lineno])
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            yield {alias.asname or alias.name.partition(".")[0]}, ast.unparse(ast.Import([alias]))
+    elif isinstance(node, ast.ImportFrom) and node.module != "__future__":
+        for alias in node.names:
+            names = set() if alias.name == "*" else {alias.asname or alias.name}
+            yield names, ast.unparse(ast.ImportFrom(node.module, [alias], node.level))
+    elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        yield {node.name}, text
+    elif isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        yield {each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)}, text
+    else:
+        yield set(), text
 
 
 def _refuse_other_than(source: bytes, module: ModuleType) -> None:

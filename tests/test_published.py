@@ -10,15 +10,14 @@ import pytest
 import tasks
 from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
 from inrun_bench.experiments import EXPERIMENTS
-from inrun_bench.experiments.estimators import ESTIMATORS
-from inrun_bench.figures import FIGURES
-from inrun_bench.figures.cost import with_recipes
-from inrun_bench.figures.estimators import efficiencies
+from inrun_bench.experiments.estimators import ESTIMATORS, efficiencies
 from inrun_bench.plan import PROFILES, Plan
 from inrun_bench.reference import blocks, read, recipes
 from inrun_bench.reference_proof import verify
 from inrun_bench.report import headline, update_section, write_summary
+from inrun_bench.report.figures import drawn
 from inrun_bench.store import Store
+from inrun_bench.stored_values import with_recipes
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,14 +44,14 @@ def test_the_published_summaries_are_those_of_the_published_rows(folder, tmp_pat
 
 
 def test_every_figure_is_published(published):
-    for name in (name for name in FIGURES if EXPERIMENTS[name].DEFAULT):
+    for name in (name for name in drawn() if EXPERIMENTS[name].DEFAULT):
         for suffix in (".png", ".svg"):
             assert (published.root / "figures" / f"{name}{suffix}").stat().st_size > 1000
 
 
 def test_the_published_rows_are_those_of_the_quick_profile_and_none_failed(published):
     profile = PROFILES["quick"]
-    plan = Plan(profile, profile.tasks, profile.methods, profile.seeds)
+    plan = Plan("quick", profile.tasks, profile.methods, profile.seeds)
     units = [unit for experiment in EXPERIMENTS.values() if experiment.DEFAULT for unit in experiment.units(plan)]
     everything = {*units, *(need for unit in units for need in unit.needs)}
     assert set(published.units()) == everything

@@ -10,10 +10,18 @@ An experiment is a module with
     whether it runs when no experiment is named;
 ``TASKS``
     where it has its own: the tasks that it runs on when none is named, in place of the profile's;
+``KNOBS``
+    where it has any: how much work it does, by profile, each a frozen dataclass `Knobs`;
 ``units(plan) -> list[Unit]``
-    its units of work;
+    its units of work, by the knobs that ``plan.of_profile(KNOBS)`` chooses;
 ``measure(unit, needs) -> list[Row]``
-    the rows of one unit; `needs` holds the rows of the units that it needs.
+    the rows of one unit; `needs` holds the rows of the units that it needs;
+``draw(rows) -> matplotlib.figure.Figure``
+    where there is a figure: it, from the experiment's rows alone; without axes where they hold nothing to draw;
+``table(rows) -> str``
+    where there are tables: them, in Markdown; empty where the rows hold nothing to tell.
+
+Rows are out of date when what `measure` reaches has changed; how they are drawn and told is no part of it.
 """
 
 from __future__ import annotations
@@ -21,7 +29,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import pandas as pd
 
@@ -29,7 +37,10 @@ from inrun_bench.plan import Plan
 from inrun_bench.unit import Row, Unit
 from tasks.registry import Registry
 
-__all__ = ["EXPERIMENTS", "Experiment"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["EXPERIMENTS", "Drawn", "Experiment"]
 
 
 class Experiment(Protocol):
@@ -44,6 +55,13 @@ class Experiment(Protocol):
 
     def measure(self, unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
         """Return the rows of one unit."""
+
+
+class Drawn(Protocol):
+    """What a module of this package offers that has a figure."""
+
+    def draw(self, rows: pd.DataFrame) -> Figure:
+        """Return the picture of the experiment's rows."""
 
 
 def _collect(name: str, module: ModuleType) -> dict[str, Experiment]:

@@ -10,20 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from scipy import stats
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from inrun_bench.experiments.values import read_reference, read_values, reference_blocks, values_unit
+from inrun_bench import metrics
+from inrun_bench.intervals import left_out, over_seeds
+from inrun_bench.looks import in_order, legend, look, panels
 from inrun_bench.plan import Plan
+from inrun_bench.stored_values import read_reference, read_values, reference_blocks, values_unit
 from inrun_bench.unit import REFERENCE, Row, Unit
 
 SUMMARY = "in-run orders, Monte Carlo, TMC, KNN and random against the retraining reference"
 EXCLUSIVE = False
 DEFAULT = True
-
-TOP_SHARE = 0.1
 
 
 def units(plan: Plan) -> list[Unit]:
@@ -45,13 +45,13 @@ def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
     blocks = read_reference(rows for need, rows in needs.items() if need.method == REFERENCE)
     if unit.method == REFERENCE:
         even, odd = blocks[0::2].mean(axis=0), blocks[1::2].mean(axis=0)
-        halves = metrics(even, odd)
-        ceilings = {f"{name}_ceiling": ceiling(halves[name]) for name in ("spearman", "pearson")}
+        halves = metrics.agreement(even, odd)
+        ceilings = {f"{name}_ceiling": metrics.ceiling(halves[name]) for name in ("spearman", "pearson")}
         cost = [rows[rows["metric"] == "cost"].iloc[0] for rows in needs.values()]
         seen = {**halves, **ceilings}
     else:
         own = needs[unit.needs[0]]
-        seen = metrics(read_values(own), blocks.mean(axis=0))
+        seen = metrics.agreement(read_values(own), blocks.mean(axis=0))
         cost = [own[own["metric"] == "cost"].iloc[0]]
     evaluations, seconds = (sum(row[column] for row in cost) for column in ("evaluations", "seconds"))
     return [
@@ -60,22 +60,44 @@ def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
     ]
 
 
-def metrics(values: NDArray[np.float64], reference: NDArray[np.float64]) -> dict[str, float]:
-    """Return Spearman, Kendall and Pearson correlations and the overlap of the top tenths of two float64 [n]."""
-    top = max(1, round(TOP_SHARE * len(reference)))
-    best, best_reference = (set(np.argsort(v, kind="stable")[-top:].tolist()) for v in (values, reference))
-    constant = np.ptp(values) == 0 or np.ptp(reference) == 0  # no ranks, no correlation
-    correlations = {"spearman": stats.spearmanr, "kendall": stats.kendalltau, "pearson": stats.pearsonr}
-    return {
-        **{
-            name: float("nan") if constant else float(correlate(values, reference).statistic)
-            for name, correlate in correlations.items()
-        },
-        "top10_overlap": float("nan") if constant else len(best & best_reference) / top,
-    }
-
-
-def ceiling(split_half: float) -> float:
-    """Return the correlation with a reference that a perfect method would show, from that of the reference's halves."""
-    r = max(split_half, 0.0)
-    return float(np.sqrt(2 * r / (1 + r)))
+def draw(rows: pd.DataFrame) -> Figure:
+    """Draw Spearman correlation over wall time, one panel a task, with the noise ceiling and chance."""
+    spearman = rows[rows["metric"].isin(["spearman", "spearman_ceiling"])]
+    means = over_seeds(spearman)["mean"]
+    table = over_seeds(spearman)
+    figure, names, axes = panels(rows, 1, height=4.0, sharey=True)
+    methods = in_order(m for m in rows["method"] if m not in ("reference", "random"))
+    for ax, task in zip(axes[0], names, strict=True):
+        ceiling = means.get((task, "reference", "spearman_ceiling"))
+        if ceiling is not None:
+            ax.axhline(ceiling, color="black", linewidth=1, linestyle="--")
+        if (task, "random", "spearman") in means:
+            ax.axhline(means[task, "random", "spearman"], color=look("random").color, linewidth=1, linestyle=":")
+        for method in methods:
+            found = rows.query("task == @task and method == @method and metric == 'spearman'")
+            if found.empty:
+                continue
+            mean, low, high = table.loc[(task, method, "spearman"), ["mean", "low", "high"]]
+            style = look(method)
+            ax.errorbar(
+                found["seconds"].median(),
+                mean,
+                yerr=[[mean - low], [high - mean]],
+                color=style.color,
+                marker=style.marker,
+                markersize=7,
+                capsize=3,
+                linestyle="none",
+            )
+        ax.set_xscale("log")
+        ax.margins(x=0.12)
+        ax.set_xlabel("wall time for all values, one core (s)")
+    axes[0][0].set_ylabel("Spearman correlation with the\nretraining reference (95 % CI over seeds)")
+    extra = [
+        Line2D([], [], color="black", linestyle="--", label="noise ceiling of the reference"),
+        Line2D([], [], color=look("random").color, linestyle=":", label="random values"),
+    ]
+    legend(figure, methods, extra)
+    if note := left_out(table):
+        figure.suptitle(note, fontsize=8)
+    return figure

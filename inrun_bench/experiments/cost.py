@@ -15,14 +15,18 @@ import time
 from collections.abc import Mapping
 
 import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 import tasks
-from inrun_bench import reference
-from inrun_bench.experiments.agreement import ceiling, metrics
-from inrun_bench.experiments.values import parameter_rows
+from inrun_bench import metrics, reference
+from inrun_bench.experiments.values import diagnostics
+from inrun_bench.looks import TASKS_A_ROW, in_order, legend, look, panels
+from inrun_bench.markdown import markdown
 from inrun_bench.methods import valued
 from inrun_bench.plan import Plan
-from inrun_bench.unit import DEFAULT_RECIPE, REFERENCE, Row, Unit
+from inrun_bench.stored_values import parameter_rows, with_recipes
+from inrun_bench.unit import DEFAULT_RECIPE, REFERENCE, Row, Unit, title_of
 
 SUMMARY = "agreement with the stored reference over time, in units of one training"
 EXCLUSIVE = True
@@ -51,11 +55,11 @@ def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
     training = _seconds_of_a_training(unit)
     if unit.method == REFERENCE:
         found, halves = truth, 1.0 if stored.exact else truth.reliability()
-        agreement = {"spearman": halves, "spearman_ceiling": ceiling(halves)}
+        agreement = {"spearman": halves, "spearman_ceiling": metrics.ceiling(halves)}
     else:
         found = valued(unit.method, _task(unit), unit.random_seed)
         found = valued(unit.method, _task(unit), unit.random_seed)  # the first may have loaded what it uses
-        agreement = metrics(found.values, truth.values)
+        agreement = metrics.agreement(found.values, truth.values)
     spent = {"evaluations": found.evaluations, "seconds": found.seconds, "trainings": found.seconds / training}
     rows: list[Row] = [{"metric": name, "value": value, **spent} for name, value in agreement.items()]
     return [*rows, *parameter_rows(found)]
@@ -77,3 +81,60 @@ def _seconds_of_a_training(unit: Unit) -> float:
             task.train_on(model, optimizer, index)
         taken.append(time.perf_counter() - start)
     return statistics.median(taken)
+
+
+NO_TIME = ("random", REFERENCE)
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """Draw one panel a task and recipe: Spearman correlation over cost, and what a perfect method would reach."""
+    rows = with_recipes(rows)
+    rows["task"] = [title_of(task, recipe) for task, recipe in zip(rows["task"], rows["recipe"], strict=True)]
+    spearman = rows[rows["metric"] == "spearman"]
+    if spearman.empty:
+        return Figure()
+    ceilings = rows[rows["metric"] == "spearman_ceiling"].set_index("task")["value"]
+    figure, names, axes = panels(spearman, 1, height=3.0, most_columns=TASKS_A_ROW)
+    methods = in_order(m for m in spearman["method"] if m not in NO_TIME)
+    for number, (ax, name) in enumerate(zip(axes[0], names, strict=True)):
+        own = spearman[spearman["task"] == name].set_index("method")
+        for method in methods:
+            if method in own.index:
+                style = look(method)
+                ax.plot(own.loc[method, "trainings"], own.loc[method, "value"], style.marker, color=style.color)
+        if name in ceilings.index:
+            ax.axhline(ceilings[name], color="black", linewidth=1, linestyle="--")
+        ax.set_xscale("log")
+        ax.margins(x=0.1)
+        ax.set_xlabel("wall time (one training = 1)")
+        if number % TASKS_A_ROW == 0:
+            ax.set_ylabel("Spearman correlation\nwith the reference")
+    noise = Line2D([], [], color="black", linestyle="--", label="noise ceiling of the reference")
+    legend(figure, methods, [noise], columns=4)
+    return figure
+
+
+def table(rows: pd.DataFrame) -> str:
+    """Return one table a recipe, and the diagnostics of differentiated runs."""
+    if rows.empty:
+        return ""
+    rows = with_recipes(rows)
+    by_recipe = [_cost_by_recipe(str(recipe), own) for recipe, own in rows.groupby("recipe", sort=False)]
+    return "\n\n".join(part for part in (*by_recipe, diagnostics(rows)) if part)
+
+
+def _cost_by_recipe(recipe: str, rows: pd.DataFrame) -> str:
+    tasks = list(dict.fromkeys(rows["task"]))
+    found = rows[rows["metric"] == "spearman"].set_index(["task", "method"])
+    cells = []
+    for method in in_order(m for _, m in found.index):
+        own = (found.loc[(task, method)] if (task, method) in found.index else None for task in tasks)
+        texts = ("" if row is None else f"{row['value']:.3f}, {row['trainings']:,.3g}" for row in own)
+        cells.append([look(method).label, *texts])
+    ceilings = rows[rows["metric"] == "spearman_ceiling"].set_index("task")["value"]
+    cells.append(["*noise ceiling*", *(f"{ceilings[task]:.3f}" if task in ceilings else "" for task in tasks)])
+    return (
+        f"**Cost**, recipe {recipe}: Spearman correlation with the stored reference values (of the reference: one half "
+        "against the other), and wall time in units of one training of one model, on one core; seed 0.\n\n"
+        f"{markdown(cells, ['method', *tasks])}"
+    )

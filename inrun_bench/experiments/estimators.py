@@ -16,13 +16,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 import tasks
 from baselines import (
@@ -37,11 +38,12 @@ from baselines import (
 )
 from baselines.convergence import StoppingRule
 from baselines.draws import Rng
-from inrun_bench import reference
+from inrun_bench import metrics, reference
 from inrun_bench.adjoint import coalition_gradient_shapley, control_variate_shapley
 from inrun_bench.adjoint.coalitions import COALITIONS_A_DRAW
 from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
-from inrun_bench.experiments.agreement import metrics
+from inrun_bench.looks import TASKS_A_ROW, in_order, legend, look, panels
+from inrun_bench.markdown import markdown
 from inrun_bench.plan import Plan
 from inrun_bench.unit import REFERENCE, Row, Setting, Unit
 from tasks import Task
@@ -49,6 +51,28 @@ from tasks import Task
 SUMMARY = "error of each retraining estimator against the reference, over trainings and seconds"
 EXCLUSIVE = True
 DEFAULT = False
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """How long estimators are followed.
+
+    Attributes
+    ----------
+    budgets : mapping of str to int
+        Trainings per sample, at most, by task; ``"default"`` is for tasks not named.
+    repetitions : int
+        Runs of each estimator.
+    """
+
+    budgets: Mapping[str, int]
+    repetitions: int
+
+
+KNOBS = {
+    "quick": Knobs({"mnist-cnn": 4, "default": 20}, repetitions=2),
+    "standard": Knobs({"mnist-cnn": 10, "mnist-mlp": 50, "default": 100}, repetitions=3),
+}
 
 POINTS = 8  # differentiated runs behind the control variate
 
@@ -111,15 +135,18 @@ ESTIMATORS: dict[str, Run] = {
 
 def units(plan: Plan) -> list[Unit]:
     """One unit an estimator, task and repetition, and one for the reference's own error."""
-    found = []
+    found, knobs = [], plan.of_profile(KNOBS)
     for task in plan.tasks_with_reference:
         values = reference.as_unit(reference.read(plan.references, task))
-        settings: dict[str, Setting] = {**values.settings, "budget_per_player": plan.profile.budget_for(task)}
+        settings: dict[str, Setting] = {
+            **values.settings,
+            "budget_per_player": knobs.budgets.get(task, knobs.budgets["default"]),
+        }
         found.append(Unit("estimators", task, REFERENCE, 0, settings, (values,)))
         found += [
             Unit("estimators", task, name, 0, {**settings, "repetition": repetition}, (values,))
             for name in ESTIMATORS
-            for repetition in range(plan.profile.repetitions)
+            for repetition in range(knobs.repetitions)
         ]
     return found
 
@@ -130,7 +157,7 @@ def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
     spread = float(truth.values.std())
     assert truth.stderr is not None
     if unit.method == REFERENCE:
-        noise = _root_mean_square(truth.stderr) / spread
+        noise = metrics.root_mean_square(truth.stderr) / spread
         return [{"metric": "error", "value": noise, "evaluations": truth.evaluations, "seconds": truth.seconds}]
     task = tasks.load(unit.task, unit.seed)
     run = ESTIMATORS[unit.method]
@@ -142,11 +169,11 @@ def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
 
     def look(estimate: Estimate) -> bool:
         seen = {
-            "error": _root_mean_square(estimate.values - truth.values) / spread,
-            "spearman": metrics(estimate.values, truth.values)["spearman"],
+            "error": metrics.root_mean_square(estimate.values - truth.values) / spread,
+            "spearman": metrics.agreement(estimate.values, truth.values)["spearman"],
         }
         if estimate.stderr is not None:
-            seen["stderr"] = _root_mean_square(estimate.stderr) / spread
+            seen["stderr"] = metrics.root_mean_square(estimate.stderr) / spread
         place = {"look": next(looks), "evaluations": estimate.evaluations, "seconds": time.perf_counter() - start}
         rows.extend({"metric": name, "value": value, **place} for name, value in seen.items())
         return False
@@ -155,5 +182,107 @@ def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
     return rows
 
 
-def _root_mean_square(numbers: NDArray[np.float64]) -> float:
-    return float(np.sqrt(np.square(numbers).mean()))
+LARGEST = 3.0  # errors shown: a constant would score 1
+BIASED = ("tmc", "coalition-gradients")
+AXES = {"evaluations": "trainings", "seconds": "seconds on one core"}
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """Draw two panels a task: medians over repetitions on logarithmic axes, and the error of the reference itself."""
+    errors = rows[rows["metric"] == "error"]
+    if errors.empty:
+        return Figure()
+    figure, names, axes = panels(errors, len(AXES), height=2.7, most_columns=TASKS_A_ROW)
+    methods = in_order(m for m in errors["method"] if m != REFERENCE)
+    for (axis, label), row in zip(AXES.items(), axes, strict=True):
+        for number, (ax, task) in enumerate(zip(row, names, strict=True)):
+            _panel(ax, errors[errors["task"] == task], methods, axis)
+            ax.set_xlabel(label)
+            if number % TASKS_A_ROW == 0:
+                ax.set_ylabel("error (spread of the values = 1)")
+    noise = Line2D([], [], color="black", linestyle="--", label="standard error of the reference itself")
+    legend(figure, methods, [noise], columns=4)
+    return figure
+
+
+def efficiencies(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return how many times fewer trainings than plain permutations give the same standard error.
+
+    A variance falls as one over the trainings, so that their product says what an estimator needs. Biased estimators
+    are left out: their standard errors say little of their errors.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Those of the estimators experiment.
+
+    Returns
+    -------
+    DataFrame
+        One row an unbiased estimator, one column a task; empty where no rows hold standard errors.
+    """
+    errors = rows[(rows["metric"] == "stderr") & ~rows["method"].isin(BIASED)]
+    last = errors.loc[errors.groupby(["task", "method", "repetition"])["look"].idxmax()]
+    need = last.assign(need=last["value"] ** 2 * last["evaluations"]).groupby(["task", "method"])["need"].median()
+    by_method = need.unstack("task")
+    return by_method.rdiv(by_method.loc["permutation"]) if "permutation" in by_method.index else by_method.iloc[:0]
+
+
+def _panel(ax: Axes, errors: pd.DataFrame, methods: list[str], axis: str) -> None:
+    for method in methods:
+        found = errors[errors["method"] == method].groupby("look")[[axis, "value"]].median()
+        found = found[found["value"] <= LARGEST]
+        if len(found):
+            style = look(method)
+            ax.plot(found[axis], found["value"], color=style.color, marker=style.marker, markersize=3, linewidth=1.3)
+    noise = errors[errors["method"] == REFERENCE]["value"]
+    if len(noise) and noise.iloc[0] > 0:
+        ax.axhline(noise.iloc[0], color="black", linewidth=1, linestyle="--")
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+
+
+def table(rows: pd.DataFrame) -> str:
+    """Return errors at the end of the budget, and efficiencies relative to plain permutations."""
+    return "\n\n".join(part for part in (_errors_table(rows), _efficiency_table(rows)) if part)
+
+
+def _errors_table(rows: pd.DataFrame) -> str:
+    errors = rows[rows["metric"] == "error"] if len(rows) else rows
+    if errors.empty:
+        return ""
+    tasks = list(dict.fromkeys(errors["task"]))
+    of_estimators = errors[errors["method"] != REFERENCE]
+    last = of_estimators.loc[of_estimators.groupby(["task", "method", "repetition"])["look"].idxmax()]
+    medians = last.groupby(["task", "method"])[["value", "evaluations", "seconds"]].median()
+    cells = []
+    for method in in_order(of_estimators["method"]):
+        found = (medians.loc[(task, method)] if (task, method) in medians.index else None for task in tasks)
+        texts = ("" if own is None else f"{own['value']:.2g}, {own['seconds']:.2g} s" for own in found)
+        cells.append([look(method).label, *texts])
+    noise = errors[errors["method"] == REFERENCE].set_index("task")["value"]
+    cells.append(
+        ["*standard error of the reference*", *(f"{noise[task]:.2g}" if task in noise else "" for task in tasks)]
+    )
+    heads = [f"{task} ({medians.loc[task, 'evaluations'].max():,.0f})" for task in tasks]
+    return (
+        "**Estimators**: root mean square error against the reference, in units of the spread of its values, and wall "
+        "time on one core, after the number of trainings in brackets; medians over repetitions.\n\n"
+        f"{markdown(cells, ['estimator', *heads])}"
+    )
+
+
+def _efficiency_table(rows: pd.DataFrame) -> str:
+    found = efficiencies(rows) if len(rows) else rows
+    if found.empty:
+        return ""
+    cells = [
+        [look(method).label, *("" if math.isnan(ratio) else f"{ratio:.2g}" for ratio in found.loc[method])]
+        for method in in_order(found.index)
+    ]
+    return (
+        "**Efficiency**: how many times fewer trainings than plain permutations take to the same standard error (root "
+        "mean square over the samples), at the end of the budget; medians over repetitions. Estimators with a bias, "
+        "of which standard errors do not know, are left out.\n\n"
+        f"{markdown(cells, ['estimator', *found.columns])}"
+    )

@@ -29,16 +29,20 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 import tasks
 from baselines import GroupedGame, Valuation, exact_shapley, permutation_shapley
+from inrun_bench import metrics
 from inrun_bench.adjoint import coalition_gradient_shapley, few_run_shapley
 from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
-from inrun_bench.experiments.agreement import metrics
-from inrun_bench.experiments.values import parameter_rows, warm_up
+from inrun_bench.looks import TASKS_A_ROW, in_order, legend, look, panels
+from inrun_bench.markdown import cell, count, markdown, seconds_cell
 from inrun_bench.methods.inrun import inrun
 from inrun_bench.plan import Plan
+from inrun_bench.stored_values import parameter_rows, warm_up
 from inrun_bench.unit import REFERENCE, Row, Unit
 from tasks import Task
 
@@ -125,7 +129,7 @@ def groups_of(task: Task, kind: str) -> NDArray[np.int64]:
 
 def compared(values: NDArray[np.float64], exact: NDArray[np.float64]) -> dict[str, float]:
     """Return correlations with the exact values, and the error in units of their spread."""
-    correlations = metrics(values, exact)
+    correlations = metrics.agreement(values, exact)
     error = float(np.sqrt(np.square(values - exact).mean()) / exact.std())
     return {"spearman": correlations["spearman"], "pearson": correlations["pearson"], "error": error}
 
@@ -159,3 +163,66 @@ GROUP_METHODS: dict[str, GroupMethod] = {
     f"coalition-gradients-{COALITIONS}": _coalition_gradients,
     f"permutation-{PERMUTATIONS}": _permuted,
 }
+
+
+MARGIN = 1.5  # of a panel above and below the exact values, in units of their range
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """Draw one panel a task and grouping, of its first seed, with the groups in the order of their exact values.
+
+    A method ranks the groups as the exact values do where its own points rise from left to right, and errs where they
+    lie off the line; those too far off are drawn hollow, at the edge.
+    """
+    values = rows[(rows["metric"] == "value") & (rows["seed"] == rows.groupby("task")["seed"].transform("min"))]
+    values = values.assign(task=values["task"] + ", " + values["groups"])
+    exact = values[values["method"] == REFERENCE].sort_values("value", kind="stable")
+    if exact.empty:
+        return Figure()
+    figure, names, axes = panels(values, 1, height=3.0, most_columns=TASKS_A_ROW)
+    methods = in_order(m for m in values["method"] if m != REFERENCE)
+    for number, (ax, title) in enumerate(zip(axes[0], names, strict=True)):
+        truth = exact[exact["task"] == title].set_index("player")
+        ax.plot(range(len(truth)), truth["value"], color="black", linewidth=1)
+        margin = MARGIN * np.ptp(truth["value"])
+        low, high = truth["value"].min() - margin, truth["value"].max() + margin
+        for method in methods:
+            own = values[(values["task"] == title) & (values["method"] == method)].set_index("player")["value"]
+            style, own = look(method), own.reindex(truth.index)
+            near = own.between(low, high)
+            for points, fill in ((own.where(near), "full"), (own.mask(near).clip(low, high), "none")):
+                ax.plot(points.to_numpy(), style.marker, color=style.color, fillstyle=fill, markersize=4.5, alpha=0.8)
+        long = truth["name"].str.len().max() > 3
+        ax.set_xticks(range(len(truth)), truth["name"], rotation=35 if long else 0, ha="right" if long else "center")
+        if number % TASKS_A_ROW == 0:
+            ax.set_ylabel("value of a group (nats)")
+    legend(figure, methods, [Line2D([], [], color="black", linewidth=1, label="exact")])
+    return figure
+
+
+def table(rows: pd.DataFrame) -> str:
+    """Return one table a task and grouping."""
+    errors = rows[rows["metric"] == "error"] if len(rows) else rows
+    if errors.empty:
+        return ""
+    means = rows.groupby(["task", "groups", "method", "metric"])["value"].mean()
+    cost = rows[rows["metric"] == "cost"].groupby(["task", "groups", "method"])[["evaluations", "seconds"]].median()
+    parts = []
+    for (task, kind), own in rows.groupby(["task", "groups"], sort=False):
+        cells = [
+            [
+                "exact, all coalitions" if method == REFERENCE else look(method).label,
+                cell(cost["evaluations"], (task, kind, method), ",.0f"),
+                seconds_cell(cost["seconds"], (task, kind, method)),
+                *(cell(means, (task, kind, method, metric), ".3f") for metric in ("spearman", "pearson", "error")),
+            ]
+            for method in in_order(own["method"])
+        ]
+        values = own[own["metric"] == "value"]
+        title = f"{task}, {kind}: {values['player'].nunique()} players, {count(own['seed'].nunique(), 'seed')}"
+        parts.append(f"{title}\n\n{markdown(cells, ['method', 'runs', 'time (s)', 'Spearman', 'Pearson', 'error'])}")
+    return (
+        "**Groups**: players are groups of samples, judged by their exact Shapley values in the game of retraining. "
+        "Error: root mean square, in units of the spread of the exact values; means over seeds, medians of time.\n\n"
+        + "\n\n".join(parts)
+    )

@@ -33,19 +33,46 @@ from types import ModuleType
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import nn
 
 import tasks
 from inrun_bench.attribution import InRunShapley
-from inrun_bench.experiments.values import reference_blocks, values_unit
+from inrun_bench.looks import in_order, look
+from inrun_bench.markdown import markdown
 from inrun_bench.peak_memory import peak_bytes
 from inrun_bench.plan import Plan
+from inrun_bench.stored_values import reference_blocks, values_unit
 from inrun_bench.unit import REFERENCE, Row, Setting, Unit
 from tasks.architectures import GPT, cnn, mlp
 
 SUMMARY = "time and memory of in-run orders against regular training, and of every method for a whole task"
 EXCLUSIVE = True
 DEFAULT = True
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """How often things are timed.
+
+    Attributes
+    ----------
+    repeats : int
+        Rounds of the steps of the tasks' models, and trainings of a whole task.
+    workloads : mapping of str to int
+        Large models whose steps are timed, and the rounds of each.
+    """
+
+    repeats: int
+    workloads: Mapping[str, int]
+
+
+KNOBS = {
+    "quick": Knobs(repeats=9, workloads={"gpt-64": 5, "gpt-256": 4, "mlp": 9, "cnn": 5}),
+    "timing": Knobs(repeats=25, workloads={"gpt-64": 15, "gpt-256": 15, "gpt-1024": 7, "mlp": 25, "cnn": 15}),
+    "standard": Knobs(repeats=51, workloads={"gpt-64": 21, "gpt-256": 21, "gpt-1024": 9, "mlp": 51, "cnn": 21}),
+}
 
 STEPS, WORKLOAD = "steps", "workload"
 PREFIX = "inrun-"
@@ -70,7 +97,8 @@ Step = Callable[[], object]
 def units(plan: Plan) -> list[Unit]:
     """For each task the steps of its own model and of a wide one, and a run a method; workloads; of the first seed."""
     seed = plan.seeds[0]
-    repeats: dict[str, Setting] = {"repeats": plan.profile.timing_repeats}
+    knobs = plan.of_profile(KNOBS)
+    repeats: dict[str, Setting] = {"repeats": knobs.repeats}
     found = []
     for task in plan.tasks_with_reference:
         found += [Unit("overhead", task, STEPS, seed, {**repeats, **size}) for size in SIZES]
@@ -79,7 +107,7 @@ def units(plan: Plan) -> list[Unit]:
         needs[REFERENCE] = reference_blocks(plan, task, seed)
         found += [Unit("overhead", task, method, seed, repeats, needs=of) for method, of in needs.items()]
     return found + [
-        Unit("overhead", name, WORKLOAD, seed, {"repeats": rounds}) for name, rounds in plan.profile.workloads.items()
+        Unit("overhead", name, WORKLOAD, seed, {"repeats": rounds}) for name, rounds in knobs.workloads.items()
     ]
 
 
@@ -322,3 +350,179 @@ def _train(task: tasks.Task) -> None:
     optimizer = task.optimizer(model)
     for index in task.batches():
         task.train_on(model, optimizer, index)
+
+
+WORKLOAD_LABELS = {
+    "gpt-64": "GPT, 64 positions",
+    "gpt-256": "GPT, 256 positions",
+    "gpt-1024": "GPT, 1024 positions",
+    "mlp": "MLP, 1024 wide",
+    "cnn": "residual CNN",
+}
+"""What the models are called that are no task's, in the order in which they are shown."""
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """Rows with the columns group, method, value, low and high, and how they are shown."""
+
+    rows: pd.DataFrame
+    label: str
+    scale: str = "log"
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """Draw the panels that have rows.
+
+    Of large models: what scores cost beyond a validation pass, and peak memory. Of the tasks' models: time and peak
+    memory of a step. Of the tasks: time for all values.
+    """
+    panels = [panel for panel in (*_workload_panels(rows), *_task_panels(rows)) if not panel.rows.empty]
+    figure = Figure(figsize=(11, 2.9 * len(panels)), layout="constrained")
+    axes: list[Axes] = list(figure.subplots(len(panels), squeeze=False)[:, 0]) if panels else []
+    named: list[str] = []
+    for ax, panel in zip(axes, panels, strict=True):
+        methods = in_order(m for m in panel.rows["method"] if m != "regular")
+        _bars(ax, panel, methods)
+        ax.set_ylabel(panel.label)
+        if methods != named:
+            ax.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
+        named = methods
+    return figure
+
+
+def of_workloads(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of models that are no task's, in the order of `WORKLOAD_LABELS`."""
+    widths = rows["width"] if "width" in rows else pd.Series(np.nan, rows.index)
+    found = rows[widths.isna() & (rows["metric"] != "run_ratio")]
+    places = {name: place for place, name in enumerate(WORKLOAD_LABELS)}
+    return found.sort_values("task", key=lambda names: names.map(places).fillna(len(places)), kind="stable")
+
+
+def of_tasks(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the steps of tasks' models, with the `width` of each; 0 stands for the task's own model."""
+    return rows[rows["width"].notna() & (rows["metric"] == "step_ratio")] if "width" in rows else rows[:0]
+
+
+def _workload_panels(rows: pd.DataFrame) -> list[_Panel]:
+    steps = of_workloads(rows)
+    steps = steps.assign(group=steps["task"].map(lambda name: WORKLOAD_LABELS.get(name, name)))
+    net, peak = (steps[steps["metric"] == metric] for metric in ("net_ratio", "peak_ratio"))
+    peak = peak[~peak["method"].isin(["regular", "validation"])].assign(low=np.nan, high=np.nan)
+    return [
+        _Panel(net, "time of a step less a validation pass\n/ regular step (median, quartiles)", "linear"),
+        _Panel(peak, "peak memory of a step\n/ regular step", "linear"),
+    ]
+
+
+def _task_panels(rows: pd.DataFrame) -> list[_Panel]:
+    steps = of_tasks(rows)
+    panels = []
+    if not steps.empty:
+        steps = steps.sort_values(["task", "width"], kind="stable")
+        own = steps["width"] == 0
+        steps["group"] = steps["task"] + own.map({True: "\nits own", False: "\n1024 wide, batch 64"})
+        regular = steps[steps["method"] == "regular"].set_index("group")["peak_bytes"]
+        memory = steps["peak_bytes"] / steps["group"].map(regular)
+        panels += [
+            _Panel(steps, "time of a step\n/ regular step (median, quartiles)"),
+            _Panel(steps.assign(value=memory, low=np.nan, high=np.nan), "peak memory of a step\n/ regular step"),
+        ]
+    runs = rows[rows["metric"] == "run_ratio"]
+    runs = runs.assign(group=runs["task"], low=np.nan, high=np.nan)
+    return [*panels, _Panel(runs, "time for the values of all samples\n/ one plain training run")]
+
+
+def _bars(ax: Axes, panel: _Panel, methods: list[str]) -> None:
+    """Draw one bar a method, those of a group side by side; a group may lack some methods."""
+    groups = list(dict.fromkeys(panel.rows["group"]))
+    table = panel.rows.set_index(["group", "method"])
+    width = 0.8 / len(methods)
+    for method in methods:
+        style = look(method)
+        places = {group: [m for m in methods if (group, m) in table.index] for group in groups}
+        has = [number for number, group in enumerate(groups) if method in places[group]]
+        found = table.loc[[(groups[number], method) for number in has]]
+        offsets = [places[groups[number]].index(method) - (len(places[groups[number]]) - 1) / 2 for number in has]
+        centres = np.array(has) + width * np.array(offsets)
+        ax.bar(centres, found["value"], width * 0.92, color=style.color, label=style.label)
+        quartiles = np.stack([found["value"] - found["low"], found["high"] - found["value"]])
+        ax.errorbar(centres, found["value"], yerr=quartiles, fmt="none", ecolor="0.3", elinewidth=0.8)
+        for centre, height, top in zip(centres, found["value"], found["high"], strict=True):
+            ax.annotate(
+                _number(height, panel.scale),
+                (centre, np.fmax(height, top)),
+                (0, 2),
+                textcoords="offset points",
+                ha="center",
+                fontsize=6.5,
+            )
+    ax.set_yscale(panel.scale)
+    ax.axhline(1, color="0.4", linewidth=0.8)
+    ax.set_xticks(range(len(groups)), groups)
+    ax.grid(visible=False, axis="x")
+
+
+def _number(height: float, scale: str) -> str:
+    if scale == "linear":
+        return f"{height:.2f}"
+    return f"{height:.2g}" if height < 99 else f"{height:,.0f}"
+
+
+def table(rows: pd.DataFrame) -> str:
+    """Return what scores cost in large models, and what steps cost in the tasks' models."""
+    return "\n\n".join(part for part in (_scores_table(rows), _steps_table(rows)) if part)
+
+
+def _steps_table(rows: pd.DataFrame) -> str:
+    steps = of_tasks(rows) if len(rows) else rows
+    if steps.empty:
+        return ""
+    methods = in_order(m for m in steps["method"] if m != "regular")
+    cells = []
+    for (task, width), group in steps.groupby(["task", "width"], sort=True):
+        found = group.drop_duplicates("method").set_index("method")
+        ratios = [
+            f"{found['value'][m]:.2f} / {found['peak_bytes'][m] / found['peak_bytes']['regular']:.2f}"
+            if m in found.index
+            else ""
+            for m in methods
+        ]
+        cells.append(
+            [task, f"{width:.0f} wide" if width else "its own", f"{found['seconds']['regular'] * 1e3:.2f}", *ratios]
+        )
+    heads = ["task", "model", "regular step (ms)", *(look(m).label for m in methods)]
+    return (
+        "**Overhead**: time / peak memory of one step, in units of a regular training step; the in-run orders include "
+        f"their validation passes.\n\n{markdown(cells, heads)}"
+    )
+
+
+def _scores_table(rows: pd.DataFrame) -> str:
+    steps = of_workloads(rows) if len(rows) else rows
+    if steps.empty:
+        return ""
+    net = steps[steps["metric"] == "net_ratio"]
+    methods = in_order(net["method"])
+    cells = []
+    for name, group in steps.groupby("task", sort=False):
+        found = {metric: own.set_index("method") for metric, own in group.groupby("metric")}
+        ratio, peak = (found[metric]["value"] for metric in ("net_ratio", "peak_ratio"))
+        cells.append(
+            [
+                WORKLOAD_LABELS.get(str(name), str(name)),
+                f"{found['step_ratio']['seconds']['regular'] * 1e3:,.0f}",
+                f"{found['step_ratio']['value']['validation']:.2f}",
+                *(f"{ratio[m]:.2f} / {peak[m]:.2f}" if m in ratio.index else "" for m in methods),
+                found["net_ratio"]["rule"].get("inrun-first", ""),
+                found["net_ratio"]["fastest_rule"].iloc[0],
+            ]
+        )
+    heads = ["model", "regular step (ms)", "validation pass", *(look(m).label for m in methods)]
+    heads += ["rules chosen (layers)", "fastest rule"]
+    return (
+        "**Cost of scores** in large models: time less that of one validation pass / peak memory of one step, in units "
+        "of a regular training step; the validation pass, as large as the training batch, stands apart. In-Run of "
+        "first order chooses a rule for each layer; beside it the same with one rule for all layers, and which of "
+        f"these was fastest.\n\n{markdown(cells, heads)}"
+    )

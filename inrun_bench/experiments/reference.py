@@ -18,8 +18,11 @@ from numpy.typing import NDArray
 import tasks
 from baselines import Game, Valuation, exact_shapley, permutation_shapley
 from baselines.cache import MeasuredGame
+from inrun_bench import metrics
+from inrun_bench.markdown import markdown
 from inrun_bench.plan import Plan
-from inrun_bench.reference import block, value_rows
+from inrun_bench.reference import block, of_rows, value_rows
+from inrun_bench.stored_values import with_recipes
 from inrun_bench.unit import Row, Unit
 
 SUMMARY = "reference values and the utilities behind them; 'inrun-bench reference' makes as many blocks as it takes"
@@ -111,3 +114,30 @@ class _Recorder:
     def __call__(self, coalitions: NDArray[np.bool_]) -> NDArray[np.float64]:
         self.answers.append(self._game.measure(coalitions))
         return self.answers[-1][:, 0]
+
+
+def table(rows: pd.DataFrame) -> str:
+    """Return how much work is behind the reference values of each task and recipe, and how far they can be trusted."""
+    rows = with_recipes(rows[rows["seed"] == 0])
+    cells = []
+    for task in (name for name in tasks.CATALOG if name in set(rows["task"])):
+        for recipe in (name for name in tasks.CATALOG[task].recipes if name in set(rows["recipe"])):
+            own = rows[(rows["task"] == task) & (rows["recipe"] == recipe)]
+            if own.empty:
+                continue
+            found = of_rows(task, 0, recipe, [block for _, block in own.groupby("block")])
+            for utility, valuation in found.valuations.items():
+                assert valuation.stderr is not None
+                noise = metrics.root_mean_square(valuation.stderr) / valuation.values.std()
+                quality = ["exact", "0"] if found.exact else [f"{valuation.reliability():.4f}", f"{noise:.2g}"]
+                size = [str(len(valuation.values)), f"{found.evaluations:,}", f"{found.seconds:,.0f}"]
+                cells.append([task, recipe, utility, *size, *quality])
+    if not cells:
+        return ""
+    heads = ["task", "recipe", "utility", "samples", "trainings", "core seconds"]
+    heads += ["split-half Spearman", "standard error"]
+    return (
+        "**Reference values**, seed 0: Shapley values of the trajectory game, by permutations with shifts and reverses "
+        "or by enumeration. Both utilities of a task come from the same trainings; standard errors (root mean square) "
+        f"are in units of the spread of the values.\n\n{markdown(cells, heads)}"
+    )

@@ -21,6 +21,7 @@ import tasks
 from inrun_bench.adjoint import Differentiated, Storage, differentiate
 from inrun_bench.adjoint.checkpoints import StateStorage
 from inrun_bench.experiments.rivals.turns import compare
+from inrun_bench.markdown import markdown
 from inrun_bench.peak_memory import peak_bytes
 from inrun_bench.plan import Plan
 from inrun_bench.unit import Row, Unit
@@ -69,3 +70,24 @@ def measure(unit: Unit, _needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
             {**cost, "metric": "stored_bytes", "value": sweep().stored_bytes},
         ]
     return rows
+
+
+def table(rows: pd.DataFrame) -> str:
+    """Return time, memory and what is stored, by task, recipe and way of storing."""
+    if rows.empty:
+        return ""
+    rows = rows.sort_values(["task", "recipe"], ascending=[True, False], kind="stable")  # SGD before AdamW
+    found = rows.pivot_table(index=["task", "recipe", "way"], columns="metric", values="value")
+    ways = list(dict.fromkeys(rows["way"]))
+    cells = []
+    for task, recipe in dict.fromkeys(zip(rows["task"], rows["recipe"], strict=True)):
+        of_ways = (found.loc[task, recipe, way] for way in ways)
+        texts = (
+            f"{own['trainings']:.1f} / {own['peak_ratio']:.1f} / {own['stored_bytes'] / 1e6:.2g} MB" for own in of_ways
+        )
+        cells.append([task, recipe, *texts])
+    return (
+        "**Differentiated runs**, 8 at a time: time / peak memory in units of the same runs trained plainly, and what "
+        "was stored of their states, by the way to keep these (medians of turns, one core). States on the disk are no "
+        f"part of the memory.\n\n{markdown(cells, ['task', 'recipe', *ways])}"
+    )

@@ -442,8 +442,8 @@ FAULTS = [
     Fault(
         "a code identity reads a file once for all times",
         "tasks/code_identity.py",
-        "_read(name, file, _stamp(name, file), id(sys.modules.get(name)))",
-        "_read(name, file, (0, 0), id(sys.modules.get(name)))",
+        "_read(name, file, _stamp(name, file), id(sys.modules.get(name)), function)",
+        "_read(name, file, (0, 0), id(sys.modules.get(name)), function)",
         f"{TESTS}/test_code_identity.py::test_a_source_is_read_again_once_it_has_changed",
     ),
     Fault(

@@ -8,7 +8,7 @@ from hypothesis import settings
 from inrun_bench.plan import PROFILES
 from inrun_bench.runner import run
 from inrun_bench.store import Store
-from tests.inrun_bench.tiny import PROFILE, units_of
+from tests.inrun_bench.tiny import KNOBS, PROFILE, units_of
 
 # the same examples at each run, and no time limit on an example: a slow machine is no defect
 settings.register_profile("deterministic", derandomize=True, deadline=None)
@@ -40,3 +40,5 @@ def repository():
 @pytest.fixture
 def tiny_profile(monkeypatch):
     monkeypatch.setitem(PROFILES, "quick", PROFILE)
+    for knobs, tiny in KNOBS:
+        monkeypatch.setitem(knobs, "quick", tiny)

@@ -14,10 +14,10 @@ from inrun_bench import cli
 from inrun_bench.backends import BACKENDS
 from inrun_bench.cli import main
 from inrun_bench.experiments import EXPERIMENTS
-from inrun_bench.figures import FIGURES
 from inrun_bench.methods import METHODS
 from inrun_bench.plan import PROFILES
 from inrun_bench.report import BEGIN, END
+from inrun_bench.report.figures import drawn
 from inrun_bench.store import Store
 from tasks import CATALOG
 from tests.baselines.known_games import Table
@@ -96,7 +96,7 @@ def test_list_names_everything(command):
         (["run", "values", "--profile", "quik"], "profile", "quik", "quick", PROFILES),
         (["figures", "--profile", "quik"], "profile", "quik", "quick", PROFILES),
         (["report", "--profile", "standart"], "profile", "standart", "standard", PROFILES),
-        (["figures", "fidelty"], "figure", "fidelty", "fidelity", FIGURES),
+        (["figures", "fidelty"], "figure", "fidelty", "fidelity", drawn()),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -300,7 +300,7 @@ def test_figures_are_drawn_from_rows_alone_those_that_are_named_and_the_same_eac
     assert err.startswith("inrun-bench: note: the rows of ")  # what measured them has been taken out
     paths = sorted((copied / "figures").iterdir())
     assert sorted(printed.split()) == [str(path) for path in paths]
-    names = [name for name in FIGURES if EXPERIMENTS[name].DEFAULT]
+    names = [name for name in drawn() if EXPERIMENTS[name].DEFAULT]
     assert {path.name for path in paths} == {f"{name}.{end}" for name in names for end in ("png", "svg")}
     pictures = {path.name: path.read_bytes() for path in paths}
     shutil.rmtree(copied / "figures")

@@ -12,8 +12,8 @@ from scipy import stats
 import tasks
 from baselines import Valuation
 from baselines.knn import knn_regression_shapley, knn_shapley
+from inrun_bench import metrics, stored_values
 from inrun_bench.experiments import EXPERIMENTS, agreement, detection, fidelity, overhead, removal, values
-from inrun_bench.figures import FIGURES
 from inrun_bench.methods import METHODS
 from inrun_bench.methods.knn import embed
 from inrun_bench.plan import PROFILES
@@ -48,7 +48,7 @@ def judged(experiment, vector, task=TASK):
 @given(PAIRS)
 def test_correlations_are_what_their_definitions_say(pair):
     x, y = pair
-    found = agreement.metrics(x, y)
+    found = metrics.agreement(x, y)
     ranks = [np.argsort(np.argsort(v)) for v in pair]
     assert found["spearman"] == pytest.approx(np.corrcoef(ranks)[0, 1])
     assert found["pearson"] == pytest.approx(np.corrcoef(x, y)[0, 1])
@@ -62,7 +62,7 @@ def test_correlations_are_what_their_definitions_say(pair):
 def test_correlations_are_those_of_scipy_with_ties():
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 5, size=(2, 50)).astype(float)
-    found = agreement.metrics(x, y)
+    found = metrics.agreement(x, y)
     assert found["spearman"] == stats.spearmanr(x, y).statistic
     assert found["kendall"] == stats.kendalltau(x, y).statistic
     assert found["pearson"] == stats.pearsonr(x, y).statistic
@@ -71,14 +71,14 @@ def test_correlations_are_those_of_scipy_with_ties():
 @given(PAIRS, st.floats(0.1, 10), st.floats(-5, 5))
 def test_agreement_does_not_depend_on_scale_or_side(pair, scale, shift):
     x, y = pair
-    found = agreement.metrics(x, y)
-    assert agreement.metrics(scale * x + shift, y) == pytest.approx(found, abs=1e-6)
-    assert agreement.metrics(y, x) == pytest.approx(found)
-    assert agreement.metrics(x, x) == pytest.approx(dict.fromkeys(found, 1.0))
+    found = metrics.agreement(x, y)
+    assert metrics.agreement(scale * x + shift, y) == pytest.approx(found, abs=1e-6)
+    assert metrics.agreement(y, x) == pytest.approx(found)
+    assert metrics.agreement(x, x) == pytest.approx(dict.fromkeys(found, 1.0))
 
 
 def test_constant_values_agree_with_nothing():
-    found = agreement.metrics(np.zeros(20), np.arange(20.0))
+    found = metrics.agreement(np.zeros(20), np.arange(20.0))
     assert np.isnan([found[name] for name in ("spearman", "kendall", "pearson", "top10_overlap")]).all()
 
 
@@ -103,7 +103,7 @@ def test_the_ceiling_is_what_a_perfect_method_reaches():
     rng = np.random.default_rng(0)
     truth = rng.normal(size=50_000)
     blocks = truth + 1.5 * rng.normal(size=(4, 50_000))
-    reached = agreement.metrics(truth, blocks.mean(axis=0))
+    reached = metrics.agreement(truth, blocks.mean(axis=0))
     assert reference_rows(blocks)["value"]["pearson_ceiling"] == pytest.approx(reached["pearson"], abs=0.01)
 
 
@@ -119,7 +119,7 @@ def test_a_method_is_compared_with_the_mean_of_all_blocks_and_pays_for_itself_al
     assert unit.method == "random"
     needs = dict(zip(unit.needs, [rows_of(own, 7, 3.0), *(rows_of(b, 100, 50.0) for b in blocks)], strict=True))
     rows = pd.DataFrame(agreement.measure(unit, needs)).set_index("metric")
-    assert rows["value"].to_dict() == pytest.approx(agreement.metrics(own, blocks.mean(axis=0)))
+    assert rows["value"].to_dict() == pytest.approx(metrics.agreement(own, blocks.mean(axis=0)))
     assert set(rows["evaluations"]) == {7}
     assert set(rows["seconds"]) == {3.0}
 
@@ -209,12 +209,12 @@ def test_curves_of_tasks_with_and_without_an_accuracy_share_a_figure():
     named = {"method": "inrun-first", "seed": 0}
     regression = judged(removal, vector, "diabetes-ridge").assign(task="diabetes-ridge", **named)
     classification = judged(removal, vector[:100]).assign(task=TASK, **named)
-    both = FIGURES["removal"].draw(pd.concat([regression, classification]))
+    both = EXPERIMENTS["removal"].draw(pd.concat([regression, classification]))
     panels = np.array(both.axes).reshape(4, 2)
     has_curves = [[bool(ax.lines) for ax in row] for row in panels]
     assert has_curves == [[False, True], [False, True], [True, True], [True, True]]
     assert {text.get_text() for ax in panels[:2, 0] for text in ax.texts} == {"none: no classes"}
-    assert len(FIGURES["removal"].draw(regression).axes) == 2
+    assert len(EXPERIMENTS["removal"].draw(regression).axes) == 2
 
 
 # --- detection ---
@@ -460,7 +460,7 @@ def test_a_method_gets_the_task_and_the_units_own_stream_and_its_account_is_kept
     unit = values.values_unit(TASK, "acme", 1)
     rows = pd.DataFrame(values.measure(unit, {}))
     assert seen == [(TASK, 1, unit.random_seed.entropy)]
-    np.testing.assert_array_equal(values.read_values(rows), np.arange(100.0))
+    np.testing.assert_array_equal(stored_values.read_values(rows), np.arange(100.0))
     assert (rows[rows["metric"] == "value"]["stderr"] == 1).all()
     (cost,) = rows[rows["metric"] == "cost"].to_dict("records")
     assert (cost["evaluations"], cost["seconds"]) == (12, 3.5)
@@ -560,16 +560,24 @@ def test_a_units_definition_does_not_depend_on_what_else_is_planned():
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_profiles_name_what_there_is_and_can_be_cut_into_their_blocks(name):
+def test_profiles_name_what_there_is(name):
     profile = PROFILES[name]
     assert set(profile.tasks) <= set(tasks.names())
     assert set(profile.methods) <= set(METHODS)
-    assert profile.reference_blocks % 2 == 0
-    assert profile.step_permutations % 2 == 0
-    assert profile.rate_factors.keys() == profile.moments.keys()
-    for factors in profile.rate_factors.values():
-        assert 1.0 in factors  # the recipe's own learning rate
-    assert profile.workloads.keys() <= overhead.WORKLOADS.keys()
-    for task in (*tasks.names(), "somebody-elses"):
-        assert profile.permutations_for(task) % (2 * profile.reference_blocks) == 0
-        assert profile.permutations_for(task) >= 2 * profile.reference_blocks
+    assert profile.like in PROFILES
+
+
+def test_knobs_are_of_profiles_and_can_be_cut_into_their_blocks():
+    every = [knobs for experiment in EXPERIMENTS.values() for knobs in [getattr(experiment, "KNOBS", {})] if knobs]
+    for knobs in (*every, stored_values.REFERENCES):
+        assert knobs.keys() <= {*PROFILES, "tiny"}
+        assert knobs.keys() >= {profile.like for profile in PROFILES.values()}
+    for own in fidelity.KNOBS.values():
+        assert own.permutations % 2 == 0
+        assert own.rate_factors.keys() == own.moments.keys()
+        assert all(1.0 in factors for factors in own.rate_factors.values())  # the recipe's own learning rate
+    for own in overhead.KNOBS.values():
+        assert own.workloads.keys() <= overhead.WORKLOADS.keys()
+    for own in stored_values.REFERENCES.values():
+        assert own.blocks % 2 == 0
+        assert all(number % (2 * own.blocks) == 0 < number for number in own.permutations.values())

@@ -10,23 +10,24 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from inrun_bench.experiments import EXPERIMENTS, overhead
-from inrun_bench.figures import FIGURES, SETTINGS, draw_figures
-from inrun_bench.figures.estimators import efficiencies
-from inrun_bench.figures.fidelity import converging_rates
-from inrun_bench.figures.overhead import WORKLOADS, of_workloads
-from inrun_bench.figures.style import in_order, look
+from inrun_bench.experiments.estimators import efficiencies
+from inrun_bench.experiments.fidelity import converging_rates
+from inrun_bench.experiments.overhead import WORKLOAD_LABELS as WORKLOADS
+from inrun_bench.experiments.overhead import of_workloads
 from inrun_bench.intervals import mean_interval
+from inrun_bench.looks import in_order, look
+from inrun_bench.report.figures import SETTINGS, draw_figures, drawn
 from inrun_bench.store import Store
 from inrun_bench.unit import Unit
 
-DEFAULT = sorted(name for name in FIGURES if EXPERIMENTS[name].DEFAULT)
+DEFAULT = sorted(name for name in drawn() if EXPERIMENTS[name].DEFAULT)
 figure_names = pytest.mark.parametrize("name", DEFAULT)
 
 
 def paint(name, rows):
     """Draw a figure, if there is something to draw, and lay it out as when it is saved; warnings are errors."""
     with mpl.rc_context(SETTINGS):
-        figure = FIGURES[name].draw(rows)
+        figure = EXPERIMENTS[name].draw(rows)
         if figure is not None:
             figure.draw_without_rendering()
     return figure
@@ -89,7 +90,7 @@ def test_no_method_is_needed_by_another(results, name):
     rows = results.read_all(name)
     for method in set(rows["method"]) - {"regular"}:  # overhead is in units of regular steps
         with mpl.rc_context(SETTINGS):
-            FIGURES[name].draw(rows[rows["method"] != method])
+            EXPERIMENTS[name].draw(rows[rows["method"] != method])
 
 
 @figure_names
@@ -286,7 +287,7 @@ def test_experiments_without_rows_are_passed_over(tmp_path, results):
     rows = results.read_all("detection").query("method == 'knn'")
     unit = Unit("detection", "task", "knn", 0)
     store.write(unit, rows[["metric", "value"]].to_dict("records"))
-    written = draw_figures(store, sorted(FIGURES))
+    written = draw_figures(store, sorted(drawn()))
     assert [path.name for path in written] == ["detection.png", "detection.svg"]
     assert all(path.stat().st_size > 1000 for path in written)
 

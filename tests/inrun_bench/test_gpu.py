@@ -22,13 +22,13 @@ from inrun_bench.experiments import gpu
 from inrun_bench.experiments.gpu import kernels, steps, supervisor
 from inrun_bench.experiments.gpu.__main__ import main
 from inrun_bench.experiments.gpu.checks import TOLERANCE
+from inrun_bench.experiments.gpu.figure import draw
 from inrun_bench.experiments.gpu.order import Planned, in_order
 from inrun_bench.experiments.gpu.rounds import Attempt, DeviceLostError, described, recover, take_turns, wall_seconds
 from inrun_bench.experiments.gpu.supervisor import START_SECONDS, supervise
 from inrun_bench.experiments.gpu.told import told
 from inrun_bench.experiments.gpu.worker import Answer
-from inrun_bench.figures import SETTINGS, draw_figures
-from inrun_bench.figures.gpu import draw
+from inrun_bench.report.figures import SETTINGS, draw_figures
 from inrun_bench.run_rows import RunRows
 from inrun_bench.store import SCHEMA, Store
 from inrun_bench.unit import Unit

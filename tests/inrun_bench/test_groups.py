@@ -12,9 +12,8 @@ from scipy import stats
 import tasks
 from baselines import exact_shapley
 from inrun_bench import cli
-from inrun_bench.experiments import groups
-from inrun_bench.figures import FIGURES
-from inrun_bench.figures.style import look
+from inrun_bench.experiments import EXPERIMENTS, groups
+from inrun_bench.looks import look
 from inrun_bench.methods import METHODS
 from inrun_bench.plan import PROFILES
 from inrun_bench.report import write_summary
@@ -147,7 +146,7 @@ def test_table_and_figure_say_what_the_rows_say(store):
         )
         shown = [cell.strip() for cell in line.strip("|").split("|")][-3:]
         assert shown == [f"{own[name]:.3f}" for name in ("spearman", "pearson", "error")]
-    figure = FIGURES["groups"].draw(rows)
+    figure = EXPERIMENTS["groups"].draw(rows)
     assert [ax.get_title() for ax in figure.axes] == [f"{TASK}, classes", f"{TASK}, random"]
     for ax in figure.axes:
         exact = ax.lines[0].get_ydata()
@@ -158,7 +157,7 @@ def test_table_and_figure_say_what_the_rows_say(store):
 def test_what_lies_far_off_is_drawn_hollow_at_the_edge(store):
     rows = store.read_all("groups")
     rows.loc[(rows["method"] == "inrun-first") & (rows["metric"] == "value"), "value"] = 100.0
-    for ax in FIGURES["groups"].draw(rows).axes:
+    for ax in EXPERIMENTS["groups"].draw(rows).axes:
         exact = ax.lines[0].get_ydata()
         hollow = [line for line in ax.lines if line.get_color() == look("inrun-first").color]
         (line,) = (line for line in hollow if np.isfinite(line.get_ydata()).all())
@@ -168,4 +167,4 @@ def test_what_lies_far_off_is_drawn_hollow_at_the_edge(store):
 
 def test_without_exact_values_there_is_no_figure(store):
     rows = store.read_all("groups")
-    assert FIGURES["groups"].draw(rows[rows["method"] != REFERENCE]).axes == []
+    assert EXPERIMENTS["groups"].draw(rows[rows["method"] != REFERENCE]).axes == []

@@ -8,7 +8,7 @@ import pytest
 import tasks
 from inrun_bench import cli
 from inrun_bench.experiments import EXPERIMENTS
-from inrun_bench.figures.style import look
+from inrun_bench.looks import look
 from inrun_bench.plan import PROFILES
 from inrun_bench.report import headline, write_summary
 from inrun_bench.runner import Outcome, run

@@ -16,16 +16,16 @@ from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
 from inrun_bench.cli import main
 from inrun_bench.experiments import cost, estimators
 from inrun_bench.experiments import reference as experiment
-from inrun_bench.figures import draw_figures
 from inrun_bench.methods import METHODS
-from inrun_bench.plan import PROFILES, Plan
+from inrun_bench.plan import Plan
 from inrun_bench.reference_making import extend, thin
 from inrun_bench.reference_proof import verify
 from inrun_bench.report import write_summary
+from inrun_bench.report.figures import draw_figures
 from inrun_bench.runner import Outcome, run
 from inrun_bench.store import Store
 from inrun_bench.unit import Unit
-from tests.inrun_bench.tiny import PROFILE, TASK, files
+from tests.inrun_bench.tiny import TASK, files
 
 N = 10
 FEW = dataclasses.replace(tasks.CATALOG[TASK], n_train=N)
@@ -471,7 +471,7 @@ def with_reference(small, store, monkeypatch):
 
 
 def test_every_estimator_is_followed_to_its_budget(with_reference, tmp_path):
-    plan = Plan(PROFILE, tasks=(TASK,), methods=(), seeds=(0,))
+    plan = Plan("tiny", tasks=(TASK,), methods=(), seeds=(0,))
     found = Store(tmp_path / "runs")
     assert run(estimators.units(plan), found).failed == ()
     rows = found.read_all("estimators").query("metric == 'error'")
@@ -479,7 +479,7 @@ def test_every_estimator_is_followed_to_its_budget(with_reference, tmp_path):
     assert rows.query("method == 'reference'")["value"].tolist() == [0.0]
     for _, own in rows.query("method != 'reference'").groupby("method"):
         assert own["evaluations"].is_monotonic_increasing
-        assert own["evaluations"].max() <= 2 + PROFILE.budget_for(TASK) * N
+        assert own["evaluations"].max() <= 2 + estimators.KNOBS["tiny"].budgets["default"] * N
         assert own["look"].tolist() == list(range(len(own)))
 
 
@@ -493,7 +493,7 @@ def test_the_error_is_that_of_the_values_in_units_of_their_spread(with_reference
             )
         },
     )
-    plan = Plan(PROFILE, tasks=(TASK,), methods=(), seeds=(0,))
+    plan = Plan("tiny", tasks=(TASK,), methods=(), seeds=(0,))
     unit = next(u for u in estimators.units(plan) if u.method == "permutation")
     last = {row["metric"]: row for row in estimators.measure(unit, {unit.needs[0]: pd.DataFrame(unit.needs[0].given)})}
     found = permutation_shapley(tasks.load(TASK).trajectory_game(), n_permutations=40, rng=unit.random_seed)
@@ -529,7 +529,7 @@ def test_evaluations_are_trainings_and_a_differentiated_run_counts_as_what_it_ta
 
 
 def test_methods_are_compared_with_the_stored_reference(with_reference, tmp_path):
-    plan = Plan(PROFILE, tasks=(TASK,), methods=("few-run-4", "knn"), seeds=(3,))
+    plan = Plan("tiny", tasks=(TASK,), methods=("few-run-4", "knn"), seeds=(3,))
     found = Store(tmp_path / "runs")
     assert run(cost.units(plan), found).failed == ()
     rows = found.read_all("cost").query("metric == 'spearman'").set_index("method")
@@ -542,7 +542,7 @@ def test_methods_are_compared_with_the_stored_reference(with_reference, tmp_path
 
 
 def test_methods_are_judged_by_every_recipe_that_has_a_reference(with_reference, store, tmp_path):
-    plan = Plan(PROFILE, tasks=(TASK,), methods=("few-run-8",), seeds=(0,))
+    plan = Plan("tiny", tasks=(TASK,), methods=("few-run-8",), seeds=(0,))
     before = cost.units(plan)
     truth = extend(store, TASK, recipe="adamw", jobs=1).valuations["loss"].values
     units = cost.units(plan)
@@ -569,7 +569,7 @@ def test_methods_are_judged_by_every_recipe_that_has_a_reference(with_reference,
 def test_the_ceiling_is_that_of_the_references_halves(medium, store, monkeypatch):
     monkeypatch.setattr(reference, "PUBLISHED", store.root)
     halves = extend(store, TASK, seconds=0, jobs=1).reliability()["loss"]
-    (unit,) = cost.units(Plan(PROFILE, tasks=(TASK,), methods=(), seeds=(0,)))
+    (unit,) = cost.units(Plan("tiny", tasks=(TASK,), methods=(), seeds=(0,)))
     (values,) = unit.needs
     rows = {row["metric"]: row["value"] for row in cost.measure(unit, {values: pd.DataFrame(values.given)})}
     assert rows == {"spearman": halves, "spearman_ceiling": pytest.approx(np.sqrt(2 * halves / (1 + halves)))}
@@ -578,10 +578,10 @@ def test_the_ceiling_is_that_of_the_references_halves(medium, store, monkeypatch
 @pytest.mark.parametrize("experiment_of_references", [estimators, cost])
 def test_without_references_an_experiment_says_how_to_make_them(tmp_path, monkeypatch, experiment_of_references):
     with pytest.raises(ValueError, match=r"no reference for task .* make it with 'inrun-bench reference --task"):
-        experiment_of_references.units(Plan(PROFILES["quick"], tasks=(TASK,), methods=(), seeds=(0,)))
+        experiment_of_references.units(Plan("quick", tasks=(TASK,), methods=(), seeds=(0,)))
     monkeypatch.setattr(reference, "PUBLISHED", tmp_path / "nothing")
     with pytest.raises(ValueError, match=r"references that come with inrun-bench are not beside it: .*nothing"):
-        experiment_of_references.units(Plan(PROFILES["quick"], tasks=(TASK,), methods=(), seeds=(0,)))
+        experiment_of_references.units(Plan("quick", tasks=(TASK,), methods=(), seeds=(0,)))
 
 
 @pytest.mark.parametrize(

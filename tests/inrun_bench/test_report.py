@@ -3,11 +3,11 @@ import pytest
 from scipy import stats
 
 from baselines import Valuation
-from inrun_bench import report
-from inrun_bench.figures import draw_figures
-from inrun_bench.figures.style import look
+from inrun_bench import markdown
+from inrun_bench.looks import look
 from inrun_bench.reference import block, value_rows
 from inrun_bench.report import BEGIN, END, headline, update_section, write_summary
+from inrun_bench.report.figures import draw_figures
 from inrun_bench.store import Store
 from inrun_bench.unit import Unit, recipe_setting
 from tests.inrun_bench.tiny import METHODS, TASK
@@ -263,7 +263,7 @@ def test_long_times_are_whole_seconds_and_short_ones_have_two_digits(tmp_path):
     [(0.0, "0 %"), (1e-7, "< 0.0001 %"), (0.012345, "1.2 %"), (0.999, "1e+02 %"), (12.3456, "1,235 %"), (None, "")],
 )
 def test_shares_have_two_digits_and_those_that_are_rounding_say_so(share, shown):
-    assert report._percent(share) == shown
+    assert markdown.percent(share) == shown
 
 
 def test_the_noise_of_a_reference_is_a_root_mean_square_in_units_of_the_spread(tmp_path):

@@ -4,27 +4,32 @@ from pathlib import Path
 
 import pandas as pd
 
-from inrun_bench.experiments import EXPERIMENTS
+from inrun_bench import stored_values
+from inrun_bench.experiments import EXPERIMENTS, estimators, fidelity, overhead, removal
 from inrun_bench.plan import Plan, Profile
 from inrun_bench.store import Store
 from inrun_bench.unit import Unit
 
 TASK = "breast-cancer-logreg"
 METHODS = ("random", "inrun-first", "inrun-integrated", "knn")
-PROFILE = Profile(
-    seeds=(0, 1),
-    reference_permutations={"default": 20},
-    reference_blocks=2,
-    step_permutations=4,
-    moments={"sgd": (0.0, 0.5), "adamw": (0.0, 0.5)},
-    rate_factors={"sgd": (1.0, 5.0, 20.0), "adamw": (1.0,)},
-    removal_draws=3,
-    timing_repeats=2,
-    workloads={"mlp": 2},
-    estimator_budgets={"default": 25},
-    repetitions=1,
-)
-PLAN = Plan(PROFILE, tasks=(TASK,), methods=METHODS, seeds=PROFILE.seeds)
+PROFILE = Profile(seeds=(0, 1))
+KNOBS = [  # of each experiment that has any
+    (
+        fidelity.KNOBS,
+        fidelity.Knobs(
+            permutations=4,
+            moments={"sgd": (0.0, 0.5), "adamw": (0.0, 0.5)},
+            rate_factors={"sgd": (1.0, 5.0, 20.0), "adamw": (1.0,)},
+        ),
+    ),
+    (removal.KNOBS, removal.Knobs(draws=3)),
+    (overhead.KNOBS, overhead.Knobs(repeats=2, workloads={"mlp": 2})),
+    (estimators.KNOBS, estimators.Knobs({"default": 25}, repetitions=1)),
+    (stored_values.REFERENCES, stored_values.ReferenceKnobs({"default": 20}, blocks=2)),
+]
+for knobs, tiny in KNOBS:
+    knobs["tiny"] = tiny
+PLAN = Plan("tiny", tasks=(TASK,), methods=METHODS, seeds=PROFILE.seeds)
 TIMINGS = ["seconds", "peak_bytes"]
 
 

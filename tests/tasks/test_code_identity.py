@@ -266,3 +266,70 @@ def test_an_extension_module_counts_by_its_bytes(load, tmp_path, monkeypatch):
         return code_identity(module.Mine())
 
     assert identity(b"1") == identity(b"1") != identity(b"2")
+
+
+EXPERIMENT = """
+'''Says what it is{doc}.'''
+from __future__ import annotations
+from mine_b import used, drawing
+import mine_c as third
+LIMIT, WIDTH = {limit}, {width}
+TABLE = dict(a={entry})
+def {decorated}
+def helper(x):
+    return used(x) + LIMIT + TABLE["a"]
+helper.{attribute} = 1
+class Kept(dict):
+    size = {size}
+def measure(x):
+    return Kept(x=helper(x))
+def draw(rows):
+    return drawing(rows, WIDTH, third.colour){drawn}
+{statement}
+"""
+PLAIN = {
+    "doc": "",
+    "limit": 1,
+    "width": 2,
+    "entry": 3,
+    "decorated": "unused(): pass",
+    "attribute": "a",
+    "size": 4,
+    "drawn": "",
+    "statement": "measure.tag = 0",
+}
+
+
+def reached(load, b="def used(x):\n    return x\ndef drawing(*_): ...", c="colour = 1", **changes):
+    module = load(mine_a=EXPERIMENT.format(**PLAIN | changes), mine_b=b, mine_c=c)
+    return code_identity(module.measure, reached_alone=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"limit": 5},
+        {"entry": 5},
+        {"attribute": "b"},
+        {"size": 5},
+        {"statement": "measure.tag = 1"},
+        {"statement": "import mine_d; print(mine_d)"},
+        {"b": "def used(x):\n    return 2 * x\ndef drawing(*_): ..."},
+        {"width": 5},  # of one statement with a name that is reached
+    ],
+    ids=str,
+)
+def test_what_a_function_reaches_in_its_module_is_seen(load, change):
+    before = reached(load)
+    load(mine_d="value = 1")
+    assert reached(load, **change) != before
+
+
+@pytest.mark.parametrize(
+    "change", [{"doc": " now"}, {"drawn": " or 0"}, {"decorated": "unused(x): return x"}, {"c": "colour = 2"}], ids=str
+)
+def test_what_it_does_not_reach_is_not(load, change):
+    assert reached(load, **change) == reached(load)
+    assert code_identity(load(mine_a="def measure(x): ...\ny = 1").measure) != code_identity(
+        load(mine_a="def measure(x): ...\ny = 2").measure
+    )

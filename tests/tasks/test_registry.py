@@ -6,7 +6,6 @@ import pytest
 
 import tasks
 from inrun_bench.experiments import EXPERIMENTS
-from inrun_bench.figures import FIGURES
 from inrun_bench.methods import METHODS
 from tasks.registry import Registry, unknown_name
 
@@ -96,7 +95,7 @@ def test_choosing_keeps_the_order_given_each_once_and_takes_all_where_none_is_gi
         shelf.choose(["early-a", "x"])
 
 
-@pytest.mark.parametrize("registry", [tasks.CATALOG, METHODS, EXPERIMENTS, FIGURES], ids=lambda r: r._kind)
+@pytest.mark.parametrize("registry", [tasks.CATALOG, METHODS, EXPERIMENTS], ids=lambda r: r._kind)
 def test_the_names_of_the_house_fit_file_names_and_command_lines(registry):
     assert len(registry) >= 3
     for name in registry:

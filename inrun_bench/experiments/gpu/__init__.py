@@ -44,6 +44,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -74,6 +75,9 @@ from inrun_bench.experiments.gpu.steps import measure_steps
 from inrun_bench.experiments.gpu.trainings import measure_trainings
 from inrun_bench.plan import Plan
 from inrun_bench.unit import Row, Unit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SUMMARY = "kernels and training steps on a GPU: correctness, speed against cuBLAS, roofline, throughput, memory"
 EXCLUSIVE = True
@@ -121,3 +125,10 @@ def _measure_ceilings(unit: Unit, attempt: Attempt) -> list[Row]:
             | rate(name, rounds, amount)
         )
     return rows
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """Draw speed by shape and throughput by training, each relative to what does without scores."""
+    from inrun_bench.experiments.gpu import figure  # here: a worker draws nothing, and its machine may lack matplotlib
+
+    return figure.draw(rows)

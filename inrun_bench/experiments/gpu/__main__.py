@@ -102,7 +102,7 @@ def _say(line: str) -> None:
 
 
 def _draw(store: Store) -> None:
-    from inrun_bench.figures import draw_figures  # here: a worker imports this module, and draws nothing
+    from inrun_bench.report.figures import draw_figures  # here: a worker imports this module, and draws nothing
 
     for path in draw_figures(store, ["gpu"]):
         _say(f"figure: {path}")

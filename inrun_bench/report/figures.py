@@ -1,38 +1,23 @@
-"""Figures: stored rows in, picture out; one file a figure, named after the experiment whose rows it draws.
-
-A figure is a module with ``draw(rows) -> matplotlib.figure.Figure``. Nothing here sees a live object.
-"""
+"""Figures: stored rows in, picture out; an experiment's ``draw(rows) -> matplotlib.figure.Figure``."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import matplotlib as mpl
-import pandas as pd
-from matplotlib.figure import Figure
 
+from inrun_bench.experiments import EXPERIMENTS, Drawn
 from inrun_bench.store import Store
-from tasks.registry import Registry
 
-__all__ = ["FIGURES", "draw_figures"]
-
-
-class Drawing(Protocol):
-    """What a module of this package offers."""
-
-    def draw(self, rows: pd.DataFrame) -> Figure:
-        """Return the picture of an experiment's rows; without axes where they hold nothing to draw."""
+__all__ = ["draw_figures", "drawn"]
 
 
-def _collect(name: str, module: ModuleType) -> dict[str, Drawing]:
-    return {name: cast(Drawing, module)} if hasattr(module, "draw") else {}
+def drawn() -> tuple[str, ...]:
+    """Return the names of the experiments that have a figure."""
+    return tuple(name for name, experiment in EXPERIMENTS.items() if hasattr(experiment, "draw"))
 
-
-FIGURES: Registry[Drawing] = Registry("figure", sys.modules[__name__], _collect)
 
 SETTINGS: dict[Any, Any] = {
     "font.size": 9,
@@ -64,7 +49,7 @@ def draw_figures(store: Store, names: Iterable[str]) -> list[Path]:
         if rows.empty:
             continue
         with mpl.rc_context(SETTINGS):
-            figure = FIGURES[name].draw(rows)
+            figure = cast(Drawn, EXPERIMENTS[name]).draw(rows)
             if not figure.axes:
                 continue
             for suffix, metadata in ((".png", None), (".svg", {"Date": None})):

@@ -1,0 +1,88 @@
+"""Tables over several experiments: the one to look at first, and one a task with all that was asked of each method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+
+from inrun_bench.intervals import over_seeds
+from inrun_bench.looks import in_order, look
+from inrun_bench.markdown import cell, count, interval_cell, markdown, mean_cell, of_several, seconds_cell
+from inrun_bench.store import Store
+from inrun_bench.unit import REFERENCE
+
+__all__ = ["headline", "methods_table"]
+
+AGREEMENT = ("Spearman [95 % CI]", "Kendall", "Pearson", "top 10 %")  # columns that need a reference
+
+
+def headline(store: Store) -> str:
+    """Return the one table to look at first: agreement with the reference and its price, by method and task."""
+    agreement = store.read_all("agreement")
+    if agreement.empty:
+        return ""
+    spearman = agreement[agreement["metric"] == "spearman"]
+    table, cost = over_seeds(agreement), spearman.groupby(["task", "method"])["seconds"].median()
+    names, seeds = list(dict.fromkeys(agreement["task"])), agreement["seed"].nunique()
+    cells = []
+    for method in in_order(m for m in agreement["method"] if m != REFERENCE):
+        found = (
+            of_several(table, (task, method, "spearman"))
+            or f"{interval_cell(table, (task, method, 'spearman'), seeds)}, {cost[task, method]:.2g} s"
+            if (task, method) in cost.index
+            else ""
+            for task in names
+        )
+        cells.append([look(method).label, *found])
+    ceilings = (mean_cell(table, (task, REFERENCE, "spearman_ceiling")) for task in names)
+    times = (f"{cost[task, REFERENCE]:,.0f} s" if (task, REFERENCE) in cost.index else "" for task in names)
+    cells.append(["*noise ceiling; time of the reference*", *map(", ".join, zip(ceilings, times, strict=True))])
+    return (
+        "**Spearman correlation with the retraining reference** [95 % confidence interval over "
+        f"{seeds} seeds], and wall time for the values of all samples on one core.\n\n"
+        f"{markdown(cells, ['method', *names])}"
+    )
+
+
+def methods_table(store: Store) -> str:
+    """One table a task: cost, agreement with the reference where it was looked at, removal, detection."""
+    names = ("agreement", "removal", "detection", "values")
+    agreement, removal, detection, values = (store.read_all(name) for name in names)
+    judged, used = set(agreement["task"]), pd.concat([removal, detection])
+    own = values[values["task"].isin(used["task"]) & (values["metric"] == "cost") & (values["method"] != REFERENCE)]
+    found = pd.concat([agreement, *(rows[~rows["task"].isin(judged)] for rows in (own, used))])
+    if found.empty:
+        return ""
+    table = over_seeds(pd.concat([agreement, used]))
+    spent = found[found["metric"].isin(["spearman", "cost"])]
+    cost = spent.groupby(["task", "method"])[["evaluations", "seconds"]].median()
+    seeds = found.groupby("task")["seed"].nunique()
+    columns: dict[str, Callable[[str, str], str]] = {
+        "method": lambda _task, method: look(method).label,
+        "trainings": lambda task, method: (
+            of_several(table, (task, method, "spearman")) or cell(cost["evaluations"], (task, method), ",.0f")
+        ),
+        "time (s)": lambda task, method: (
+            of_several(table, (task, method, "spearman")) or seconds_cell(cost["seconds"], (task, method))
+        ),
+        "Spearman [95 % CI]": lambda task, method: interval_cell(table, (task, method, "spearman"), seeds[task]),
+        "Kendall": lambda task, method: mean_cell(table, (task, method, "kendall")),
+        "Pearson": lambda task, method: mean_cell(table, (task, method, "pearson")),
+        "top 10 %": lambda task, method: mean_cell(table, (task, method, "top10_overlap")),
+        "removal area (loss)": lambda task, method: mean_cell(table, (task, method, "area_loss")),
+        "flipped labels, AUROC": lambda task, method: mean_cell(table, (task, method, "auroc")),
+        "AP": lambda task, method: mean_cell(table, (task, method, "average_precision")),
+    }
+    parts = []
+    for task in dict.fromkeys(found["task"]):
+        rows = found[found["task"] == task]
+        shown = {head: cell for head, cell in columns.items() if task in judged or head not in AGREEMENT}
+        cells = [[cell(task, method) for cell in shown.values()] for method in in_order(rows["method"])]
+        about = "Not compared with a retraining reference; time is that for the values of all samples, on one core."
+        if task in judged:
+            about = "The reference's own row is one half of it against the other; noise ceiling of Spearman: "
+            about += f"{mean_cell(table, (task, REFERENCE, 'spearman_ceiling'))}."
+        title = f"**{task}**, {count(rows['seed'].nunique(), 'seed')}"
+        parts.append(f"{title}. {about}\n\n{markdown(cells, list(shown))}")
+    return "\n\n".join(parts)
