@@ -21,7 +21,7 @@ __all__ = ["ArraySamples", "array_samples", "class_numbers", "classes_of"]
 
 _LARGEST = torch.finfo(torch.float32).max
 _SHOWN = 5
-_KINDS = {"boolean": bool, "integer": np.int64, "floating": float, "mixed-integer-float": float, "string": object}
+_KINDS = {"boolean": bool, "integer": np.int64, "floating": float, "mixed-integer-float": float, "string": str}
 _ENCODE = "encode it as numbers (pandas.get_dummies, for instance), or leave it out"
 
 
@@ -236,7 +236,7 @@ def _check_finite(name: str, array: NDArray[Any]) -> None:
     """Refuse gaps, infinities, and numbers that float32 does not hold."""
     if array.dtype.kind != "f" or not array.size:
         return
-    size = np.abs(array)
+    size = np.abs(array.astype(np.float64, copy=False))
     for wrong, what, advice in (
         (np.isnan(array), "gaps (NaN)", "fill them in, or leave them out"),
         (np.isinf(array), "infinite numbers", "leave them out"),

@@ -9,6 +9,7 @@ What could be meant in two ways is refused, and the error names the argument tha
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
@@ -284,7 +285,7 @@ def _size(part: str, size: Any, n: int) -> int:
     except TypeError as error:
         raise TypeError(
             f"{part} must be a share of the samples in (0, 1), a number of them, a pair (x, y) or a Dataset, got "
-            f"{size!r} ({type(size).__name__})"
+            f"{reprlib.repr(size)} ({type(size).__name__})"
         ) from error
 
 

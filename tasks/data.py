@@ -96,7 +96,8 @@ def partition(
             chosen, rest = np.random.default_rng(child).permutation(rest), rest[:0]
         else:
             classes, counts = np.unique(labels[rest], return_counts=True)
-            stratify = labels[rest] if min(size, len(rest) - size) >= len(classes) else None
+            n_classes = len(classes)
+            stratify = labels[rest] if min(size, len(rest) - size) >= n_classes else None
             if stratify is not None and counts.min() < 2:
                 single = int(classes[np.argmin(counts)])
                 raise ValueError(

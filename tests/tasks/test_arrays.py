@@ -3,6 +3,7 @@
 import dataclasses
 import pickle
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -147,7 +148,8 @@ KINDS = {
     "strings": (NAMES, ("cat", "dog", "owl")),
     "objects": (NAMES.astype(object), ("cat", "dog", "owl")),
     "numbers with gaps between them": (np.array([-7, 3, 1000])[LABELS], (-7, 3, 1000)),
-    "bytes": (np.array([5, 6, 7], dtype=np.uint8)[LABELS], (5, 6, 7)),
+    "strings of NumPy in a list": (list(NAMES), ("cat", "dog", "owl")),
+    "unsigned numbers": (np.array([5, 6, 7], dtype=np.uint8)[LABELS], (5, 6, 7)),
     "pandas' strings": (pd.Series(NAMES, dtype="string"), ("cat", "dog", "owl")),
     "categories": (pd.Categorical(NAMES), ("cat", "dog", "owl")),
     "categories in an order of their own": (
@@ -161,6 +163,7 @@ KINDS = {
 def test_labels_of_any_kind_are_numbered_and_the_numbers_are_told(y, classes):
     task = make(X, y)
     assert task.classes == classes
+    assert [type(label) for label in task.classes] == [type(label) for label in classes]
     assert [task.classes[label] for label in task.train.y.tolist()] == np.asarray(y)[task.rows].tolist()
     assert set(task.validation.y.tolist()) | set(task.test.y.tolist()) <= {0, 1, 2}
 
@@ -188,6 +191,12 @@ def test_floats_are_numbers_unless_said_otherwise():
     assert make(X, floats, classification=False).n_classes is None
     assert make(X, NUMBERS).n_classes is None
     assert_same(make(X, LABELS, classification=False), make(X, floats, classification=False))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_features_of_few_bits_are_taken_to_the_last(dtype):
+    few = torch.tensor(X).to(dtype)
+    assert_same(make(few), make(few.double()))
 
 
 def test_whole_measurements_are_scaled_where_scaling_is_named():
@@ -241,10 +250,11 @@ def test_held_out_samples_are_scaled_by_the_training_samples():
 def test_what_becomes_of_the_arrays_and_the_model_later_does_not_change_the_task():
     x, y, model = X.copy(), LABELS.copy(), nn.Linear(D, 3)
     task, expected = (make(x, y, model=model, scaling=None) for _ in range(2))
-    before = {part: getattr(task, part).x.clone() for part in PARTS}
+    before, weight = {part: getattr(task, part).x.clone() for part in PARTS}, model.weight.detach().clone()
     x[:], y[:] = 0, 0
     nn.init.zeros_(model.weight)
     assert all(torch.equal(getattr(task, part).x, before[part]) for part in PARTS)
+    assert torch.equal(task.model().weight, weight)
     assert_same(task.rebuilt(), expected)
 
 
@@ -294,11 +304,22 @@ def test_a_class_is_a_callable():
     assert make(model=Net).learner is None
 
 
+class Noisy(nn.Linear):
+    """Draws random numbers whatever its mode, and notes that."""
+
+    modes: ClassVar = []
+
+    def forward(self, x):
+        self.modes.append(self.training)
+        return super().forward(x) + torch.randn(3)
+
+
 def test_random_states_and_the_mode_of_the_model_stay_as_they_were():
-    model = nn.Sequential(nn.Linear(D, 3), nn.Dropout(0.5))
+    model = Noisy(D, 3)
     states = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     assert make(model=model).model().training
     assert model.training
+    assert Noisy.modes == [False]  # it was run once
     assert torch.equal(states[0], torch.random.get_rng_state())
     np.testing.assert_array_equal(states[1], np.random.get_state()[1])  # noqa: NPY002
 
@@ -360,6 +381,14 @@ def test_its_content_is_told_from_another():
     held_out = make(X, NAMES, validation=(X[:12], NAMES[:12]))
     for other in (make(X + 1, NAMES), make(X, LABELS), held_out, make(X, NAMES, validation=13)):
         assert digest(task.spec) != digest(other.spec)
+
+
+def test_digests_are_those_from_before_there_were_names_of_classes_and_parts_that_are_held_out(monkeypatch):
+    digest = partial(content_identity, tasks.CATALOG["iris-logreg"], seed=0, recipe="sgd")
+    now, fields = digest(), dataclasses.fields(tasks.TaskSpec)
+    older = [field for field in fields if field.name not in ("classes", "held_out")]
+    monkeypatch.setattr(dataclasses, "fields", lambda _: older)
+    assert digest() == now
 
 
 def test_a_task_of_a_models_own_weights_can_be_sent_to_another_process():
