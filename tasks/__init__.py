@@ -4,6 +4,8 @@
 >>> task = tasks.load("digits-mlp", seed=0)
 >>> game = task.trajectory_game(utility="loss")
 
+:func:`from_arrays` makes a task of your own data and model.
+
 To add a task, add one file to ``tasks/catalog`` (or, in a package of your own, name a :class:`TaskSpec` under the
 entry-point group ``inrun_bench.tasks``); nothing else changes.
 """
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING
 from tasks.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    from tasks.arrays import from_arrays
     from tasks.data import Split
     from tasks.loading import CATALOG, load, names
     from tasks.recipe import Recipe
@@ -31,6 +34,7 @@ __all__ = [
     "Task",
     "TaskSpec",
     "TrajectoryGame",
+    "from_arrays",
     "load",
     "names",
     "retrain",
@@ -47,6 +51,7 @@ __getattr__ = lazy_names(
         "Task": "task",
         "TaskSpec": "task",
         "TrajectoryGame": "trajectory_game",
+        "from_arrays": "arrays",
         "load": "loading",
         "names": "loading",
         "retrain": "trajectory_game",

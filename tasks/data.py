@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -56,7 +56,12 @@ class Split:
         return len(self.y)
 
 
-def partition(labels: NDArray[np.int64], sizes: Sequence[int], seed: np.random.SeedSequence) -> list[NDArray[np.int64]]:
+def partition(
+    labels: NDArray[np.int64],
+    sizes: Sequence[int],
+    seed: np.random.SeedSequence,
+    names: Sequence[Hashable] | None = None,
+) -> list[NDArray[np.int64]]:
     """Draw disjoint index sets of the given sizes, each with the dataset's own proportions of classes, or of domains.
 
     Parameters
@@ -67,11 +72,18 @@ def partition(labels: NDArray[np.int64], sizes: Sequence[int], seed: np.random.S
         Size of each part; their sum may be less than ``n``.
     seed : numpy.random.SeedSequence
         Source of the draw.
+    names : sequence, optional
+        What errors are to call the classes.
 
     Returns
     -------
     list of int64 arrays
         Indices into `labels`, one array a part, in random order.
+
+    Raises
+    ------
+    ValueError
+        If there are too few samples, or a single one of a class is left to be divided in proportion.
     """
     if sum(sizes) > len(labels):
         raise ValueError(
@@ -83,8 +95,16 @@ def partition(labels: NDArray[np.int64], sizes: Sequence[int], seed: np.random.S
         if size == len(rest):
             chosen, rest = np.random.default_rng(child).permutation(rest), rest[:0]
         else:
-            n_classes = len(np.unique(labels[rest]))
+            classes, counts = np.unique(labels[rest], return_counts=True)
+            n_classes = len(classes)
             stratify = labels[rest] if min(size, len(rest) - size) >= n_classes else None
+            if stratify is not None and counts.min() < 2:
+                single = int(classes[np.argmin(counts)])
+                raise ValueError(
+                    f"class {single if names is None else names[single]!r} has a single sample among the {len(rest)} "
+                    "from which the next part is drawn, which cannot be divided in proportion; leave out or merge "
+                    "classes as rare as that, or hold out samples of your own choice"
+                )
             state = int(child.generate_state(1)[0])
             chosen, rest = train_test_split(rest, train_size=size, stratify=stratify, random_state=state)
         parts.append(chosen)

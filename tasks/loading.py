@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tasks import catalog
-from tasks.registry import Registry, unknown_name
+from tasks.registry import Registry
 from tasks.task import Task, TaskSpec
 
 __all__ = ["CATALOG", "load", "names"]
@@ -55,12 +55,7 @@ def load(
     ValueError
         If a name is unknown (the nearest known one is suggested) or a number out of range.
     """
-    task = CATALOG[name]
-    if recipe not in task.recipes:
-        raise ValueError(unknown_name("recipe", recipe, list(task.recipes)))
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}")
-    return task.build(name, seed=seed, recipe=recipe, n_train=n_train, flipped=flipped, dtype=dtype)
+    return CATALOG[name].build(name, seed=seed, recipe=recipe, n_train=n_train, flipped=flipped, dtype=dtype)
 
 
 def names(*, large: bool | None = None) -> list[str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-__all__ = ["CLASSIFICATION", "REGRESSION", "Objective"]
+__all__ = ["CLASSIFICATION", "REGRESSION", "Objective", "check_output"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,19 @@ class Objective:
     name: str
     losses: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     utilities: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]
+
+
+def check_output(output: torch.Tensor, targets: torch.Tensor, n_classes: int | None) -> None:
+    """Refuse a model's output [B, ...] for samples with `targets` [B, ...] that the objective cannot judge."""
+    if n_classes is None:
+        fits, wanted = output.numel() == targets.numel(), "one number a sample"
+    else:
+        fits, wanted = output.shape == (*targets.shape, n_classes), f"a number for each of {n_classes} classes"
+    if not fits:
+        raise ValueError(
+            f"the model must return {wanted} of x [{len(targets)}, ...], got shape {list(output.shape)}; give its last "
+            "layer that many outputs"
+        )
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -16,6 +16,7 @@ from tasks.learners import LogisticGame, RidgeGame
 from tasks.learners.parameters import one_of
 from tasks.objective import CLASSIFICATION, REGRESSION, Objective
 from tasks.recipe import Recipe
+from tasks.registry import unknown_name
 from tasks.trajectory_game import TrajectoryGame
 
 __all__ = ["Task", "TaskSpec"]
@@ -51,6 +52,11 @@ class Task:
         Of the weights; that of the features where None.
     domains : int64 [n_train] or None
         Where each training sample comes from, where the dataset says so: numbers from 0 on.
+    rows : int64 [n_train] or None
+        Which sample of the dataset each training sample is: value i of a valuation is that of the dataset's sample
+        ``rows[i]``. None where the parts were not drawn from a dataset.
+    spec : TaskSpec or None
+        What the task was built from; see :meth:`rebuilt`.
     """
 
     name: str
@@ -66,6 +72,8 @@ class Task:
     learner: Learner | None = None
     dtype: torch.dtype | None = None
     domains: NDArray[np.int64] | None = None
+    rows: NDArray[np.int64] | None = None
+    spec: TaskSpec | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for part in ("train", "validation", "test"):
@@ -104,9 +112,38 @@ class Task:
         return REGRESSION if self.n_classes is None else CLASSIFICATION
 
     @property
+    def classes(self) -> tuple[Hashable, ...] | None:
+        """What the labels stand for: label k is ``classes[k]``. None where the dataset itself numbers them."""
+        return None if self.spec is None else self.spec.classes
+
+    @property
     def n_train(self) -> int:
         """Number of training samples: the players of the task's games."""
         return len(self.train)
+
+    def rebuilt(self, *, seed: int | None = None, recipe: str | None = None) -> Task:
+        """Return the task from another seed, or trained by another of its recipes; the same where both are None.
+
+        It is built anew from its `spec`: what was replaced in this task is not kept.
+
+        Raises
+        ------
+        ValueError
+            If the seed is negative, no recipe is called so, or the task was put together by hand, from its parts.
+        """
+        if self.spec is None:
+            raise ValueError(
+                f"task {self.name!r} was put together from its parts, and cannot be built from another seed or recipe; "
+                "tasks.from_arrays and tasks.load make tasks that can"
+            )
+        return self.spec.build(
+            self.name,
+            seed=self.seed if seed is None else seed,
+            recipe=self.recipe_name if recipe is None else recipe,
+            n_train=self.n_train,
+            flipped=len(self.flipped) / self.n_train,
+            dtype=self.dtype or self.train.x.dtype,
+        )
 
     def model(self) -> nn.Module:
         """Return a fresh model with the task's initial weights, in the task's dtype."""
@@ -231,6 +268,11 @@ class TaskSpec:
         only where it is named.
     domains : tuple of str
         Names of the domains, where the dataset numbers them.
+    classes : tuple or None
+        What the labels stand for, where the dataset has names for them. Each must then occur in the training set.
+    held_out : mapping of {"validation", "test"} to range
+        Samples of the dataset that are one of these parts as they stand. The other parts are drawn from the rest; where
+        all of it is the training set, it keeps the dataset's order.
     """
 
     dataset: Callable[[], tuple[NDArray[Any], NDArray[Any]] | tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]]
@@ -245,6 +287,8 @@ class TaskSpec:
     learner: Learner | None = None
     large: bool = False
     domains: tuple[str, ...] = ()
+    classes: tuple[Hashable, ...] | None = None
+    held_out: Mapping[HeldOut, range] = field(default_factory=dict)
 
     def build(
         self,
@@ -257,13 +301,18 @@ class TaskSpec:
         dtype: torch.dtype,
     ) -> Task:
         """Draw the split, make targets wrong, and put the task together; see :func:`tasks.load`."""
+        if recipe not in self.recipes:
+            raise ValueError(unknown_name("recipe", recipe, list(self.recipes)))
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}")
         size = self.n_train if n_train is None else n_train
         if size < 1:
             raise ValueError(f"n_train must be at least 1, got {size}")
         x, y, *rest = self.dataset()
         domains = rest[0] if rest else None
         split, flip = (np.random.SeedSequence([seed, stream]) for stream in (1, 2))
-        parts = partition(self._strata(y, domains), [size, self.n_validation, self.n_test], split)
+        parts = self._parts(self._strata(y, domains), size, split)
+        self._check_classes(y[parts[0]])
         if self.scaling is not None:
             x = standardise(x, parts[0], self.scaling)
         targets, wrong = self._targets(y, parts[0], flipped, flip)
@@ -286,7 +335,34 @@ class TaskSpec:
             learner=self.learner,
             dtype=None if x.dtype.kind == "f" else dtype,
             domains=None if domains is None else domains[parts[0]],
+            rows=parts[0],
+            spec=self,
         )
+
+    def _parts(
+        self, strata: NDArray[np.int64], n_train: int, seed: np.random.SeedSequence
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Return which samples of the dataset are for training, for validation and for test."""
+        given: dict[str, NDArray[np.int64]] = {part: np.array(samples) for part, samples in self.held_out.items()}
+        rest = np.setdiff1d(np.arange(len(strata)), np.concatenate([np.arange(0), *given.values()]))
+        sizes = {"train": n_train, "validation": self.n_validation, "test": self.n_test}
+        drawn = [part for part in sizes if part not in given]
+        if drawn == ["train"] and n_train == len(rest):
+            chosen = [rest]
+        else:
+            chosen = [rest[of] for of in partition(strata[rest], [sizes[p] for p in drawn], seed, self.classes)]
+        train, validation, test = ({**given, **dict(zip(drawn, chosen, strict=True))}[part] for part in sizes)
+        return train, validation, test
+
+    def _check_classes(self, labels: NDArray[Any]) -> None:
+        """Refuse a training set without samples of one of the classes that have names."""
+        missing = set(range(len(self.classes or ()))) - set(labels.ravel().tolist())
+        if self.classes is not None and missing:
+            raise ValueError(
+                f"class {self.classes[min(missing)]!r} has no sample in the training set of {len(labels)} "
+                f"({len(missing)} of {len(self.classes)} classes have none); draw more training samples, leave out "
+                "rare classes, or hold out samples of your own choice"
+            )
 
     def _strata(self, y: NDArray[Any], domains: NDArray[np.int64] | None) -> NDArray[np.int64]:
         """Return whatever each part of the split shall have in the same proportions, int64 [n]."""

@@ -41,6 +41,7 @@ from tasks import stacks
 from tasks.data import HeldOut, Split
 from tasks.fixed_attributes import FixedAttributes
 from tasks.layer_settings import layer_settings
+from tasks.objective import check_output
 from tasks.trainable import Trainable
 
 __all__ = ["DivergedError", "TrajectoryGame", "retrain"]
@@ -314,14 +315,7 @@ def _check_outputs(model: nn.Module, task: Trainable, train: Split) -> None:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         together = model(x)
         alone = torch.cat([model(x[i : i + 1]) for i in range(len(x))])
-    n_classes: int | None = getattr(task, "n_classes", None)
-    if n_classes is None:
-        shape_fits, wanted = together.numel() == train.y[: len(x)].numel(), "one number a sample"
-    else:
-        shape_fits = together.shape == (*train.y[: len(x)].shape, n_classes)
-        wanted = f"a number for each of {n_classes} classes"
-    if not shape_fits:
-        raise ValueError(f"the model must return {wanted} of x [{len(x)}, ...], got shape {list(together.shape)}")
+    check_output(together, train.y[: len(x)], getattr(task, "n_classes", None))
     largest = together.abs().nan_to_num().max()
     if not torch.allclose(together, alone, rtol=0.0, atol=_ROUNDING * float(largest), equal_nan=True):
         raise ValueError(

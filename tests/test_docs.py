@@ -69,6 +69,7 @@ def test_links_of_the_documentation_lead_somewhere():
         ROOT / "docs" / "engine.md",
         ROOT / "docs" / "baselines.md",
         ROOT / "docs" / "adjoint.md",
+        ROOT / "docs" / "tasks.md",
         ROOT / "README.md",
         ROOT / "results" / "README.md",
     ):
@@ -157,7 +158,7 @@ def test_each_arxiv_number_leads_to_itself():
 PARTS = ("train", "validation", "test")
 
 
-@pytest.mark.parametrize(("page", "least"), [("baselines", 6), ("adjoint", 3)])
+@pytest.mark.parametrize(("page", "least"), [("baselines", 6), ("adjoint", 3), ("tasks", 3)])
 def test_the_snippets_of_the_page_run(page, least, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # some of them make a folder
     x = {part: torch.randn(30, 4, generator=torch.Generator().manual_seed(0)) for part in PARTS}

@@ -22,6 +22,8 @@ __all__ = ["METHODS", "Method", "valued"]
 
 Method: TypeAlias = Callable[[Task, np.random.SeedSequence], Valuation]
 
+_SHOWN = 5  # samples in a message
+
 METHODS: Registry[Method] = Registry(
     "method",
     sys.modules[__name__],
@@ -41,16 +43,42 @@ def valued(name: str, task: Task, seed: np.random.SeedSequence) -> Valuation:
         If it returns no :class:`baselines.Valuation`.
     ValueError
         If that does not hold one finite value a training sample.
+    Exception
+        Whatever the method raises; a note tells the method and the task.
     """
-    found = METHODS[name](task, seed)
-    if not isinstance(found, Valuation):
+    method = METHODS[name]
+    try:
+        answer = method(task, seed)
+    except Exception as error:
+        error.add_note(f"in method {name!r}, called as method(task, seed) with task {task.name!r}, seed {task.seed}")
+        raise
+    return _checked(name, answer, task)
+
+
+def _checked(name: str, answer: object, task: Task) -> Valuation:
+    n = task.n_train
+    if not isinstance(answer, Valuation):
+        shape = getattr(answer, "shape", None) or ((len(answer),) if isinstance(answer, list | tuple) else None)
+        wrong = f", which must have shape ({n},), and not {tuple(shape)}" if shape and tuple(shape) != (n,) else ""
         raise TypeError(
-            f"method {name!r} must return a baselines.Valuation, got {type(found).__name__}; wrap values as "
-            "Valuation(values, stderr=None, evaluations=..., seconds=..., method=...)"
+            f"method {name!r} must return a baselines.Valuation, got {type(answer).__name__}; wrap values as "
+            f"Valuation(values, stderr=None, evaluations=..., seconds=..., method={name!r}), with a finite value for "
+            f"each of the {n} training samples, in their order{wrong}"
         )
-    if found.values.shape != (task.n_train,) or not np.isfinite(found.values).all():
-        raise ValueError(
-            f"method {name!r} must return {task.n_train} finite values, "
-            f"got shape {found.values.shape} with {np.sum(~np.isfinite(found.values))} not finite"
+    wrong_values = np.flatnonzero(~np.isfinite(answer.values))
+    if answer.values.shape != (n,):
+        others = {"validation": len(task.validation), "test": len(task.test)}
+        same = [part for part, size in others.items() if size == len(answer.values)]
+        advice = f"value i is that of training sample i of task {task.name!r}" + (
+            f", and there are as many samples in its {' and its '.join(same)} set" if same else ""
         )
-    return found
+    elif wrong_values.size:
+        shown = ", ".join(f"{answer.values[i]} of sample {i}" for i in wrong_values[:_SHOWN])
+        more = ", ..." if len(wrong_values) > _SHOWN else ""
+        advice = f"{shown}{more}; give these a value, or raise an error that says why there is none"
+    else:
+        return answer
+    raise ValueError(
+        f"method {name!r} must return {n} finite values, got shape {answer.values.shape} with {wrong_values.size} not "
+        f"finite: {advice}"
+    )

@@ -348,4 +348,25 @@ FAULTS = [
         "correlation=False",
         f"{TESTS}/test_intervals.py",
     ),
+    Fault(
+        "a method's values need not be finite",
+        "inrun_bench/methods/__init__.py",
+        "    elif wrong_values.size:\n",
+        "    elif False:\n",
+        f"{TESTS}/test_method_answers.py",
+    ),
+    Fault(
+        "a method may return as many values as it likes",
+        "inrun_bench/methods/__init__.py",
+        "    if answer.values.shape != (n,):\n",
+        "    if False:\n",
+        f"{TESTS}/test_method_answers.py",
+    ),
+    Fault(
+        "an error inside of a method does not tell where",
+        "inrun_bench/methods/__init__.py",
+        "        error.add_note(",
+        "        str(",
+        f"{TESTS}/test_method_answers.py",
+    ),
 ]
