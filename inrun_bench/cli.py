@@ -15,7 +15,7 @@ from inrun_bench import __version__, reference
 from inrun_bench.backends import BACKENDS
 from inrun_bench.experiments import EXPERIMENTS
 from inrun_bench.fingerprint import outdated
-from inrun_bench.methods import METHODS
+from inrun_bench.methods import METHODS, method_of
 from inrun_bench.plan import PROFILES, Plan
 from inrun_bench.reference import references
 from inrun_bench.reference_making import extend, note_present_task, thin
@@ -51,7 +51,7 @@ def _list(_options: argparse.Namespace) -> int:
     lists = {
         "experiments": {name: experiment.SUMMARY for name, experiment in EXPERIMENTS.items()},
         "tasks": {name: task.summary for name, task in CATALOG.items()},
-        "methods": dict.fromkeys(METHODS, ""),
+        "methods": {name: method_of(name).label for name in METHODS},
         "profiles": {name: f"seeds {', '.join(map(str, p.seeds))}" for name, p in PROFILES.items()},
     }
     for title, lines in lists.items():

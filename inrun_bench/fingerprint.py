@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 
 from inrun_bench.experiments import EXPERIMENTS
-from inrun_bench.methods import METHODS
+from inrun_bench.methods import METHODS, method_of
 from inrun_bench.provenance import Provenance
 from inrun_bench.unit import Unit
 from inrun_bench.version import versions
@@ -78,7 +78,7 @@ def code_parts(unit: Unit) -> Fingerprint:
         return {}
     measure = EXPERIMENTS[unit.experiment].measure
     parts = {"experiment": _code(measure, reached_alone=True), "libraries": _libraries()}
-    return parts | ({"method": _code(METHODS[unit.method])} if unit.method in METHODS else {})
+    return parts | ({"method": _code(method_of(unit.method).run)} if unit.method in METHODS else {})
 
 
 def changes(unit: Unit, then: Fingerprint | None, now: Fingerprint) -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable, Sequence
+import colorsys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pandas as pd
@@ -13,72 +15,157 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-__all__ = ["TASKS_A_ROW", "Look", "in_order", "legend", "look", "panels"]
+from inrun_bench.methods import METHODS, method_of
+
+__all__ = ["FAMILIES", "TASKS_A_ROW", "Look", "hatched", "in_order", "legend", "look", "panels", "showing"]
 
 TASKS_A_ROW = 4
 """Where a figure shows all of them."""
 
 
+HATCHES = ("", "//", "\\\\", "..", "xx", "++", "oo", "--", "||", "**")
+LIGHTEST, DARKEST = 0.8, 0.25  # of a family's colours
+
+
 @dataclass(frozen=True)
 class Look:
-    """Label, colour (Okabe-Ito, readable without colour vision) and marker of a method."""
+    """Label, colour, marker (of points and lines) and hatch (of bars) of a method."""
 
     label: str
-    color: str
+    color: Any
     marker: str
+    hatch: str = ""
 
 
-_KNOWN = {
-    "reference": Look("retraining reference", "black", "*"),
-    "inrun-first": Look("In-Run, first order", "#9ecae1", "v"),
-    "inrun-first-project": Look("In-Run, first order, project rule alone", "#a1d99b", "v"),
-    "inrun-first-weight-gradient": Look("In-Run, first order, weight-gradient rule alone", "#31a354", "v"),
-    "inrun-first-gram": Look("In-Run, first order, gram rule alone", "#006d2c", "v"),
-    "inrun-second": Look("In-Run, second order", "#4292c6", "^"),
-    "inrun-midpoint": Look("In-Run, midpoint", "#b2abd2", "<"),
-    "inrun-trapezoid": Look("In-Run, trapezoid", "#8073ac", ">"),
-    "inrun-integrated": Look("In-Run, integrated", "#08306b", "o"),
-    "unrolled": Look("one differentiated run (unrolled)", "#fa9fb5", "d"),
-    "few-run-4": Look("4 differentiated runs", "#dd1c77", "d"),
-    "few-run-8": Look("8 differentiated runs", "#7a0177", "d"),
-    "coalition-gradients-128": Look("128 differentiated coalitions", "#ae017e", "H"),
-    "control-variate-10": Look("control variate, 10 trainings a sample", "#49006a", "*"),
-    "mc-2": Look("Monte Carlo, 2 permutations", "#fdae6b", "s"),
-    "mc-10": Look("Monte Carlo, 10 permutations", "#d55e00", "s"),
-    "mc-shifted-10": Look("Monte Carlo, 10 shifted permutations", "#7f2704", "p"),
-    "permutation-20": Look("Monte Carlo, 20 antithetic permutations", "#a63603", "p"),
-    "tmc-10": Look("Truncated MC, 10 permutations", "#cc79a7", "D"),
-    "permutation": Look("permutations", "#fdae6b", "s"),
-    "permutation-antithetic": Look("permutations, antithetic", "#e6550d", "s"),
-    "permutation-shifts": Look("permutations, antithetic, shifted", "#a63603", "o"),
-    "tmc": Look("truncated permutations (TMC, 5 %)", "#cc79a7", "D"),
-    "owen": Look("Owen sampling, antithetic", "#e6ab02", "<"),
-    "complementary": Look("complementary contributions", "#66a61e", "^"),
-    "kernel-leverage": Look("KernelSHAP, leverage sampling", "#08519c", "v"),
-    "kernel": Look("KernelSHAP, kernel sampling", "#6baed6", "v"),
-    "group-testing": Look("group testing", "0.55", "x"),
-    "coalition-gradients": Look("differentiated coalitions", "#f768a1", "H"),
-    "control-variate": Look("control variate of 8 differentiated runs", "#49006a", "*"),
-    "knn": Look("KNN-Shapley", "#009e73", "P"),
-    "knn-embedding": Look("KNN-Shapley on embeddings", "#66c2a4", "X"),
-    "random": Look("random", "0.6", "x"),
-    "regular": Look("regular step", "0.75", "s"),
-    "validation": Look("validation gradient alone", "0.75", "s"),
-    "per-sample-vmap": Look("per-sample vmap(grad), first order", "#c49a6c", "s"),
-    "per-sample-loop": Look("per-sample loop, first order", "#994f00", "s"),
+@dataclass(frozen=True)
+class Family:
+    """Methods that share an idea: one hue, from light to dark, and markers of their own.
+
+    Attributes
+    ----------
+    hue : float or None
+        In turns of the colour circle; None is grey.
+    markers : str
+        One a method; who comes after them is marked by a letter and a number.
+    hatch : int
+        Where in :data:`HATCHES` the family begins.
+    """
+
+    hue: float | None
+    markers: str
+    hatch: int
+
+
+FAMILIES = {
+    "reference": Family(None, "*", 0),
+    "in-run": Family(0.6, "vo^<>8", 0),
+    "differentiated runs": Family(0.87, "dDhH", 1),
+    "permutations": Family(0.07, "spPX3", 2),
+    "coalitions": Family(0.15, "124", 3),
+    "neighbours": Family(0.42, "+|_", 4),
+    "chance": Family(None, "x", 0),
+    "steps": Family(0.1, ".,", 5),
+    "other": Family(0.98, "", 6),
 }
-_OTHERS = ("#e69f00", "#56b4e9", "#f0e442", "#0072b2", "#994f00", "#40b0a6")
+"""By name, in the order in which they are shown."""
+
+OTHERS = {
+    "reference": {"reference": "retraining reference"},
+    "in-run": {
+        "inrun-first-project": "In-Run, first order, project rule alone",
+        "inrun-first-weight-gradient": "In-Run, first order, weight-gradient rule alone",
+        "inrun-first-gram": "In-Run, first order, gram rule alone",
+        "inrun-midpoint": "In-Run, midpoint",
+        "inrun-trapezoid": "In-Run, trapezoid",
+    },
+    "differentiated runs": {
+        "coalition-gradients": "differentiated coalitions",
+        "control-variate": "control variate of 8 differentiated runs",
+    },
+    "permutations": {
+        "permutation": "permutations",
+        "permutation-antithetic": "permutations, antithetic",
+        "permutation-shifts": "permutations, antithetic, shifted",
+        "permutation-20": "Monte Carlo, 20 antithetic permutations",
+        "tmc": "truncated permutations (TMC, 5 %)",
+    },
+    "coalitions": {
+        "owen": "Owen sampling, antithetic",
+        "complementary": "complementary contributions",
+        "kernel-leverage": "KernelSHAP, leverage sampling",
+        "kernel": "KernelSHAP, kernel sampling",
+        "group-testing": "group testing",
+    },
+    "steps": {
+        "regular": "regular step",
+        "validation": "validation gradient alone",
+        "per-sample-vmap": "per-sample vmap(grad), first order",
+        "per-sample-loop": "per-sample loop, first order",
+    },
+}
+"""Labels, by family, of what rows call methods and is none that a task could be handed to."""
+
+_unknown: list[str] = []  # methods of rows that are being shown and that nobody here knows
+
+
+@contextmanager
+def showing(methods: Iterable[str]) -> Iterator[None]:
+    """Tell the unknown ones among `methods` apart in this block."""
+    before, known = _unknown[:], _known()
+    _unknown[:] = sorted({method for method in methods if method not in known})
+    try:
+        yield
+    finally:
+        _unknown[:] = before
 
 
 def look(method: str) -> Look:
-    """Return how `method` looks; one that the house does not know gets a colour by its name."""
-    return _KNOWN.get(method) or Look(method, _OTHERS[zlib.crc32(method.encode()) % len(_OTHERS)], "h")
+    """Return how `method` looks, which follows from its family and its place in it."""
+    known = _known()
+    if method in known:
+        return known[method]
+    others = _unknown if method in _unknown else sorted({*_unknown, method})
+    return _look(FAMILIES["other"], others.index(method), len(others), method)
+
+
+def hatched(style: Look) -> dict[str, Any]:
+    """Return what :meth:`matplotlib.axes.Axes.bar` is given for a bar's hatch."""
+    return {"hatch": style.hatch, "edgecolor": (0.0, 0.0, 0.0, 0.45), "linewidth": 0.0}
 
 
 def in_order(methods: Iterable[str]) -> list[str]:
-    """Return methods in the house's order: reference, in-run, retraining, others; then what it does not know."""
-    known = list(_KNOWN)
+    """Return methods in the house's order, family by family; then what it does not know."""
+    known = list(_known())
     return sorted(set(methods), key=lambda m: (known.index(m) if m in known else len(known), m))
+
+
+@cache
+def _known() -> Mapping[str, Look]:
+    """Return how all that is known looks, in the order in which it is shown."""
+    members: dict[str, dict[str, str]] = {family: {} for family in FAMILIES}
+    for name in METHODS:
+        own = method_of(name)
+        members[own.family if own.family in FAMILIES else "other"][name] = own.label
+    for family, labels in OTHERS.items():
+        members[family] |= labels
+    return {
+        name: _look(FAMILIES[family], place, len(labels), label)
+        for family, labels in members.items()
+        for place, (name, label) in enumerate(labels.items())
+    }
+
+
+def _look(family: Family, place: int, number: int, label: str) -> Look:
+    lightness = LIGHTEST - (LIGHTEST - DARKEST) * (place + 1) / (number + 1)
+    hue = family.hue
+    if family is FAMILIES["other"] and hue is not None:
+        hue += place * 0.382  # a golden angle: neighbours differ, whatever their number
+    if family is FAMILIES["reference"]:
+        lightness = 0.0
+    color = colorsys.hls_to_rgb((hue or 0.0) % 1.0, lightness, 0.0 if hue is None else 0.75)
+    letter = "" if family is FAMILIES["other"] else "abcdefgh"[list(FAMILIES.values()).index(family)]
+    marker = family.markers[place] if place < len(family.markers) else f"${letter}{place + 1}$"
+    return Look(label, color, marker, HATCHES[(family.hatch + place) % len(HATCHES)])
 
 
 def panels(

@@ -39,7 +39,7 @@ from torch import nn
 
 import tasks
 from inrun_bench.attribution import InRunShapley
-from inrun_bench.looks import in_order, look
+from inrun_bench.looks import hatched, in_order, look
 from inrun_bench.markdown import markdown
 from inrun_bench.peak_memory import peak_bytes
 from inrun_bench.plan import Plan
@@ -445,7 +445,7 @@ def _bars(ax: Axes, panel: _Panel, methods: list[str]) -> None:
         found = table.loc[[(groups[number], method) for number in has]]
         offsets = [places[groups[number]].index(method) - (len(places[groups[number]]) - 1) / 2 for number in has]
         centres = np.array(has) + width * np.array(offsets)
-        ax.bar(centres, found["value"], width * 0.92, color=style.color, label=style.label)
+        ax.bar(centres, found["value"], width * 0.92, color=style.color, label=style.label, **hatched(style))
         quartiles = np.stack([found["value"] - found["low"], found["high"] - found["value"]])
         ax.errorbar(centres, found["value"], yerr=quartiles, fmt="none", ecolor="0.3", elinewidth=0.8)
         for centre, height, top in zip(centres, found["value"], found["high"], strict=True):

@@ -1,8 +1,8 @@
 """Methods of data valuation, as the experiments run them: ``method(task, seed) -> Valuation``.
 
-A module here names its methods in ``METHODS``; to add a method is to add one file, or to name a callable under the
-entry-point group ``inrun_bench.methods`` in a package of your own. Values are higher for better samples; `evaluations`
-of the valuation counts trainings, so that costs compare.
+A module here names its methods in ``METHODS``; to add a method is to add one file, or to name a :class:`Method`, or a
+plain callable, under the entry-point group ``inrun_bench.methods`` in a package of your own. Values are higher for
+better samples; `evaluations` of the valuation counts trainings, so that costs compare.
 """
 
 from __future__ import annotations
@@ -14,24 +14,32 @@ from typing import TypeAlias
 import numpy as np
 
 from baselines import Valuation
+from inrun_bench.methods.method import Method
 from inrun_bench.unit import REFERENCE
 from tasks import Task
 from tasks.registry import Registry
 
-__all__ = ["METHODS", "Method", "valued"]
+__all__ = ["METHODS", "Method", "method_of", "valued"]
 
-Method: TypeAlias = Callable[[Task, np.random.SeedSequence], Valuation]
+Run: TypeAlias = Callable[..., Valuation]
+
 
 _SHOWN = 5  # samples in a message
 
-METHODS: Registry[Method] = Registry(
+METHODS: Registry[Method | Run] = Registry(
     "method",
     sys.modules[__name__],
-    lambda _name, module: module.METHODS,
+    lambda _name, module: getattr(module, "METHODS", {}),
     group="inrun_bench.methods",
     reserved=(REFERENCE,),
     accepts=callable,
 )
+
+
+def method_of(name: str) -> Method:
+    """Return the method of a name; of a package's plain callable, one of no family that is called by its name."""
+    found = METHODS[name]
+    return found if isinstance(found, Method) else Method(found, label=name)
 
 
 def valued(name: str, task: Task, seed: np.random.SeedSequence) -> Valuation:

@@ -18,6 +18,7 @@ from inrun_bench.adjoint import (
     unrolled_influence,
 )
 from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
+from inrun_bench.methods.method import Method
 from tasks import Task
 
 
@@ -47,9 +48,18 @@ def _in_trainings(found: Valuation, differentiated: int) -> Valuation:
     return replace(found, evaluations=round(found.evaluations + (TRAININGS_A_RUN - 1) * differentiated))
 
 
+FAMILY = "differentiated runs"
+
 METHODS = {
-    **{f"few-run-{points}": partial(few_run, points=points) for points in (4, 8)},
-    "coalition-gradients-128": partial(coalition_gradients, coalitions=128),
-    "control-variate-10": partial(control_variate, trainings_a_sample=10),
-    "unrolled": unrolled,
+    "unrolled": Method(unrolled, "one differentiated run (unrolled)", FAMILY),
+    **{
+        f"few-run-{points}": Method(partial(few_run, points=points), f"{points} differentiated runs", FAMILY)
+        for points in (4, 8)
+    },
+    "coalition-gradients-128": Method(
+        partial(coalition_gradients, coalitions=128), "128 differentiated coalitions", FAMILY
+    ),
+    "control-variate-10": Method(
+        partial(control_variate, trainings_a_sample=10), "control variate, 10 trainings a sample", FAMILY
+    ),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from baselines import Valuation
+from inrun_bench.methods.method import Method
 from tasks import Task
 
 
@@ -14,4 +15,4 @@ def chance(task: Task, seed: np.random.SeedSequence) -> Valuation:
     return Valuation(values=values, stderr=None, evaluations=0, seconds=0.0, method="random", parameters={})
 
 
-METHODS = {"random": chance}
+METHODS = {"random": Method(chance, "random", "chance")}

@@ -9,6 +9,7 @@ import numpy as np
 
 from baselines import Valuation
 from inrun_bench.attribution import InRunShapley
+from inrun_bench.methods.method import Method
 from tasks import Task
 
 
@@ -31,4 +32,6 @@ def inrun(task: Task, _seed: np.random.SeedSequence, *, order: str) -> Valuation
     )
 
 
-METHODS = {f"inrun-{order}": partial(inrun, order=order) for order in ("first", "second", "integrated")}
+LABELS = {"first": "In-Run, first order", "second": "In-Run, second order", "integrated": "In-Run, integrated"}
+
+METHODS = {f"inrun-{order}": Method(partial(inrun, order=order), label, "in-run") for order, label in LABELS.items()}

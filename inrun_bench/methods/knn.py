@@ -16,6 +16,7 @@ from torch import nn
 
 from baselines import Valuation
 from baselines.knn import knn_regression_shapley, knn_shapley
+from inrun_bench.methods.method import Method
 from tasks import Task
 
 NEIGHBOURS = 5
@@ -63,4 +64,7 @@ def _shapley(task: Task, train: NDArray[np.float64], validation: NDArray[np.floa
     return estimate(train, task.train.y.numpy(), validation, task.validation.y.numpy(), k=NEIGHBOURS)
 
 
-METHODS = {"knn": knn, "knn-embedding": knn_embedding}
+METHODS = {
+    "knn": Method(knn, "KNN-Shapley", "neighbours"),
+    "knn-embedding": Method(knn_embedding, "KNN-Shapley on embeddings", "neighbours"),
+}

@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 
 from baselines import Valuation, permutation_shapley, tmc_shapley
+from inrun_bench.methods.method import Method
 from tasks import Task
 
 TRUNCATION = 0.05  # share of v(N) - v(empty) that the rest of a permutation may still be worth
@@ -36,8 +37,13 @@ def truncated(task: Task, seed: np.random.SeedSequence, *, n_permutations: int) 
     )
 
 
+FAMILY = "permutations"
+
 METHODS = {
-    **{f"mc-{n}": partial(monte_carlo, n_permutations=n) for n in (2, 10)},
-    **{f"mc-shifted-{n}": partial(shifted, n_permutations=n) for n in (10,)},
-    **{f"tmc-{n}": partial(truncated, n_permutations=n) for n in (10,)},
+    **{
+        f"mc-{n}": Method(partial(monte_carlo, n_permutations=n), f"Monte Carlo, {n} permutations", FAMILY)
+        for n in (2, 10)
+    },
+    "mc-shifted-10": Method(partial(shifted, n_permutations=10), "Monte Carlo, 10 shifted permutations", FAMILY),
+    "tmc-10": Method(partial(truncated, n_permutations=10), "Truncated MC, 10 permutations", FAMILY),
 }

@@ -9,6 +9,7 @@ from typing import Any, cast
 import matplotlib as mpl
 
 from inrun_bench.experiments import EXPERIMENTS, Drawn
+from inrun_bench.looks import showing
 from inrun_bench.store import Store
 
 __all__ = ["draw_figures", "drawn"]
@@ -48,7 +49,7 @@ def draw_figures(store: Store, names: Iterable[str]) -> list[Path]:
         rows = store.read_all(name)
         if rows.empty:
             continue
-        with mpl.rc_context(SETTINGS):
+        with mpl.rc_context(SETTINGS), showing(rows["method"].dropna()):
             figure = cast(Drawn, EXPERIMENTS[name]).draw(rows)
             if not figure.axes:
                 continue
