@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 from matplotlib.artist import Artist
@@ -17,14 +17,16 @@ from matplotlib.lines import Line2D
 
 from inrun_bench.methods import METHODS, method_of
 
-__all__ = ["FAMILIES", "TASKS_A_ROW", "Look", "hatched", "in_order", "legend", "look", "panels", "showing"]
+__all__ = ["FAMILIES", "TASKS_A_ROW", "Look", "hatched", "in_order", "legend", "look", "panels", "points", "showing"]
 
 TASKS_A_ROW = 4
 """Where a figure shows all of them."""
 
 
 HATCHES = ("", "//", "\\\\", "..", "xx", "++", "oo", "--", "||", "**")
-LIGHTEST, DARKEST = 0.8, 0.25  # of a family's colours
+Marker: TypeAlias = Any  # what matplotlib takes: a name, or (corners, style, angle)
+
+LIGHTEST, DARKEST = 0.88, 0.12  # of a family's colours
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Look:
 
     label: str
     color: Any
-    marker: str
+    marker: Marker
     hatch: str = ""
 
 
@@ -45,27 +47,27 @@ class Family:
     ----------
     hue : float or None
         In turns of the colour circle; None is grey.
-    markers : str
-        One a method; who comes after them is marked by a letter and a number.
+    markers : tuple
+        As matplotlib names them, one a method; who comes after them is marked by a letter and a number.
     hatch : int
         Where in :data:`HATCHES` the family begins.
     """
 
     hue: float | None
-    markers: str
+    markers: tuple[Marker, ...]
     hatch: int
 
 
 FAMILIES = {
-    "reference": Family(None, "*", 0),
-    "in-run": Family(0.6, "vo^<>8", 0),
-    "differentiated runs": Family(0.87, "dDhH", 1),
-    "permutations": Family(0.07, "spPX3", 2),
-    "coalitions": Family(0.15, "124", 3),
-    "neighbours": Family(0.42, "+|_", 4),
-    "chance": Family(None, "x", 0),
-    "steps": Family(0.1, ".,", 5),
-    "other": Family(0.98, "", 6),
+    "reference": Family(None, ("*",), 0),
+    "in-run": Family(0.6, ("v", "o", "^", "<", ">"), 0),
+    "differentiated runs": Family(0.87, ("d", "D", "h", (4, 1, 45), (6, 1, 0)), 1),
+    "permutations": Family(0.07, ("s", "P", "X", "p", (8, 1, 0)), 2),
+    "coalitions": Family(0.15, ((3, 1, 0), (7, 0, 0), (7, 1, 0), (3, 0, 30), (5, 1, 36)), 3),
+    "neighbours": Family(0.42, ("8", "H", (4, 1, 0)), 4),
+    "chance": Family(None, ("x",), 0),
+    "steps": Family(0.1, ("1", "2", "3", "4"), 5),
+    "other": Family(0.98, (), 6),
 }
 """By name, in the order in which they are shown."""
 
@@ -126,6 +128,11 @@ def look(method: str) -> Look:
         return known[method]
     others = _unknown if method in _unknown else sorted({*_unknown, method})
     return _look(FAMILIES["other"], others.index(method), len(others), method)
+
+
+def points(style: Look) -> dict[str, Any]:
+    """Return what :meth:`matplotlib.axes.Axes.plot` is given for points without lines."""
+    return {"color": style.color, "marker": style.marker, "linestyle": "none"}
 
 
 def hatched(style: Look) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 import tasks
 from inrun_bench import metrics, reference
 from inrun_bench.experiments.values import diagnostics
-from inrun_bench.looks import TASKS_A_ROW, in_order, legend, look, panels
+from inrun_bench.looks import TASKS_A_ROW, in_order, legend, look, panels, points
 from inrun_bench.markdown import markdown
 from inrun_bench.methods import valued
 from inrun_bench.plan import Plan
@@ -101,7 +101,7 @@ def draw(rows: pd.DataFrame) -> Figure:
         for method in methods:
             if method in own.index:
                 style = look(method)
-                ax.plot(own.loc[method, "trainings"], own.loc[method, "value"], style.marker, color=style.color)
+                ax.plot(own.loc[method, "trainings"], own.loc[method, "value"], **points(style))
         if name in ceilings.index:
             ax.axhline(ceilings[name], color="black", linewidth=1, linestyle="--")
         ax.set_xscale("log")

@@ -38,7 +38,7 @@ from baselines import GroupedGame, Valuation, exact_shapley, permutation_shapley
 from inrun_bench import metrics
 from inrun_bench.adjoint import coalition_gradient_shapley, few_run_shapley
 from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
-from inrun_bench.looks import TASKS_A_ROW, in_order, legend, look, panels
+from inrun_bench.looks import TASKS_A_ROW, in_order, legend, look, panels, points
 from inrun_bench.markdown import cell, count, markdown, seconds_cell
 from inrun_bench.methods.inrun import inrun
 from inrun_bench.plan import Plan
@@ -190,8 +190,8 @@ def draw(rows: pd.DataFrame) -> Figure:
             own = values[(values["task"] == title) & (values["method"] == method)].set_index("player")["value"]
             style, own = look(method), own.reindex(truth.index)
             near = own.between(low, high)
-            for points, fill in ((own.where(near), "full"), (own.mask(near).clip(low, high), "none")):
-                ax.plot(points.to_numpy(), style.marker, color=style.color, fillstyle=fill, markersize=4.5, alpha=0.8)
+            for own_points, fill in ((own.where(near), "full"), (own.mask(near).clip(low, high), "none")):
+                ax.plot(own_points.to_numpy(), **points(style), fillstyle=fill, markersize=4.5, alpha=0.8)
         long = truth["name"].str.len().max() > 3
         ax.set_xticks(range(len(truth)), truth["name"], rotation=35 if long else 0, ha="right" if long else "center")
         if number % TASKS_A_ROW == 0:
