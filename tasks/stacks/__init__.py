@@ -6,21 +6,26 @@ model by ``torch.func.vmap`` (:mod:`tasks.stacks.vmapped`). :func:`program_of` c
 training loop.
 """
 
+from tasks.stacks.batches import own_batches, shared_batches
 from tasks.stacks.clipping import clip_factors, clipped
 from tasks.stacks.program import Program, program_of
 from tasks.stacks.sizing import footprint, optimizer_copies, stack_size
-from tasks.stacks.stack import Stack, stack_of
-from tasks.stacks.training import judge, train
+from tasks.stacks.stack import Stack, in_dim, stack_of
+from tasks.stacks.training import Descent, judge, train
 
 __all__ = [
+    "Descent",
     "Program",
     "Stack",
     "clip_factors",
     "clipped",
     "footprint",
+    "in_dim",
     "judge",
     "optimizer_copies",
+    "own_batches",
     "program_of",
+    "shared_batches",
     "stack_of",
     "stack_size",
     "train",

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-__all__ = ["Stack", "models_in", "stack_of"]
+__all__ = ["Stack", "in_dim", "models_in", "stack_of"]
 
 Stack: TypeAlias = dict[str, torch.Tensor]
 """Trained parameters of m models by name, each [m, *shape]."""
@@ -20,6 +20,11 @@ def stack_of(model: nn.Module, m: int) -> Stack:
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
+
+
+def in_dim(data: torch.Tensor) -> tuple[torch.Tensor, int | None]:
+    """Return data [m or 1, ...] as ``vmap`` takes it, and its axis of models; None where all models see the same."""
+    return (data[0], None) if len(data) == 1 else (data, 0)
 
 
 def models_in(stack: Stack) -> int:
