@@ -147,7 +147,7 @@ def retrain_alone(
     where = runs[0].train.x.device if device is None else torch.device(device)
     models = [run.model().to(where) for run in runs]
     out = np.empty((len(runs), len(coalitions), len(measures)))
-    for alike in _alike(models):
+    for alike in stacks.grouped_by_untrained(models):
         _fill(out, [(row, runs[row], models[row]) for row in alike], coalitions, measures, memory_bytes)
     return out
 
@@ -163,8 +163,7 @@ def _fill(
     _, task, model = runs[0]
     rows = np.array([row for row, *_ in runs])
     setting = retraining(task, model, measures, own_batches=True, memory_bytes=memory_bytes)
-    initial = [stacks.stack_of(model, 1) for *_, model in runs]
-    weights = {name: torch.cat([stack[name] for stack in initial]) for name in initial[0]}
+    weights = stacks.stack_of_models([model for *_, model in runs])
     device = setting.train.x.device
     orders = torch.stack([_orders(run) for _, run, _ in runs], dim=1).to(device)  # [epochs, runs, n]
     for n_steps, chosen in _by_steps(task, coalitions):
@@ -191,24 +190,3 @@ def _by_steps(task: Trainable, coalitions: NDArray[np.bool_]) -> Iterable[tuple[
 def _orders(run: Trainable) -> Tensor:
     """Return the order of all samples in each epoch, int64 [epochs, n]."""
     return torch.cat(run.batches()).view(run.recipe.epochs, run.n_train)
-
-
-def _alike(models: Sequence[nn.Module]) -> list[list[int]]:
-    """Return the numbers of models in groups that share what is not trained: frozen weights and buffers."""
-    groups: list[list[int]] = []
-    for number, model in enumerate(models):
-        for group in groups:
-            if _share_untrained(models[group[0]], model):
-                group.append(number)
-                break
-        else:
-            groups.append([number])
-    return groups
-
-
-def _share_untrained(one: nn.Module, other: nn.Module) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(_untrained(one), _untrained(other), strict=True))
-
-
-def _untrained(model: nn.Module) -> list[Tensor]:
-    return [*(p for p in model.parameters() if not p.requires_grad), *model.buffers()]

@@ -18,12 +18,19 @@ from inrun_bench.adjoint import (
     unrolled_influence,
 )
 from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
+from inrun_bench.mean_over_runs import drawn_seeds
 from tasks import Task
 
 
 def few_run(task: Task, _seed: np.random.SeedSequence, *, points: int) -> Valuation:
     """Return the Aumann-Shapley values of the trajectory game from a few differentiated runs."""
     return _in_trainings(few_run_shapley(task, points=points), differentiated=points)
+
+
+def few_run_over_seeds(task: Task, seed: np.random.SeedSequence, *, points: int, runs: int) -> Valuation:
+    """Return the mean of these values over trajectory games of other initial weights and batch orders."""
+    found = few_run_shapley(task, points=points, seeds=drawn_seeds(seed, runs))
+    return _in_trainings(found, differentiated=points * runs)
 
 
 def coalition_gradients(task: Task, seed: np.random.SeedSequence, *, coalitions: int) -> Valuation:
@@ -49,6 +56,7 @@ def _in_trainings(found: Valuation, differentiated: int) -> Valuation:
 
 METHODS = {
     **{f"few-run-{points}": partial(few_run, points=points) for points in (4, 8)},
+    **{f"few-run-4-seeds-{runs}": partial(few_run_over_seeds, points=4, runs=runs) for runs in (20,)},
     "coalition-gradients-128": partial(coalition_gradients, coalitions=128),
     "control-variate-10": partial(control_variate, trainings_a_sample=10),
     "unrolled": unrolled,

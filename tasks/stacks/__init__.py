@@ -10,7 +10,7 @@ from tasks.stacks.batches import own_batches, shared_batches
 from tasks.stacks.clipping import clip_factors, clipped
 from tasks.stacks.program import Program, program_of
 from tasks.stacks.sizing import footprint, optimizer_copies, stack_size
-from tasks.stacks.stack import Stack, in_dim, stack_of
+from tasks.stacks.stack import Stack, grouped_by_untrained, stack_of, stack_of_models
 from tasks.stacks.training import Descent, judge, train
 
 __all__ = [
@@ -20,13 +20,14 @@ __all__ = [
     "clip_factors",
     "clipped",
     "footprint",
-    "in_dim",
+    "grouped_by_untrained",
     "judge",
     "optimizer_copies",
     "own_batches",
     "program_of",
     "shared_batches",
     "stack_of",
+    "stack_of_models",
     "stack_size",
     "train",
 ]

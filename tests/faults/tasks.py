@@ -539,9 +539,9 @@ FAULTS = [
     ),
     Fault(
         "what is not trained is that of the first seed",
-        "tasks/conventional_game.py",
-        "if _share_untrained(models[group[0]], model):",
-        "if True:",
+        "tasks/stacks/stack.py",
+        "if _share_untrained(models[group[0]], model)",
+        "if True",
         "tests/tasks/test_conventional_game.py::test_what_is_not_trained_is_of_its_own_seed",
     ),
     Fault(
