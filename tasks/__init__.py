@@ -18,15 +18,18 @@ from tasks.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from tasks.arrays import from_arrays
+    from tasks.conventional_game import ConventionalGame
     from tasks.data import Split
     from tasks.loading import CATALOG, load, names
     from tasks.recipe import Recipe
+    from tasks.retraining_game import DivergedError
     from tasks.step_game import StepGame
     from tasks.task import Task, TaskSpec
-    from tasks.trajectory_game import DivergedError, TrajectoryGame, retrain
+    from tasks.trajectory_game import TrajectoryGame, retrain
 
 __all__ = [
     "CATALOG",
+    "ConventionalGame",
     "DivergedError",
     "Recipe",
     "Split",
@@ -44,7 +47,8 @@ __getattr__ = lazy_names(
     __name__,
     {
         "CATALOG": "loading",
-        "DivergedError": "trajectory_game",
+        "ConventionalGame": "conventional_game",
+        "DivergedError": "retraining_game",
         "Recipe": "recipe",
         "Split": "data",
         "StepGame": "step_game",

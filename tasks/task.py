@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count, islice
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from baselines.arguments import whole_number
+from tasks.conventional_game import ConventionalGame
 from tasks.data import HeldOut, Scaling, Split, exchange_targets, flip_labels, partition, standardise
 from tasks.learners import LogisticGame, RidgeGame
 from tasks.learners.parameters import one_of
@@ -22,6 +25,8 @@ from tasks.trajectory_game import TrajectoryGame
 __all__ = ["Task", "TaskSpec"]
 
 Learner = Literal["logistic", "ridge"]
+
+SEEDS_OF_DATA = 1000  # that can be used side by side before two of them share the seed of a run
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Task:
     recipe_name : str
         Which of the task's recipes is in use.
     seed : int
-        Source of the split, the wrong targets, the initial weights and the batch order.
+        Source of the split and the wrong targets, and of the run where it has no seed of its own.
     train, validation, test : Split
         Players of the games; judges of their utility; samples that no method ever sees.
     n_classes : int or None
@@ -57,6 +62,8 @@ class Task:
         ``rows[i]``. None where the parts were not drawn from a dataset.
     spec : TaskSpec or None
         What the task was built from; see :meth:`rebuilt`.
+    run_seed : int or None
+        Source of the initial weights and the batch order; `seed` where None. See :meth:`rerun`.
     """
 
     name: str
@@ -74,6 +81,7 @@ class Task:
     domains: NDArray[np.int64] | None = None
     rows: NDArray[np.int64] | None = None
     spec: TaskSpec | None = field(default=None, repr=False)
+    run_seed: int | None = None
 
     def __post_init__(self) -> None:
         for part in ("train", "validation", "test"):
@@ -145,10 +153,49 @@ class Task:
             dtype=self.dtype or self.train.x.dtype,
         )
 
+    def rerun(self, seed: int) -> Task:
+        """Return the same task, trained from the initial weights and in the batch order of another seed.
+
+        Its data and how they were drawn stay as they are, so that its games differ by the chance of a run alone:
+        ``task.rerun(1000).trajectory_game()``.
+
+        Parameters
+        ----------
+        seed : int
+            Of the run, at least 0. That of the task itself gives the run of the task.
+        """
+        return replace(self, run_seed=whole_number("seed", seed, minimum=0))
+
+    def run_seeds(self, seeds: int | Sequence[int]) -> tuple[int, ...]:
+        """Return seeds of runs, for :meth:`rerun`.
+
+        Parameters
+        ----------
+        seeds : int or sequence of int
+            Which ones, each at least 0, or how many: ``seed + 1000``, ``seed + 2000`` and so on, none of which is that
+            of this task's own run, nor one of those of the same task from another of the first thousand seeds.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a number is not whole or too small, there is none, or one occurs twice.
+        """
+        if not isinstance(seeds, Iterable):
+            others = (seed for seed in count(self.seed + SEEDS_OF_DATA, SEEDS_OF_DATA) if seed != self._seed_of_run)
+            return tuple(islice(others, whole_number("seeds", seeds)))
+        given = tuple(whole_number("each of seeds", seed, minimum=0) for seed in seeds)
+        if not given or len(set(given)) < len(given):
+            raise ValueError(f"seeds must be at least one, and different from each other, got {given}")
+        return given
+
+    @property
+    def _seed_of_run(self) -> int:
+        return self.seed if self.run_seed is None else self.run_seed
+
     def model(self) -> nn.Module:
         """Return a fresh model with the task's initial weights, in the task's dtype."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+            torch.manual_seed(self._seed_of_run)
             return self.architecture().to(self.dtype or self.train.x.dtype)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
@@ -178,7 +225,7 @@ class Task:
 
     def batches(self) -> list[torch.Tensor]:
         """Return the training indices of every step, int64 [batch] each, in the order of the run."""
-        return self.recipe.batches(self.n_train, np.random.SeedSequence([self.seed, 3]))
+        return self.recipe.batches(self.n_train, np.random.SeedSequence([self._seed_of_run, 3]))
 
     def loss(self, model: nn.Module, split: Split, index: torch.Tensor | None = None) -> torch.Tensor:
         """Return the objective's mean loss, a scalar, of `model` on (the samples `index` of) `split`."""
@@ -199,6 +246,16 @@ class Task:
         `utility` is one of those of the objective; see :class:`tasks.trajectory_game.TrajectoryGame`.
         """
         return TrajectoryGame(self, utility, split, renormalised=renormalised)
+
+    def conventional_game(
+        self, utility: str = "loss", split: HeldOut = "validation", *, seeds: int | Sequence[int] = 1
+    ) -> ConventionalGame:
+        """Return the game of training on a coalition alone, in batches of its own, averaged over runs.
+
+        `seeds` are those of the runs, or how many of them, as in :meth:`run_seeds`: other ones than the task's own. See
+        :class:`tasks.conventional_game.ConventionalGame`.
+        """
+        return ConventionalGame(self, utility, split, seeds=self.run_seeds(seeds))
 
     def optimum_game(
         self, utility: str = "loss", split: HeldOut = "validation", *, l2: float = 1.0

@@ -14,7 +14,7 @@ from tasks.data import Split
 from tasks.objective import Objective
 from tasks.recipe import Recipe
 
-__all__ = ["Trainable"]
+__all__ = ["Rerunnable", "Trainable"]
 
 
 class Trainable(Protocol):
@@ -49,3 +49,10 @@ class Trainable(Protocol):
 
     def batches(self) -> list[torch.Tensor]:
         """Return the training indices of every step, int64 [batch] each."""
+
+
+class Rerunnable(Trainable, Protocol):
+    """A training run that can be had again with other chance."""
+
+    def rerun(self, seed: int) -> Trainable:
+        """Return the same with initial weights and batch order of another seed."""

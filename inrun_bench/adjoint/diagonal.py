@@ -16,8 +16,9 @@ U_{ijj}\, s (1 - s)`, and a player present in whole is not a sum of its parts, :
 integrated over s. Both are of the order of one player's share of the run: with few players, and at learning rates where
 one sample moves the model far, they show.
 
-**Variance**: none; the run is deterministic. **Cost**: K differentiated runs, batched together, and two plain ones for
-the diagnostics.
+**Variance**: none; the run is deterministic. Averaged over runs of several seeds, that of their chance
+(:mod:`inrun_bench.mean_over_runs`). **Cost**: K differentiated runs, batched together, and two plain ones for the
+diagnostics; as many for each seed.
 
 **Diagnostics**, in the valuation's `parameters`; none needs retraining on coalitions:
 
@@ -34,7 +35,10 @@ the diagnostics.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -46,6 +50,7 @@ from inrun_bench.adjoint.relaxed_game import RelaxedGame, relaxed_game
 from inrun_bench.adjoint.smoothing import SMOOTHING
 from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
 from inrun_bench.adjoint.utilities import Utility
+from inrun_bench.mean_over_runs import mean_over_runs
 from tasks import Task
 from tasks.data import HeldOut
 
@@ -61,6 +66,7 @@ def few_run_shapley(
     split: HeldOut = "validation",
     groups: ArrayLike | None = None,
     storage: Storage = AUTOMATIC,
+    seeds: int | Sequence[int] | None = None,
 ) -> Valuation:
     """Shapley values of the trajectory game, approximated by a few differentiated training runs.
 
@@ -81,18 +87,27 @@ def few_run_shapley(
         Player to which each sample belongs, 0 .. k - 1; default: each is a player of its own.
     storage : Storage
         How the states of the runs are kept, and whether finished runs are, so that a later call finds them.
+    seeds : int or sequence of int, optional
+        Average over games of other initial weights and batch orders: how many, or their seeds, as in
+        :meth:`tasks.Task.run_seeds`. Default: the game of the task's own run, without randomness.
 
     Returns
     -------
     Valuation
         `evaluations` counts runs: K differentiated ones and the two plain ones behind ``gain``. `parameters` say what
         a differentiated one costs, and hold the diagnostics ``sum``, ``gain`` and ``roughness`` (see the module).
+        With `seeds`, all of that for each, diagnostics in the mean; `stderr` and `halves` are of the spread over seeds
+        (:mod:`inrun_bench.mean_over_runs`), None with one seed.
 
     Raises
     ------
     TypeError, ValueError, OSError
         As :func:`inrun_bench.adjoint.sweep.differentiate`, and if `points` is no whole number of at least 1.
     """
+    if seeds is not None:
+        options: Any = {"smoothing": smoothing, "utility": utility, "split": split, "groups": groups}
+        own = partial(few_run_shapley, points=points, storage=storage, **options)
+        return mean_over_runs(task, task.run_seeds(seeds), own)
     started = perf_counter()
     nodes, shares = gauss_legendre(whole_number("points", points))
     game = relaxed_game(task, utility, split, groups, storage, smoothing)

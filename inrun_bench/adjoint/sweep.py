@@ -232,12 +232,13 @@ class _Run:
         return {name: part.view(m, *shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
     def batch(self, number: int) -> tuple[Tensor, Tensor]:
-        index = self.batches[number]
+        """Return the samples of a step, which all models see: [1, B, ...]."""
+        index = self.batches[number][None]
         return self.train.x[index], self.train.y[index]
 
     def judged(self) -> Sequence[Tensor]:
         """Return the inputs that judge, a batch at a time, so that judging holds no more than training did."""
-        parts: tuple[Tensor, ...] = self.judge.x.split(self.recipe.batch_size)
+        parts: tuple[Tensor, ...] = self.judge.x[None].split(self.recipe.batch_size, dim=1)
         return parts
 
     def step(self, number: int, state: State, weights: Tensor, rows: Sequence[int]) -> State:
@@ -253,11 +254,11 @@ class _Run:
         """Return a step's gradients as a function of the row `flat` and the weights `counted` [m, B]."""
         x, y = self.batch(number)
         outputs = self.program.outputs(self.stack(flat), x)
-        counted = counted / len(y)
+        counted = counted / y.shape[1]
         if outputs.ndim == 3:  # one row of outputs a sample: its gradient is known, and its derivative is cheap
             slopes = output_gradient(self.objective, outputs, y, counted)
             return torch.autograd.grad(outputs, flat, slopes, create_graph=True)[0]
-        losses = vmap(self.objective.losses, in_dims=(0, None))(outputs.movedim(-1, 1), y)
+        losses = vmap(self.objective.losses, in_dims=(0, None))(outputs.movedim(-1, 1), y[0])
         return torch.autograd.grad((losses * counted).sum(), flat, create_graph=True)[0]
 
     def received(self, gradient: Tensor) -> Tensor:

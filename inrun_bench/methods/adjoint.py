@@ -18,6 +18,7 @@ from inrun_bench.adjoint import (
     unrolled_influence,
 )
 from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
+from inrun_bench.mean_over_runs import drawn_seeds
 from inrun_bench.methods.method import Method
 from tasks import Task
 
@@ -25,6 +26,12 @@ from tasks import Task
 def few_run(task: Task, _seed: np.random.SeedSequence, *, points: int) -> Valuation:
     """Return the Aumann-Shapley values of the trajectory game from a few differentiated runs."""
     return _in_trainings(few_run_shapley(task, points=points), differentiated=points)
+
+
+def few_run_over_seeds(task: Task, seed: np.random.SeedSequence, *, points: int, runs: int) -> Valuation:
+    """Return the mean of these values over trajectory games of other initial weights and batch orders."""
+    found = few_run_shapley(task, points=points, seeds=drawn_seeds(seed, runs))
+    return _in_trainings(found, differentiated=points * runs)
 
 
 def coalition_gradients(task: Task, seed: np.random.SeedSequence, *, coalitions: int) -> Valuation:
@@ -56,6 +63,9 @@ METHODS = {
         f"few-run-{points}": Method(partial(few_run, points=points), f"{points} differentiated runs", FAMILY)
         for points in (4, 8)
     },
+    "few-run-4-seeds-20": Method(
+        partial(few_run_over_seeds, points=4, runs=20), "4 differentiated runs, each of 20 seeds", FAMILY
+    ),
     "coalition-gradients-128": Method(
         partial(coalition_gradients, coalitions=128), "128 differentiated coalitions", FAMILY
     ),

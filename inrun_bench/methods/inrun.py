@@ -1,4 +1,7 @@
-"""In-Run Data Shapley: the task's own training run, once, with the engine watching."""
+"""In-Run Data Shapley: the task's own training run, once, with the engine watching; or the mean of runs of other seeds.
+
+Seeds of runs are drawn from the method's own stream: they are not those of a reference that is averaged over runs.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ import numpy as np
 
 from baselines import Valuation
 from inrun_bench.attribution import InRunShapley
+from inrun_bench.mean_over_runs import drawn_seeds, mean_over_runs, moments_of_runs
 from inrun_bench.methods.method import Method
+from inrun_bench.stacked_inrun import first_order_values
 from tasks import Task
 
 
@@ -32,6 +37,35 @@ def inrun(task: Task, _seed: np.random.SeedSequence, *, order: str) -> Valuation
     )
 
 
-LABELS = {"first": "In-Run, first order", "second": "In-Run, second order", "integrated": "In-Run, integrated"}
+def over_seeds(task: Task, seed: np.random.SeedSequence, *, order: str, runs: int) -> Valuation:
+    """Return the mean of in-run values over runs of other initial weights and batch orders, with its spread.
 
-METHODS = {f"inrun-{order}": Method(partial(inrun, order=order), label, "in-run") for order, label in LABELS.items()}
+    Values of first order under SGD come from one stack of runs (:mod:`inrun_bench.stacked_inrun`), without accounts.
+    """
+    seeds = drawn_seeds(seed, runs)
+    if order != "first" or task.recipe.optimizer != "sgd":
+        return mean_over_runs(task, seeds, partial(inrun, _seed=seed, order=order))
+    start = time.perf_counter()
+    moments = moments_of_runs(list(first_order_values([task.rerun(each) for each in seeds])))
+    return Valuation(
+        values=moments.mean,
+        stderr=moments.stderr(),
+        evaluations=runs,
+        seconds=time.perf_counter() - start,
+        method=f"inrun-{order}",
+        parameters={"order": order, "samples": float(moments.mean.sum()), "seeds": seeds},
+        halves=moments.halves(),
+    )
+
+
+LABELS = {"first": "In-Run, first order", "second": "In-Run, second order", "integrated": "In-Run, integrated"}
+RUNS = 20
+
+METHODS = {
+    f"inrun-{order}": Method(partial(inrun, order=order), label, "in-run") for order, label in LABELS.items()
+} | {
+    f"inrun-{order}-seeds-{RUNS}": Method(
+        partial(over_seeds, order=order, runs=RUNS), f"{LABELS[order]}, mean of {RUNS} seeds", "in-run"
+    )
+    for order in ("first", "integrated")
+}

@@ -18,6 +18,7 @@ from torch.func import grad, vmap
 from torch.nn import functional
 
 from tasks.objective import CLASSIFICATION, REGRESSION, Objective
+from tasks.stacks.stack import in_dim
 
 __all__ = ["output_gradient", "worth"]
 
@@ -31,8 +32,8 @@ def output_gradient(objective: Objective, outputs: Tensor, y: Tensor, weights: T
         Which loss.
     outputs : [m, d, B]
         Of m models on B samples.
-    y : [B]
-        Targets, shared by the models.
+    y : [m or 1, B]
+        Targets, of each model or shared by all.
     weights : [m, B]
         How much each sample's loss counts for each model.
 
@@ -41,15 +42,16 @@ def output_gradient(objective: Objective, outputs: Tensor, y: Tensor, weights: T
     [m, d, B]
     """
     if objective.losses is CLASSIFICATION.losses:
-        slopes = torch.softmax(outputs, 1) - functional.one_hot(y, outputs.shape[1]).T.to(outputs.dtype)
+        slopes = torch.softmax(outputs, 1) - functional.one_hot(y, outputs.shape[1]).mT.to(outputs.dtype)
         return slopes * weights[:, None]
     if objective.losses is REGRESSION.losses:
-        return (outputs - y) * (2 * weights[:, None])
+        return (outputs - y[:, None]) * (2 * weights[:, None])
 
-    def weighted(outputs: Tensor, weights: Tensor) -> Tensor:
+    def weighted(outputs: Tensor, y: Tensor, weights: Tensor) -> Tensor:
         return (objective.losses(outputs.T, y) * weights).sum()
 
-    gradient: Tensor = vmap(grad(weighted))(outputs, weights)
+    y, axis = in_dim(y)
+    gradient: Tensor = vmap(grad(weighted), in_dims=(0, axis, 0))(outputs, y, weights)
     return gradient
 
 

@@ -15,10 +15,10 @@ __all__ = ["Program", "program_of"]
 
 
 class Program(Protocol):
-    """What a stack of m models computes on B samples that all of them see."""
+    """What a stack of m models computes on B samples: x [m, B, ...] of its own for each, or [1, B, ...] for all."""
 
     def outputs(self, stack: Stack, x: Tensor) -> Tensor:
-        """Return the outputs, [m, *out, B], for x [B, ...]."""
+        """Return the outputs, [m, *out, B], for x [m or 1, B, ...]."""
 
     def gradients(self, stack: Stack, x: Tensor, y: Tensor, weights: Tensor) -> Stack:
         """Return, by parameter, the gradient of ``sum_i weights[:, i] loss_i`` of each model, for weights [m, B]."""

@@ -118,4 +118,4 @@ def _subtract_product(own: Mapping[str, Tensor], b: Tensor, a: Tensor, rate: flo
 
 
 def _samples_last(x: Tensor) -> Tensor:
-    return x.movedim(0, -1)[None]
+    return x.movedim(1, -1)

@@ -2,13 +2,13 @@
 
 What one model of a stack takes, beyond the data, is estimated from what can be counted::
 
-    bytes a model = c P + 2 a B + 4 o n
+    bytes a model = c P + 2 a B + 4 o n + d
 
 P : its parameters; c : copies of them that a step holds (the stack, gradients, optimiser state, what the optimiser
 makes in between). a : what the forward pass of one sample saves for the backward pass, which holds gradients of as many
 numbers; B : samples in the largest batch. o : the output of one sample; n : samples of the largest judged set, whose
-outputs are held at once, with what the objective makes of them. Sets are judged B samples at a time, so that judging
-takes no more activations than training did.
+outputs are held at once, with what the objective makes of them. d : data of its own, if it has any. Sets are judged B
+samples at a time, so that judging takes no more activations than training did.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class Footprint:
     largest: int
 
 
-def footprint(program: Program, model: Stack, batch: Tensor, *, copies: int, n_judged: int) -> Footprint:
+def footprint(
+    program: Program, model: Stack, batch: Tensor, *, copies: int, n_judged: int, own_data: int = 0
+) -> Footprint:
     """Estimate what each model of a stack takes (see the module's docstring).
 
     Parameters
@@ -57,6 +59,8 @@ def footprint(program: Program, model: Stack, batch: Tensor, *, copies: int, n_j
         Copies of the parameters that a training step holds.
     n_judged : int
         Samples of the largest set on which models are judged.
+    own_data : int
+        Bytes of data that each model has for itself; what all of them share does not count.
     """
     saved: dict[int, int] = {}
 
@@ -67,13 +71,13 @@ def footprint(program: Program, model: Stack, batch: Tensor, *, copies: int, n_j
 
     leaves = {name: parameter.detach().requires_grad_() for name, parameter in model.items()}
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-        outputs = program.outputs(leaves, batch)
+        outputs = program.outputs(leaves, batch[None])
     for shared in (batch, *leaves.values()):
         saved.pop(shared.untyped_storage().data_ptr(), None)
     parameters = [parameter.nbytes for parameter in leaves.values()]
     judged = 4 * outputs.nbytes * n_judged // len(batch)
     return Footprint(
-        total=copies * sum(parameters) + 2 * (sum(saved.values()) + outputs.nbytes) + judged,
+        total=copies * sum(parameters) + 2 * (sum(saved.values()) + outputs.nbytes) + judged + own_data,
         largest=max(*parameters, *saved.values(), outputs.nbytes),
     )
 

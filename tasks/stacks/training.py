@@ -1,8 +1,8 @@
-"""Train and judge a stack: every model on its own coalition, all on the same batches."""
+"""Train and judge a stack: every model on its own coalition."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +18,45 @@ from tasks.stacks.stack import Stack
 if TYPE_CHECKING:
     from tasks.recipe import Recipe
 
-__all__ = ["judge", "train"]
+__all__ = ["Descent", "judge", "train"]
+
+
+class Descent:
+    """The steps of a run, taken by all models of a stack at once.
+
+    Parameters
+    ----------
+    program : Program
+        Of the models.
+    stack : Stack
+        m models at their initial weights, which are trained in place.
+    recipe : Recipe
+        Its optimiser is used, at the rate of each step; plain SGD, which has no state, is left to the program. Each
+        model's gradient is clipped by its own norm.
+    n_steps : int
+        Of the whole run, over which the learning rate follows its schedule.
+    """
+
+    def __init__(self, program: Program, stack: Stack, recipe: Recipe, n_steps: int) -> None:
+        self._program, self._stack, self._recipe, self._n_steps = program, stack, recipe, n_steps
+        plain = recipe.optimizer == "sgd" and not (recipe.momentum or recipe.weight_decay or recipe.clip_norm)
+        self._optimizer = None if plain else recipe.build_optimizer(stack.values())
+        self._step = 0
+
+    def step(self, x: Tensor, y: Tensor, weights: Tensor) -> None:
+        """Take the next step on samples x [m or 1, B, ...] with targets y [m or 1, B, ...], weighted by [m, B]."""
+        rate = self._recipe.rate(self._step, self._n_steps)
+        self._step += 1
+        if self._optimizer is None:
+            self._program.descend(self._stack, x, y, weights, rate)
+            return
+        gradients = self._program.gradients(self._stack, x, y, weights)
+        if self._recipe.clip_norm is not None:
+            gradients = clipped(gradients, self._recipe.clip_norm)
+        for name, gradient in gradients.items():
+            self._stack[name].grad = gradient
+        self._optimizer.param_groups[0]["lr"] = rate
+        self._optimizer.step()
 
 
 def train(
@@ -26,49 +64,23 @@ def train(
     stack: Stack,
     recipe: Recipe,
     samples: Split,
-    batches: Sequence[Tensor],
-    present: Tensor,
-    *,
-    renormalised: bool,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    n_steps: int,
 ) -> None:
     """Train the models in place.
 
     Parameters
     ----------
-    program : Program
-        Of the models.
-    stack : Stack
-        m models at their initial weights.
-    recipe : Recipe
-        Its optimiser is used, at the rate of each step; plain SGD, which has no state, is left to the program. Each
-        model's gradient is clipped by its own norm.
+    program, stack, recipe, n_steps
+        As in :class:`Descent`.
     samples : Split
         n training samples.
-    batches : sequence of int64 [B]
-        Indices of the samples of every step.
-    present : bool [m, n]
-        Which samples each model sees.
-    renormalised : bool
-        Whether the mean of a batch is over the samples present (where there are none, the gradient is zero), rather
-        than over all.
+    batches : iterable of (int64 [m or 1, B], [m, B])
+        Samples of every step and their weights, see :mod:`tasks.stacks.batches`.
     """
-    plain = recipe.optimizer == "sgd" and not (recipe.momentum or recipe.weight_decay or recipe.clip_norm)
-    optimizer = None if plain else recipe.build_optimizer(stack.values())
-    counted = present.to(next(iter(stack.values())).dtype)
-    for step, index in enumerate(batches):
-        rate = recipe.rate(step, len(batches))
-        x, y, weights = samples.x[index], samples.y[index], counted[:, index]
-        weights = weights / (weights.sum(1, keepdim=True).clamp(min=1) if renormalised else len(index))
-        if optimizer is None:
-            program.descend(stack, x, y, weights, rate)
-        else:
-            gradients = program.gradients(stack, x, y, weights)
-            if recipe.clip_norm is not None:
-                gradients = clipped(gradients, recipe.clip_norm)
-            for name, gradient in gradients.items():
-                stack[name].grad = gradient
-            optimizer.param_groups[0]["lr"] = rate
-            optimizer.step()
+    descent = Descent(program, stack, recipe, n_steps)
+    for index, weights in batches:
+        descent.step(samples.x[index], samples.y[index], weights)
 
 
 @torch.no_grad()
@@ -79,7 +91,7 @@ def judge(
 
     A model that diverged, whose weights or utilities are not all finite, has no utility at all: NaN, whatever the name.
     """
-    outputs = torch.cat([program.outputs(stack, x) for x in split.x.split(samples_at_a_time)], dim=-1)
+    outputs = torch.cat([program.outputs(stack, x[None]) for x in split.x.split(samples_at_a_time)], dim=-1)
     utilities = worth(objective, outputs, split.y)
     largest = [torch.linalg.vector_norm(p.reshape(len(p), -1), torch.inf, dim=1) for p in stack.values()]
     finite = torch.stack([*largest, *utilities.values()]).isfinite().all(0)

@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tasks.objective import Objective
-from tasks.stacks.stack import Stack
+from tasks.stacks.stack import Stack, in_dim
 
 __all__ = ["Vmapped"]
 
@@ -28,19 +28,21 @@ class Vmapped:
 
     def outputs(self, stack: Stack, x: Tensor) -> Tensor:
         """Return the models' outputs, [m, *out, B]."""
+        x, axis = in_dim(x)
         with sdpa_kernel(SDPBackend.MATH):
-            outputs: Tensor = vmap(lambda parameters: functional_call(self.model, parameters, (x,)))(stack)
+            outputs: Tensor = vmap(self._output, in_dims=(0, axis))(stack, x)
         return outputs.movedim(1, -1)
 
     def gradients(self, stack: Stack, x: Tensor, y: Tensor, weights: Tensor) -> Stack:
         """Return the gradient of each model's weighted sum of losses, by parameter."""
 
-        def weighted(parameters: Stack, weights: Tensor) -> Tensor:
-            return (self.objective.losses(functional_call(self.model, parameters, (x,)), y) * weights).sum()
+        def weighted(parameters: Stack, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+            return (self.objective.losses(self._output(parameters, x), y) * weights).sum()
 
-        gradient: Any = vmap(grad(weighted))
+        (x, x_axis), (y, y_axis) = in_dim(x), in_dim(y)
+        gradient: Any = vmap(grad(weighted), in_dims=(0, x_axis, y_axis, 0))
         with sdpa_kernel(SDPBackend.MATH):
-            gradients: Stack = gradient(stack, weights)
+            gradients: Stack = gradient(stack, x, y, weights)
         return gradients
 
     def descend(self, stack: Stack, x: Tensor, y: Tensor, weights: Tensor, rate: float) -> None:
@@ -48,3 +50,7 @@ class Vmapped:
         gradients = self.gradients(stack, x, y, weights)
         for name, parameter in stack.items():
             parameter.sub_(gradients[name], alpha=rate)
+
+    def _output(self, parameters: Stack, x: Tensor) -> Tensor:
+        output: Tensor = functional_call(self.model, parameters, (x,))
+        return output

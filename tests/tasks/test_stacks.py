@@ -139,7 +139,7 @@ def test_chains_of_known_layers_are_served_as_such_and_everything_else_by_vmap()
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_are_those_of_each_model(name):
     model, stack, x, *_ = case(name)
-    outputs = program_of(model, CLASSIFICATION, x[:1]).outputs(stack, x)
+    outputs = program_of(model, CLASSIFICATION, x[:1]).outputs(stack, x[None])
     for i in range(M):
         torch.testing.assert_close(outputs[i].movedim(-1, 0), functional_call(model, one(stack, i), (x,)))
 
@@ -149,8 +149,8 @@ def test_gradients_are_those_of_each_model_and_descent_subtracts_them(name):
     model, stack, x, y, weights = case(name)
     program = program_of(model, CLASSIFICATION, x[:1])
     before = {key: parameter.clone() for key, parameter in stack.items()}
-    gradients = program.gradients(stack, x, y, weights)
-    program.descend(stack, x, y, weights, 0.3)
+    gradients = program.gradients(stack, x[None], y[None], weights)
+    program.descend(stack, x[None], y[None], weights, 0.3)
     assert set(gradients) == set(stack) == {key for key, p in model.named_parameters() if p.requires_grad}
     for i in range(M):
         alone = gradient_alone(model, CLASSIFICATION, one(before, i), x, y, weights[i])
@@ -160,10 +160,26 @@ def test_gradients_are_those_of_each_model_and_descent_subtracts_them(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_models_with_samples_of_their_own_are_each_as_if_alone(name):
+    model, stack, x, y, weights = case(name)
+    own = torch.stack([torch.randperm(B) for _ in range(M)])
+    program = program_of(model, CLASSIFICATION, x[:1])
+    before = {key: parameter.clone() for key, parameter in stack.items()}
+    outputs, gradients = program.outputs(stack, x[own]), program.gradients(stack, x[own], y[own], weights)
+    program.descend(stack, x[own], y[own], weights, 0.3)
+    for i in range(M):
+        torch.testing.assert_close(outputs[i].movedim(-1, 0), functional_call(model, one(before, i), (x[own[i]],)))
+        alone = gradient_alone(model, CLASSIFICATION, one(before, i), x[own[i]], y[own[i]], weights[i])
+        for key, gradient in alone.items():
+            torch.testing.assert_close(gradients[key][i], gradient, rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(stack[key][i], before[key][i] - 0.3 * gradient, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_a_model_without_samples_does_not_move(name):
     model, stack, x, y, weights = case(name)
     before = {key: parameter[0].clone() for key, parameter in stack.items()}
-    program_of(model, CLASSIFICATION, x[:1]).descend(stack, x, y, weights, 0.3)
+    program_of(model, CLASSIFICATION, x[:1]).descend(stack, x[None], y[None], weights, 0.3)
     assert all(torch.equal(stack[key][0], parameter) for key, parameter in before.items())
 
 
@@ -171,7 +187,7 @@ def test_equal_numbers_in_a_window_of_max_pooling_are_not_counted_twice():
     model, stack, x, y, weights = case("max pooling")
     x = x.round()  # many ties
     program = program_of(model, CLASSIFICATION, x[:1])
-    gradients = program.gradients(stack, x, y, weights)
+    gradients = program.gradients(stack, x[None], y[None], weights)
     alone = gradient_alone(model, CLASSIFICATION, one(stack, 2), x, y, weights[2])
     for key, gradient in alone.items():
         torch.testing.assert_close(gradients[key][2], gradient)
@@ -187,8 +203,12 @@ def test_closed_forms_of_the_output_gradient_equal_autograd(objective):
     y = torch.randn(B, dtype=torch.float64) if objective is REGRESSION else torch.randint(3, (B,))
     weights = torch.rand(M, B, dtype=torch.float64)
     renamed = Objective("other", lambda o, t: objective.losses(o, t), objective.utilities)
-    closed, by_autograd = (output_gradient(o, outputs, y, weights) for o in (objective, renamed))
-    torch.testing.assert_close(closed, by_autograd, rtol=1e-12, atol=1e-14)
+    own = torch.stack([y.roll(i) for i in range(M)])
+    for targets in (y[None], own):
+        closed, by_autograd = (output_gradient(o, outputs, targets, weights) for o in (objective, renamed))
+        torch.testing.assert_close(closed, by_autograd, rtol=1e-12, atol=1e-14)
+    alone = [output_gradient(objective, outputs[i : i + 1], own[i : i + 1], weights[i : i + 1]) for i in range(M)]
+    torch.testing.assert_close(closed, torch.cat(alone), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o.name)
@@ -210,7 +230,7 @@ def test_regression_with_a_single_output():
     model[-1] = nn.Linear(4, 1).double()
     stack["4.weight"], stack["4.bias"] = stack["4.weight"][:, :1].clone(), stack["4.bias"][:, :1].clone()
     program = program_of(model, REGRESSION, x[:1])
-    gradients = program.gradients(stack, x, y, weights)
+    gradients = program.gradients(stack, x[None], y[None], weights)
     for i in range(M):
         for key, gradient in gradient_alone(model, REGRESSION, one(stack, i), x, y, weights[i]).items():
             torch.testing.assert_close(gradients[key][i], gradient, rtol=1e-10, atol=1e-12)
@@ -223,7 +243,7 @@ def test_a_model_with_a_weight_that_is_not_finite_has_no_utility_even_if_its_out
     stack["0.bias"][1, 2] = -torch.inf  # a unit that is never active
     stack["2.bias"][2, 0] = torch.nan
     program = program_of(model, CLASSIFICATION, split.x[:1])
-    assert program.outputs(stack, split.x)[1].isfinite().all()
+    assert program.outputs(stack, split.x[None])[1].isfinite().all()
     for utilities in judge(program, stack, CLASSIFICATION, split, 2).values():
         assert utilities.isfinite().tolist() == [True, False, False]
 
@@ -234,5 +254,5 @@ def test_a_model_with_a_utility_that_is_not_finite_has_none_even_if_its_weights_
     stack = stack_of(model, 2)
     stack["bias"][1] = 1e200  # its square is too large
     program = program_of(model, REGRESSION, split.x[:1])
-    assert program.outputs(stack, split.x).isfinite().all()
+    assert program.outputs(stack, split.x[None]).isfinite().all()
     assert judge(program, stack, REGRESSION, split, 2)["loss"].isnan().tolist() == [False, True]

@@ -251,3 +251,45 @@ def test_a_model_without_a_single_optimum_has_no_game_of_it():
 def test_bad_arguments_of_the_optimum(name, arguments, message):
     with pytest.raises(ValueError, match=message):
         tasks.load(name).optimum_game(**arguments)
+
+
+def test_another_run_of_a_task_has_its_data_and_the_chance_of_another_seed():
+    task, other = tasks.load("digits-mlp", seed=3), tasks.load("digits-mlp", seed=7)
+    again = task.rerun(7)
+    assert again.seed == 3
+    assert again.train is task.train
+    assert again.validation is task.validation
+    assert again.flipped is task.flipped
+    assert all(torch.equal(a, b) for a, b in zip(again.batches(), other.batches(), strict=True))
+    weights = again.model().state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in other.model().state_dict().items())
+    assert again.rerun(3).trajectory_game().identity() == task.trajectory_game().identity()
+    assert again.trajectory_game().identity() != task.trajectory_game().identity()
+
+
+def test_seeds_of_runs_are_not_that_of_the_task_nor_of_another_s_runs():
+    task = tasks.load("iris-logreg", seed=3)
+    assert task.run_seeds(3) == (1003, 2003, 3003)
+    assert task.rerun(2003).run_seeds(3) == (1003, 3003, 4003)
+    assert not set(task.run_seeds(50)) & set(tasks.load("iris-logreg", seed=4).run_seeds(50))
+    assert task.run_seeds((3, np.int64(0))) == (3, 0)
+    assert task.run_seeds([4]) == (4,)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "error", "message"),
+    [
+        (0, ValueError, "seeds must be at least 1, got 0"),
+        (2.0, TypeError, "seeds must be an integer"),
+        (True, TypeError, "seeds must be an integer"),
+        ((), ValueError, "seeds must be at least one"),
+        ((1, 1), ValueError, r"different from each other, got \(1, 1\)"),
+        ((1, -1), ValueError, "each of seeds must be at least 0, got -1"),
+        ((1, 0.5), TypeError, "each of seeds must be an integer"),
+    ],
+)
+def test_bad_seeds_of_runs(seeds, error, message):
+    with pytest.raises(error, match=message):
+        tasks.load("iris-logreg").run_seeds(seeds)
+    with pytest.raises(error, match=message):
+        tasks.load("iris-logreg").conventional_game(seeds=seeds)
