@@ -33,18 +33,18 @@ def seconds_cell(found: pd.Series, key: tuple[str, ...]) -> str:
     return cell(found, key, ".2g" if found.get(key, 0.0) < 99.5 else ",.0f")
 
 
-def of_several(table: pd.DataFrame, key: tuple[str, str, str]) -> str:
+def of_several(table: pd.DataFrame, key: tuple[str, ...]) -> str:
     """Return what stands in place of a mean of rows of several definitions, of which there is none."""
     definitions = int(table["definitions"].get(key, 0))
     return f"{definitions} definitions" if definitions > 1 else ""
 
 
-def mean_cell(table: pd.DataFrame, key: tuple[str, str, str]) -> str:
+def mean_cell(table: pd.DataFrame, key: tuple[str, ...]) -> str:
     """Return a mean over seeds."""
     return of_several(table, key) or (f"{table.loc[key, 'mean']:.3f}" if key in table.index else "")
 
 
-def interval_cell(table: pd.DataFrame, key: tuple[str, str, str], seeds: int) -> str:
+def interval_cell(table: pd.DataFrame, key: tuple[str, ...], seeds: int) -> str:
     """Return a mean and its interval, and of how many seeds it is where these are not all `seeds`."""
     if key not in table.index or of_several(table, key):
         return of_several(table, key)

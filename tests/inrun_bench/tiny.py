@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from inrun_bench import stored_values
-from inrun_bench.experiments import EXPERIMENTS, estimators, fidelity, overhead, removal
+from inrun_bench.experiments import EXPERIMENTS, estimators, fidelity, overhead, removal, retraining
 from inrun_bench.plan import Plan, Profile
 from inrun_bench.store import Store
 from inrun_bench.unit import Unit
@@ -23,6 +23,7 @@ KNOBS = [  # of each experiment that has any
         ),
     ),
     (removal.KNOBS, removal.Knobs(draws=3)),
+    (retraining.KNOBS, retraining.Knobs({"default": 20}, blocks=2, more_methods=())),
     (overhead.KNOBS, overhead.Knobs(repeats=2, workloads={"mlp": 2})),
     (estimators.KNOBS, estimators.Knobs({"default": 25}, repetitions=1)),
     (stored_values.REFERENCES, stored_values.ReferenceKnobs({"default": 20}, blocks=2)),
