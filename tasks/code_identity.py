@@ -209,17 +209,19 @@ def _reached(source: bytes, function: str) -> bytes:
     statements = [
         (names, node, text) for node in tree.body[_has_docstring(tree) :] for names, text in _bound(node, lines)
     ]
-    ahead, seen = [function], {function}
-    taken: set[int] = set()
-    while ahead or not taken:
-        name = ahead.pop() if ahead else None
-        for place, (names, node, _) in enumerate(statements):
-            if place not in taken and (name in names or not names):
-                taken.add(place)
-                found = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)} - seen
-                ahead += found
-                seen |= found
-    return "\n".join(statements[place][2] for place in sorted(taken)).encode()
+    if not any(function in names for names, _, _ in statements):
+        return source  # it is defined inside of another
+    reached, taken = {function}, set[int]()
+    while True:
+        new = {
+            place
+            for place, (names, _, _) in enumerate(statements)
+            if place not in taken and (not names or names & reached)
+        }
+        if not new:
+            return "\n".join(statements[place][2] for place in sorted(taken)).encode()
+        taken |= new
+        reached |= {each.id for place in new for each in ast.walk(statements[place][1]) if isinstance(each, ast.Name)}
 
 
 def _has_docstring(tree: ast.Module) -> bool:

@@ -333,3 +333,9 @@ def test_what_it_does_not_reach_is_not(load, change):
     assert code_identity(load(mine_a="def measure(x): ...\ny = 1").measure) != code_identity(
         load(mine_a="def measure(x): ...\ny = 2").measure
     )
+
+
+def test_of_a_function_inside_of_another_all_of_the_module_counts(load):
+    source = "def make():\n    def measure(x): ...\n    return measure\ny = {}"
+    one, other = (code_identity(load(mine_a=source.format(y)).make(), reached_alone=True) for y in (1, 2))
+    assert one != other
