@@ -508,6 +508,7 @@ DYNAMO = "ignore:.*should not be instantiated:DeprecationWarning"  # the compile
         ("perceptron", "integrated", "weight-gradient"),
         ("gpt", "first", "weight-gradient"),
         ("gpt", "integrated", "auto"),
+        ("positions expanded", "first", "auto"),
     ],
 )
 def test_compiled_models_stay_one_graph(case, order, rules, monkeypatch):
@@ -518,12 +519,13 @@ def test_compiled_models_stay_one_graph(case, order, rules, monkeypatch):
             self.norm, self.inner, self.head = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, VOCABULARY)
 
         def forward(self, x):
-            h = self.token(x) + self.position(torch.arange(x.shape[1]))
+            positions = torch.arange(x.shape[1])
+            h = self.token(x) + self.position(positions if case == "gpt" else positions.expand_as(x))
             return self.head(F.gelu(self.inner(self.norm(h))))
 
     scored, plain = [], FusedLayers.score_compiled
     monkeypatch.setattr(FusedLayers, "score_compiled", lambda *a, **k: scored.append(a[1]) or plain(*a, **k))
-    given = {"build": Gpt, "shape": (6,), "ids": VOCABULARY, "loss": tokens} if case == "gpt" else {}
+    given = {"build": Gpt, "shape": (6,), "ids": VOCABULARY, "loss": tokens} if case != "perceptron" else {}
     p, twin = problem(**given), problem(**given)
     p.run = torch.compile(p.model, fullgraph=True, backend="aot_eager")
     try:

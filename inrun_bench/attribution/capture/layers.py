@@ -154,7 +154,8 @@ class WatchedLayers:
         if state is not None and not state.drawn_from():
             state = None
         if seen is None:
-            self._operations.derive(site.layer, args, kwargs, first, state)
+            shown = _is_repeated(next(iter((*args, *kwargs.values()))), first, self.micro_batch.size)
+            self._operations.derive(site.layer, args, kwargs, first, state, shown=shown)
             return
         _check_size(site, seen, first, self.micro_batch.size)
         operation = self._operations.through(site.layer, args, kwargs, state)
@@ -182,10 +183,10 @@ class WatchedLayers:
         a, size = next(iter((*args, *kwargs.values()))), self.micro_batch.size
         seen = self._calls.of_compiled_layer(site)
         axis = _axis_by_size(site, a, output, size) if isinstance(seen, Unclear) else seen
-        if axis is None and a.dim() > 1 and a.shape[0] == size and a.stride(0) == 0:
-            axis = 0  # one row, expanded for all samples
+        if axis is None and _is_expanded(a, size):
+            axis = 0
         if axis is None:
-            if output.dim() > 2 and output.shape[0] != 1:
+            if not _is_repeated(a, output, size):
                 raise TypeError(
                     f"{site.where} sees no samples, and returns a tensor of shape {list(output.shape)}: inside of a "
                     "compiled graph it is not seen where samples meet it. Compile the parts around it, or hand the "
@@ -247,6 +248,16 @@ class _WatchedCall:
         else:
             a = batch_first(next(iter((*args, *kwargs.values()))), self.axis)
         yield LayerTerm(self.site, self.micro_batch, a, batch_first(b, self.axis))
+
+
+def _is_expanded(a: Tensor, size: int) -> bool:
+    """Whether a layer's input is one row, expanded for all samples."""
+    return a.dim() > 1 and a.shape[0] == size and a.stride(0) == 0
+
+
+def _is_repeated(a: Tensor, output: Tensor, size: int) -> bool:
+    """Whether an output without samples is one for all of them, or can be repeated for each in a compiled graph."""
+    return _is_expanded(a, size) or output.dim() <= 2 or output.shape[0] == 1
 
 
 def _flattened(

@@ -218,9 +218,16 @@ class FollowedOperations:
         return bool(self._mode.followed.sources_of(_leaves_of(args, kwargs)))
 
     def derive(
-        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor, state: RandomState | None
+        self,
+        layer: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Tensor,
+        state: RandomState | None,
+        *,
+        shown: bool,
     ) -> None:
-        """Follow the output of a layer that was called without samples."""
+        """Follow the output of a layer that was called without samples; a compiled graph would have `shown` it."""
         names = {id(p): key for key, p in self._parameters.items()}
         keys = {name: names[id(p)] for name, p in layer.named_parameters() if id(p) in names}
         if self._mode is None:
@@ -230,7 +237,7 @@ class FollowedOperations:
             )
         operation = self._call_of(layer, keys, args, kwargs, state)
         self.keys |= operation.keys
-        if output.dim() > 2 and output.shape[0] != 1:  # else a graph can repeat it for each sample
+        if not shown:
             self._hidden |= operation.keys
         self._note_place(operation, layer)
         self._mode.followed.follow(operation, output)
