@@ -20,7 +20,7 @@ from inrun_bench.plan import PROFILES, Plan
 from inrun_bench.reference import references
 from inrun_bench.reference_making import extend, note_present_task, thin
 from inrun_bench.reference_proof import verify
-from inrun_bench.report import headline, update_section, write_summary
+from inrun_bench.report import update_page, write_summary
 from inrun_bench.report.figures import draw_figures, drawn
 from inrun_bench.runner import run
 from inrun_bench.store import Overlay, Store
@@ -123,7 +123,7 @@ def _report(options: argparse.Namespace) -> int:
     store = Store(_folder(options), create=False)
     print(write_summary(store))
     if options.into:
-        update_section(options.into, headline(store))
+        update_page(options.into, store)
     _note_outdated(store)
     return 0
 
@@ -266,7 +266,10 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("report", help="write the summary tables from stored rows")
     command.add_argument(
-        "--into", type=Path, help="also put the first of them between the 'summary' marks of this Markdown file"
+        "--into",
+        type=Path,
+        help="also put the first of them between the 'summary' marks of this Markdown file, and those of experiments "
+        "between marks of their names, where it has any",
     )
     _add_place(command)
     command.set_defaults(command=_report)

@@ -61,8 +61,8 @@ class Family:
 FAMILIES = {
     "reference": Family(None, ("*",), 0),
     "in-run": Family(0.6, ("v", "o", "^", "<", ">"), 0),
-    "differentiated runs": Family(0.87, ("d", "D", "h", (4, 1, 45), (6, 1, 0)), 1),
-    "permutations": Family(0.07, ("s", "P", "X", "p", (8, 1, 0)), 2),
+    "differentiated runs": Family(0.87, ("d", "D", "h", (4, 1, 45), (6, 1, 0), (9, 1, 0), (9, 0, 0), (3, 1, 180)), 1),
+    "permutations": Family(0.07, ("s", "P", "X", "p", (8, 1, 0), (5, 0, 36), (5, 1, 18), (8, 0, 22), (3, 0, 15)), 2),
     "coalitions": Family(0.15, ((3, 1, 0), (7, 0, 0), (7, 1, 0), (3, 0, 30), (5, 1, 36)), 3),
     "neighbours": Family(0.42, ("8", "H", (4, 1, 0)), 4),
     "chance": Family(None, ("x",), 0),

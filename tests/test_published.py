@@ -14,7 +14,7 @@ from inrun_bench.experiments.estimators import ESTIMATORS, efficiencies
 from inrun_bench.plan import PROFILES, Plan
 from inrun_bench.reference import blocks, read, recipes
 from inrun_bench.reference_proof import verify
-from inrun_bench.report import headline, update_section, write_summary
+from inrun_bench.report import headline, update_page, update_section, write_summary
 from inrun_bench.report.figures import drawn
 from inrun_bench.store import Store
 from inrun_bench.stored_values import with_recipes
@@ -66,6 +66,14 @@ def test_published_rows_are_packed(folder):
     store = Store(ROOT / "results" / folder, create=False)
     names = [path.name for path in (store.root / "rows").iterdir()]
     assert sorted(names) == [f"{experiment}.parquet" for experiment in store.experiments()]
+
+
+def test_the_readme_shows_what_the_published_rows_say_of_retraining(tmp_path):
+    copy = tmp_path / "README.md"
+    copy.write_text((ROOT / "README.md").read_text())
+    update_page(copy, Store(ROOT / "results" / "retraining", create=False))
+    assert copy.read_text() == (ROOT / "README.md").read_text()
+    assert "*noise ceiling*" in copy.read_text()
 
 
 MOST_BYTES = 25 * 2**20

@@ -11,22 +11,47 @@ from inrun_bench.experiments import EXPERIMENTS
 from inrun_bench.report.overview import headline, methods_table
 from inrun_bench.store import Store
 
-__all__ = ["headline", "update_section", "write_summary"]
+__all__ = ["headline", "marks", "update_page", "update_section", "write_summary"]
 
-BEGIN, END = "<!-- summary: begin (inrun-bench report --into) -->", "<!-- summary: end -->"
+
+def marks(name: str) -> tuple[str, str]:
+    """Return the lines of a Markdown file between which an experiment's tables go, or the headline, `summary`."""
+    return f"<!-- {name}: begin (inrun-bench report --into) -->", f"<!-- {name}: end -->"
+
+
+BEGIN, END = marks("summary")
 
 
 def write_summary(store: Store) -> str:
     """Write ``summary.md`` into the store's folder and return its text."""
-    parts = [headline(store), methods_table(store)]
-    for name, experiment in EXPERIMENTS.items():
-        table = getattr(experiment, "table", None)
-        rows = store.read_all(name)
-        if table is not None and not rows.empty:
-            parts.append(table(rows))
+    parts = [headline(store), methods_table(store), *_tables(store).values()]
     text = "\n\n".join(part for part in parts if part)
     (store.root / "summary.md").write_text(text + "\n")
     return text
+
+
+def _tables(store: Store) -> dict[str, str]:
+    """Return what the experiments have to tell of their rows, by name."""
+    found = {}
+    for name, experiment in EXPERIMENTS.items():
+        table, rows = getattr(experiment, "table", None), store.read_all(name)
+        if table is not None and not rows.empty:
+            found[name] = table(rows)
+    return found
+
+
+def update_page(path: Path, store: Store) -> None:
+    """Put tables of a folder between their marks in a Markdown file, as far as it has them.
+
+    Raises
+    ------
+    ValueError
+        If it has none.
+    """
+    page, tables = path.read_text(), {"summary": headline(store), **_tables(store)}
+    marked = [name for name, told in tables.items() if told and marks(name)[0] in page] or ["summary"]
+    for name in marked:
+        update_section(path, tables[name], *marks(name))
 
 
 def update_section(path: Path, summary: str, begin: str = BEGIN, end: str = END) -> None:
