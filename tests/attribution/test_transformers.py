@@ -158,23 +158,18 @@ def test_the_documentation_says_so():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("name", "whole"), [("Llama", True), ("ViT", False)])
-def test_a_compiled_model_is_scored(name, whole, monkeypatch):
-    """Llama's norms, a class of their own, have a rule by their form, and its graph stays whole.
-
-    ViT's bare parameters are followed; where they are, it is run as it is written.
-    """
-    for sizes in (SHARED, DECODER):
-        monkeypatch.setitem(sizes, "num_hidden_layers", 1)
+def test_a_compiled_model_is_scored(monkeypatch):
+    """ViT's bare parameters are followed; where they are, it is run as it is written."""
+    monkeypatch.setitem(SHARED, "num_hidden_layers", 1)
     compiled = {}
 
     def call(model, x):
         if id(model) not in compiled:
-            compiled[id(model)] = torch.compile(model, fullgraph=whole, backend="aot_eager")
+            compiled[id(model)] = torch.compile(model, backend="aot_eager")
         return compiled[id(model)](x)
 
     try:
-        assert error(name, call=call, last_digits=not whole) < 1e-12
+        assert error("ViT", call=call, last_digits=True) < 1e-12
     finally:
         torch._dynamo.reset()
 
