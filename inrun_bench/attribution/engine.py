@@ -493,6 +493,7 @@ class InRunShapley:
         if self._left_at is not None and self._open is None:
             self._warn_if_weights_changed()
             self._left_at = None
+            self._weights.note_if_moved()  # the loss that is measured now is theirs
             losses = to_host(gathered([loss.value() for loss in self._losses.values()]))()
             self._books.settle(dict(zip(self._losses, losses.tolist(), strict=True)))
 

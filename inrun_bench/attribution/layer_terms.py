@@ -48,6 +48,15 @@ class MicroBatch:
                 "step.batch(), or use checkpoints with use_reentrant=False"
             )
 
+    def of_a_graph(self) -> None:
+        """Refuse, where it matters, what a compiled graph hands over, which does not say whose it is."""
+        if self.beside:
+            raise RuntimeError(
+                "a compiled model was called for several parts of the step before the first of them was "
+                "differentiated, and does not tell whose gradients it hands over; call backward() for each part before "
+                "the next one's step.batch()"
+            )
+
 
 class Term(Protocol):
     """What one call, of a layer or of an operation, adds to the gradients of a micro-batch's samples."""

@@ -687,6 +687,20 @@ def test_weights_that_are_changed_behind_version_counters_are_refused(change, be
     assert len(engine.ledger.steps) == begin
 
 
+@pytest.mark.filterwarnings("ignore:weights were changed by something else")
+@pytest.mark.parametrize("order", ["first", "integrated"])
+def test_weights_that_are_changed_behind_a_loss_that_was_asked_for_are_refused(order):
+    p = problem()
+    engine = p.engine(order)
+    p.train(engine, 3)
+    with torch.no_grad():
+        p.model[0].weight.mul_(0.9)
+    _ = engine.ledger  # measures the loss of these
+    p.model[0].weight.data.add_(0.5)
+    with pytest.raises(RuntimeError, match=r"changed through \.data"):
+        p.train(engine, 1)
+
+
 def test_weights_that_are_changed_after_the_optimiser_are_told_of():
     p = problem()
     engine = p.engine("first")

@@ -1,6 +1,7 @@
 """The engine on whole models: what belongs to no layer, what is used twice, what is compiled or checkpointed."""
 
 import copy
+import inspect
 import logging
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from inrun_bench import InRunShapley
 from inrun_bench.attribution.capture.fused import FusedLayers
+from inrun_bench.attribution.capture.hooks import ForwardAsWritten
 from tests.attribution.brute_force import relative_error
 from tests.attribution.problem import N_VAL, N, perceptron, problem, tokens
 
@@ -624,6 +626,71 @@ def test_what_a_compiled_graph_hides_is_run_as_it_is_written(order, build):
         assert not any("forward" in vars(module) for module in p.model.modules())
     finally:
         torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings(DYNAMO)
+@pytest.mark.parametrize("rules", ["project", "weight-gradient"])
+def test_parts_of_a_compiled_model_that_are_differentiated_together_are_refused(rules):
+    """A graph does not say for which part it is differentiated."""
+    p = problem()
+    engine = p.engine("first", rules=rules)
+    p.train(engine, 1)
+    p.run = torch.compile(p.model, backend="aot_eager")
+
+    def train(together):
+        with engine.step() as step:
+            losses = []
+            for rows in ([0, 1], [2, 3]):
+                step.batch(rows)
+                losses.append(F.cross_entropy(p.run(p.x[rows]), p.y[rows], reduction="sum") / N)
+                if not together:
+                    losses.pop().backward()
+            if together:
+                sum(losses).backward()
+            p.optimizer.step()
+            p.optimizer.zero_grad()
+
+    try:
+        train(together=False)
+        with pytest.raises(RuntimeError, match="compiled model was called for several parts"):
+            train(together=True)
+    finally:
+        torch._dynamo.reset()
+
+
+def test_stand_ins_have_the_signature_of_what_they_stand_for():
+    """A parent may hand its child what the child's forward names, and no more."""
+    p = problem(BiasedBlocks, shape=(6, 4))
+    engine = p.engine("first")
+    p.train(engine, 2)
+    layers = [module for module in p.model.modules() if "forward" in vars(module)]
+    assert {type(layer) for layer in layers} >= {Biased, nn.Linear}
+    for layer in layers:
+        assert inspect.signature(layer.forward) == inspect.signature(copy_of(layer).forward)
+    p.model.blocks[0].forward = user = p.model.blocks[0].forward.__call__
+    engine.detach()
+    assert vars(p.model.blocks[0])["forward"] is user  # what a user has put over it is the user's
+
+
+@pytest.mark.parametrize("kept", ["saved", "copied"])
+def test_a_model_that_was_saved_or_copied_while_it_was_watched_can_be_watched(kept, tmp_path):
+    p = problem(BiasedBlocks, shape=(6, 4))
+    p.train(p.engine("first"), 2)
+    if kept == "saved":
+        torch.save(p.model, tmp_path / "model.pt")
+        model = torch.load(tmp_path / "model.pt", weights_only=False)
+    else:
+        model = copy.deepcopy(p.model)
+    p.model, p.optimizer = model, p.build_optimizer(model)
+    engine = p.check("first", steps=2)
+    assert any(isinstance(vars(module).get("forward"), ForwardAsWritten) for module in model.modules())
+    engine.detach()
+
+
+def copy_of(layer):
+    plain = copy.copy(layer)
+    vars(plain).pop("forward", None)
+    return plain
 
 
 @pytest.mark.filterwarnings(DYNAMO)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from inrun_bench.attribution.capture.batch_axis import DeclaredAxes, Unclear
-from inrun_bench.attribution.capture.hooks import ForwardAsWritten, LayerHook, plain_forward
-from inrun_bench.attribution.capture.observation import Observation, Seen, observe
+from inrun_bench.attribution.capture.hooks import ForwardAsWritten, LayerHook, has_own_forward, plain_forward
+from inrun_bench.attribution.capture.observation import SEVERAL, Observation, Seen, observe
 from inrun_bench.attribution.capture.operations import FollowedOperations
 from inrun_bench.attribution.capture.recorder import OperationKey
 from inrun_bench.attribution.capture.saved_tensors import in_backward_pass
@@ -81,7 +81,8 @@ class ObservedCalls:
             handle.remove()
         self._handles.clear()
         for module in self._written:
-            del vars(module)["forward"]
+            if isinstance(vars(module).get("forward"), ForwardAsWritten):  # and not what a user has put over it
+                del vars(module)["forward"]
         self._written.clear()
 
     def of_layer(self, site: LayerSite) -> Seen:
@@ -120,7 +121,9 @@ class ObservedCalls:
             return declared
         answers = {one.of_layer(site.name, None) for one in self._observations.values() if site.name in one.layers}
         seen = {each for each in answers if not isinstance(each, Unclear)}
-        return seen.pop() if len(seen) == 1 else Unclear("it was not observed before it was compiled")
+        if len(seen) == 1 and len(answers) == 1:
+            return seen.pop()
+        return SEVERAL if answers else Unclear("it was not observed before it was compiled", by_size=True)
 
     def _recalled(self, ask: Callable[[Observation], Seen]) -> Seen:
         """Return what was seen of what is computed anew, in whichever call it was."""
@@ -136,7 +139,7 @@ class ObservedCalls:
     def run_as_written(self, modules: Collection[nn.Module]) -> None:
         """Have compiled graphs leave modules alone from now on; what was observed of the whole model holds in them."""
         for module in modules:
-            if "forward" not in vars(module):
+            if has_own_forward(module):
                 vars(module)["forward"] = ForwardAsWritten(module, partial(self._run, module))
                 self._written.append(module)
 

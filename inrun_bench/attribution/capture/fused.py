@@ -101,6 +101,7 @@ class FusedLayers:
         site = self._sites[slot]
         if self.latest is None or self._probes is None:
             raise RuntimeError(f"{site.where} was differentiated after its step; call backward() inside the with-block")
+        self.latest.of_a_graph()
         return scored_gradients(self._call_to_score(site, self.latest), a, b, with_bias=with_bias)
 
     def _run(self, slot: int, site: LayerSite, a: Tensor) -> Any:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
-from functools import partial
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["ForwardAsWritten", "LayerForward", "LayerHook", "plain_forward"]
+__all__ = ["ForwardAsWritten", "LayerForward", "LayerHook", "has_own_forward", "plain_forward"]
 
 WHY_AS_WRITTEN = (
     "InRunShapley follows parameters of this module operation by operation, which a compiled graph hides; it is run as "
@@ -43,6 +43,7 @@ class LayerForward:
 
     def __init__(self, layer: nn.Module, run: Callable[..., Any]) -> None:
         self._layer, self._run = layer, run
+        self.__signature__ = inspect.signature(MethodType(type(layer).forward, layer))  # others may ask for it
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the layer in our way where it gets one input, in its own where it gets more."""
@@ -70,8 +71,14 @@ def _no_hook() -> Callable[..., None]:
     return _do_nothing
 
 
+def has_own_forward(layer: nn.Module) -> bool:
+    """Whether what runs a layer is the forward of its class, be it that a copy holds it itself."""
+    held = vars(layer).get("forward")
+    return held is None or (isinstance(held, MethodType) and held.__func__ is type(layer).forward)
+
+
 def _own_forward(layer: nn.Module) -> Callable[..., Any]:
-    return partial(plain_forward, layer)
+    return MethodType(type(layer).forward, layer)
 
 
 def _do_nothing(*_: Any, **__: Any) -> None:

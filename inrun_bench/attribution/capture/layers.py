@@ -100,6 +100,7 @@ class WatchedLayers:
     def receive_compiled(self, slot: int, axis: int, a: Tensor, b: Tensor) -> None:
         """Take a term from a compiled graph, which may write over what it has handed out."""
         if self.latest is not None:
+            self.latest.of_a_graph()
             a, b = (batch_first(x, axis).clone() for x in (a, b))
             self._receive(LayerTerm(self._sites[slot], self.latest, a, b))
 
@@ -182,6 +183,8 @@ class WatchedLayers:
             raise TypeError(f"{site.where} cannot be watched inside of a compiled graph; compile the parts around it")
         a, size = next(iter((*args, *kwargs.values()))), self.micro_batch.size
         seen = self._calls.of_compiled_layer(site)
+        if isinstance(seen, Unclear) and not seen.by_size:
+            raise seen.error(site.where, site.name)
         axis = _axis_by_size(site, a, output, size) if isinstance(seen, Unclear) else seen
         if axis is None and _is_expanded(a, size):
             axis = 0

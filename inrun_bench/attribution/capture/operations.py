@@ -82,6 +82,8 @@ class FollowedOperations:
         How many layers with rules are being run; their operations are not looked at.
     suspended : bool
         Whether a backward pass is going on, in which torch looks away.
+    asked : bool
+        Whether the mode is being asked by torch, which has taken it off meanwhile.
     where : set of Module
         Those in which parameters are followed, or layers called, of which a compiled graph shows nothing.
     """
@@ -94,7 +96,7 @@ class FollowedOperations:
         uncovered: set[str],
     ) -> None:
         self.inside = 0
-        self.suspended = False
+        self.suspended = self.asked = False
         self._micro_batch: MicroBatch | None = None
         self.keys = set(uncovered)
         self._receive, self._seen = receive, seen
@@ -163,7 +165,7 @@ class FollowedOperations:
         elif not on and top is mode:
             top.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._on = False
-        elif not on and mode not in _modes() and not (self.suspended or in_backward_pass()):
+        elif not on and mode not in _modes() and not (self.suspended or self.asked or in_backward_pass()):
             self._on = False
             raise RuntimeError(
                 "a torch function mode (torch.device as a context, for instance) that was entered before the step was "
@@ -397,7 +399,11 @@ class _Mode(TorchFunctionMode):
             if not output.requires_grad or (output in self.followed and not in_place):
                 continue
             own = replace(operation, output=number)
-            axis = self._operations.seen(key_of_operation(func, own.keys, output, number), own, output, others)
+            self._operations.asked = True  # torch has taken the mode off for this long
+            try:
+                axis = self._operations.seen(key_of_operation(func, own.keys, output, number), own, output, others)
+            finally:
+                self._operations.asked = False
             if axis is None:
                 self.followed.follow(own, output, in_place=in_place)
                 continue

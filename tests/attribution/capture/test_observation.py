@@ -625,6 +625,34 @@ def test_layers_that_are_met_later_are_observed_when_they_are_met(chance):
     assert score_error(Dropped(4, chance), x, y, 4, call=call, steps=8) < 1e-10
 
 
+class Late(nn.Module):
+    """A bare parameter that is met in a later step, before any layer that was not."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.token, self.scale, self.step = nn.Parameter(torch.rand(1, 4)), nn.Parameter(torch.rand(4, 4)), 0
+
+    def forward(self, x):
+        h = torch.tanh(self.inner(x)).cumsum(1)
+        if self.step:
+            h = torch.cat([self.token.expand(len(x), 1, 4), h * self.scale], 1)
+        return self.head(h).mean(1)
+
+
+def test_bare_parameters_that_are_met_later_are_observed_when_they_are_met():
+    torch.manual_seed(0)
+    x, y = samples(0, 4, 4, 4, steps=4)
+    steps = iter(range(100))
+
+    def call(model, x):
+        if model.training:
+            model.step = next(steps) // 2  # each step is taken by both runs
+        return model(x)
+
+    assert score_error(Late(), x, y, 4, call=call, steps=4) < 1e-10
+
+
 class Task(nn.Module):
     """A layer for each task, told by an attribute; the second task has samples along another axis."""
 
