@@ -13,8 +13,9 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from inrun_bench.attribution.products.backend import Backend
-from inrun_bench.attribution.transfer import Numbers, gathered
+from inrun_bench.attribution.transfer import Numbers
 from inrun_bench.attribution.updates import Update, check_optimizer, is_linear, read_update
+from inrun_bench.attribution.weights import differ, traits
 
 __all__ = ["Optimizers", "closure_evaluated"]
 
@@ -167,7 +168,7 @@ class AsRead:
         }
         self._settings = {id(member): _settings(member) for member in members}
         self._seen = {name: _seen(p) for name, p in parameters.items()}
-        self._sizes = {name: _sizes(p) for name, p in parameters.items()}
+        self._traits = {id(member): traits(_numbers(self._held[id(member)])) for member in members}
 
     def expect_still(self, member: Optimizer, checks: Numbers, number: int) -> None:
         """Refuse a member that is about to do something else than what was read."""
@@ -176,14 +177,12 @@ class AsRead:
         if changed or _settings(member) != self._settings[id(member)]:
             raise _refused(number, f"of parameter {changed[0]!r}" if changed else "settings of an optimiser")
 
-        def check(differ: NDArray[np.float64]) -> None:
-            if differ.any():
-                raise _refused(number, f"of parameter {list(held)[int(differ.argmax())]!r}")
+        def check(others: NDArray[np.float64]) -> None:
+            if others.any():
+                raise _refused(number, f"of parameter {list(held)[int(others.argmax()) // 2]!r}")
 
         if held:
-            before = gathered([self._sizes[name] for name in held])
-            now = gathered([_sizes(p) for p in held.values()])
-            checks.expect(((before != now) & ~(before.isnan() & now.isnan())).any(1), check)
+            checks.expect(differ(traits(_numbers(held))[0], *self._traits[id(member)]), check)
 
 
 def _refused(number: int, what: str) -> RuntimeError:
@@ -207,12 +206,10 @@ def _seen(p: nn.Parameter) -> tuple[Any, ...]:
     return p.data_ptr(), p._version, id(p.grad), None if p.grad is None else p.grad._version
 
 
-def _sizes(p: nn.Parameter) -> Tensor:
-    """Return the norms of a parameter and its gradient, float64 [2], for what torch does not count."""
-    given = [x.detach() for x in (p, p.grad) if x is not None]
-    dense = [x.to_dense() if x.is_sparse else x for x in given]
-    rows = [torch.linalg.vector_norm(x, dtype=torch.float64) for x in dense]
-    return torch.stack([*rows, *[torch.zeros_like(rows[0])] * (2 - len(rows))])
+def _numbers(held: Mapping[str, nn.Parameter]) -> list[Tensor]:
+    """Return each parameter and its gradient, for what torch does not count."""
+    given = [x for p in held.values() for x in (p.detach(), p.detach().new_zeros(0) if p.grad is None else p.grad)]
+    return [x.to_dense() if x.is_sparse else x for x in given]
 
 
 def closure_evaluated(

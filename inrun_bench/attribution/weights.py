@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from inrun_bench.attribution.precision import norms, own_precision
 from inrun_bench.attribution.transfer import Numbers, gathered
 
-__all__ = ["Place", "SeenWeights"]
+__all__ = ["Place", "SeenWeights", "differ", "traits"]
 
 Place: TypeAlias = list[tuple[int, int]]
 """What tells weights from what they were: address and version of each."""
@@ -47,7 +47,7 @@ class SeenWeights:
 
     def note(self) -> None:
         """Note what the weights are."""
-        self._traits, self._noted_at = _traits(self.present), self.place
+        self._traits, self._noted_at = traits(self.present), self.place
 
     def note_if_moved(self) -> None:
         """Note what they are if they are not those that were noted last, as far as versions tell."""
@@ -66,30 +66,41 @@ class SeenWeights:
                 )
 
         assert self._traits is not None
-        noted, size = self._traits
-        now, _ = _traits(self.present)
-        alike = ((now - noted).abs() <= 8 * torch.finfo(now.dtype).eps * size) | (now.isnan() & noted.isnan())
-        checks.expect(~alike.all(), refuse)
+        noted, sizes = self._traits
+        now, _ = traits(self.present)
+        checks.expect(differ(now, noted, sizes).any(), refuse)
 
 
-def _traits(weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return numbers that hardly any other weights have, and how large what each is a sum of."""
-    held = [w.reshape(-1) for w in weights if w.numel()]
-    return (_weighted_sums if all(w.device.type == "cpu" for w in held) else _norms_and_largest)(held)
+def traits(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return numbers that hardly any other tensors have, and how large what each is a sum of, both [tensors, k].
+
+    On a processor, k = 1; on a GPU, k = 3.
+    """
+    flat = [x.reshape(-1) for x in tensors]
+    return (_weighted_sums if all(x.device.type == "cpu" for x in flat) else _norms_and_largest)(flat)
 
 
-def _norms_and_largest(weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def differ(now: Tensor, noted: Tensor, sizes: Tensor) -> Tensor:
+    """Return bool [tensors]: whose :func:`traits` are others than was noted, rounding apart."""
+    alike = ((now - noted).abs() <= 8 * torch.finfo(now.dtype).eps * sizes) | (now.isnan() & noted.isnan())
+    return ~alike.all(1)
+
+
+def _norms_and_largest(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Return norms of two parts of each tensor and its largest number: few launches, for a GPU."""
-    parts = norms([part for w in weights for part in w.tensor_split([max(len(w) // 3, 1)]) if part.numel()])
-    largest = gathered(torch._foreach_max(list(weights)))
-    return torch.cat([parts, largest]), torch.cat([parts, largest.abs()])
+    filled = [x if x.numel() else x.new_zeros(1) for x in tensors]
+    cuts = [max(len(x) // 3, 1) for x in filled]
+    first = norms([x[:cut] for x, cut in zip(filled, cuts, strict=True)])
+    rest = norms([x[cut:] for x, cut in zip(filled, cuts, strict=True)])
+    numbers = torch.stack([first, rest, gathered(torch._foreach_max(filled)).to(first)], 1)
+    return numbers, numbers.abs()
 
 
-def _weighted_sums(weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return sums in which every weight has a factor of its own: one pass, for a processor."""
+def _weighted_sums(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return sums in which every number has a factor of its own: one pass, for a processor."""
     with own_precision(torch.device("cpu")):
-        pairs = [_weighted_sum(w if w.dtype == torch.float64 else w.float()) for w in weights]
-    return gathered([total for total, _ in pairs]), gathered([size for _, size in pairs])
+        pairs = [_weighted_sum(x if x.dtype == torch.float64 else x.float()) for x in tensors]
+    return gathered([total for total, _ in pairs])[:, None], gathered([size for _, size in pairs])[:, None]
 
 
 def _weighted_sum(w: Tensor) -> tuple[Tensor, Tensor]:

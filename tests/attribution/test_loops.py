@@ -308,6 +308,7 @@ def test_several_optimisers_are_those_of_parameter_groups(order, kinds):
 
 BETWEEN = {
     "clipped": lambda layer, _: nn.utils.clip_grad_norm_(layer.parameters(), 0.01),
+    "turned around through .data": lambda layer, _: layer.weight.grad.data.neg_(),
     "clipped through .data": lambda layer, _: layer.weight.grad.data.clamp_(-0.001, 0.001),
     "dropped": lambda layer, _: setattr(layer.weight, "grad", None),
     "weights": lambda layer, _: layer.weight.data.mul_(0.9),

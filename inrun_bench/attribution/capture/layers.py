@@ -253,12 +253,12 @@ class _WatchedCall:
         yield LayerTerm(self.site, self.micro_batch, a, batch_first(b, self.axis))
 
 
-def _is_expanded(a: Tensor, size: int) -> bool:
+def _is_expanded(a: Any, size: int) -> bool:
     """Whether a layer's input is one row, expanded for all samples."""
-    return a.dim() > 1 and a.shape[0] == size and a.stride(0) == 0
+    return isinstance(a, Tensor) and a.dim() > 1 and a.shape[0] == size and a.stride(0) == 0
 
 
-def _is_repeated(a: Tensor, output: Tensor, size: int) -> bool:
+def _is_repeated(a: Any, output: Tensor, size: int) -> bool:
     """Whether an output without samples is one for all of them, or can be repeated for each in a compiled graph."""
     return _is_expanded(a, size) or output.dim() <= 2 or output.shape[0] == 1
 
