@@ -52,31 +52,10 @@ class DivergedError(ValueError):
 
 
 class RetrainingGame(FixedAttributes, ABC):
-    """A game of retraining, evaluated in batches.
+    """A game of retraining, evaluated in batches: what is the same of all.
 
-    Parameters
-    ----------
-    task : Task (or another :class:`tasks.trainable.Trainable`)
-        Data, model and recipe.
-    utility : str
-        Which of the objective's utilities: ``"loss"``, minus the mean loss (of classification in nats), or
-        ``"accuracy"``, the share of samples classified correctly. Higher is better.
-    split : {"validation", "test"}
-        Samples on which the trained model is judged.
-    memory_bytes : int, optional
-        What the models that are trained at the same time may take. Default: half of what is free.
-    device : torch.device or str, optional
-        Where to train. Default: where the training samples are.
-
-    Attributes
-    ----------
-    n_players : int
-        Number of training samples.
-    measures : tuple of str
-        Names of the columns of :meth:`measure`: all utilities of the task's objective, in the objective's order.
-
-    Samples are the task's own tensors and not copied. A game whose samples torch has changed in place since it was made
-    is refused; changes by NumPy, of an array that a tensor shares, are not seen.
+    Parameters and attributes are those of :class:`tasks.trajectory_game.TrajectoryGame`, but for what a game has of its
+    own.
     """
 
     fixed: ClassVar[tuple[str, ...]] = ("measures", "n_players", "split", "task", "utility")
