@@ -709,4 +709,18 @@ FAULTS = [
         '        if False:\n            raise RuntimeError(\n                "a compiled',
         f"{TESTS}/test_models.py::test_parts_of_a_compiled_model_that_are_differentiated_together_are_refused",
     ),
+    Fault(
+        "parameters that the loop hands to a part of the model are taken for samples",
+        f"{CODE}/capture/calls.py",
+        "            tensors = [tensor for tensor in tensors if not self._operations.holds_no_samples(tensor)]\n",
+        "",
+        f"{OBSERVATION}::test_a_part_that_is_called_on_parameters_sees_no_samples",
+    ),
+    Fault(
+        "what several optimisers were about to do is told by norms",
+        f"{CODE}/weights.py",
+        "    return torch.dot(along, factors[: len(along)]), torch.linalg.vector_norm(along)",
+        "    return torch.linalg.vector_norm(w), torch.linalg.vector_norm(along)",
+        f"{LOOPS}::test_what_is_changed_between_the_steps_of_several_optimisers_is_refused",
+    ),
 ]

@@ -6,6 +6,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from typing import Any
 
@@ -211,6 +212,7 @@ class ObservedCalls:
         self._called.add(form)
         if module is not self._model:  # which may hold no samples at all
             tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            tensors = [tensor for tensor in tensors if not self._operations.holds_no_samples(tensor)]
             if not any(_may_hold_samples(tensor, size) for tensor in tensors):
                 return Observation(without_samples=True)
             reason = self._why_not_samples(form, [tensor for tensor in tensors if size in tensor.shape], size)
@@ -310,4 +312,4 @@ def _same(one: Tensor, other: Tensor) -> bool:
 def _form(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
         return leaf.dim(), leaf.is_floating_point()
-    return leaf if leaf is None or isinstance(leaf, (bool, int, str)) else type(leaf)
+    return leaf if leaf is None or isinstance(leaf, (bool, int, str, Enum)) else type(leaf)

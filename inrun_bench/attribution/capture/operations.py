@@ -213,6 +213,10 @@ class FollowedOperations:
         """Note the module that calls a layer of which a compiled graph shows nothing."""
         self.where |= set([module for module, _ in self._entered if module is not layer][-1:])
 
+    def holds_no_samples(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a parameter, or was made of parameters alone."""
+        return self._mode is not None and bool(self._mode.followed.sources_of([tensor]))
+
     def takes_part(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether anything that is followed is among the arguments of a layer that is entered."""
         if self._mode is None or self.inside:

@@ -7,6 +7,7 @@ import copy
 import math
 import random
 from contextlib import nullcontext, suppress
+from enum import Enum
 from types import SimpleNamespace
 
 import numpy as np
@@ -651,6 +652,53 @@ def test_bare_parameters_that_are_met_later_are_observed_when_they_are_met():
         return model(x)
 
     assert score_error(Late(), x, y, 4, call=call, steps=4) < 1e-10
+
+
+class Prompted(nn.Module):
+    """A table of as many rows as there are samples, which the loop hands to a part of the model by itself."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.table, self.inner, self.head = nn.Parameter(torch.rand(rows, 4)), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.inner(x)).cumsum(1)).mean(1)
+
+
+@pytest.mark.parametrize(
+    "made", [lambda t: t, lambda t: 2 * t, lambda t: t[:4].flip(0)], ids=["as it is", "times", "rows"]
+)
+def test_a_part_that_is_called_on_parameters_sees_no_samples(made):
+    torch.manual_seed(0)
+    x, y = samples(0, 4, 4, 4)
+    model = Prompted(4)
+    assert score_error(model, x, y, 4, call=lambda m, x: m(x + torch.tanh(m.inner(made(m.table))))) < 1e-10
+
+
+class Layout(Enum):
+    FIRST = "first"
+    SECOND = "second"
+
+
+class Laid(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x, layout):
+        second = layout is Layout.SECOND
+        h = torch.tanh(self.inner(x.transpose(0, 1) if second else x)).cumsum(0 if second else 1)
+        return self.head(h.transpose(0, 1) if second else h).mean(1)
+
+
+def test_a_member_of_an_enumeration_is_part_of_a_call_s_form():
+    p = problem(Laid, shape=(N, 4))
+    engine = p.engine("first")
+    for layout in (Layout.FIRST, Layout.SECOND, Layout.FIRST, Layout.SECOND):
+        p.loss = lambda model, x, y, reduction="mean", layout=layout: classes(
+            lambda x: model(x, layout), x, y, reduction
+        )
+        p.check("first", engine=engine, steps=1)
 
 
 class Task(nn.Module):
