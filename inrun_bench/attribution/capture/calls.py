@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from inrun_bench.attribution.capture.batch_axis import DeclaredAxes, Unclear
+from inrun_bench.attribution.capture.batch_axis import BatchAxis, DeclaredAxes, Unclear
 from inrun_bench.attribution.capture.hooks import ForwardAsWritten, LayerHook, has_own_forward, plain_forward
+from inrun_bench.attribution.capture.links import Links, Numbered
 from inrun_bench.attribution.capture.observation import SEVERAL, Observation, Seen, observe
 from inrun_bench.attribution.capture.operations import FollowedOperations
 from inrun_bench.attribution.capture.recorder import OperationKey
@@ -24,6 +25,9 @@ from inrun_bench.attribution.layer_terms import LayerSite, MicroBatch
 from inrun_bench.attribution.random_state import RandomState
 
 __all__ = ["ObservedCalls"]
+
+SWITCHES = (bool, str, Enum)  # kinds of settings of which few are told apart
+MANY = 8  # settings under which a call was the same: others are taken to be no switches of its way
 
 
 class ObservedCalls:
@@ -58,8 +62,11 @@ class ObservedCalls:
         self._observations: dict[_Form, Observation] = {}
         self._called: set[_Form] = set()  # with the present part of the batch
         self._alone: set[_Form] = set()  # called with a part of a batch that the model was called with in no other way
-        self._first_numbers: dict[_Form, list[Tensor]] = {}  # that a part of the model was called on, while it is new
+        # what a part of the model was called on, and with which samples, while it is new
+        self._first_numbers: dict[_Form, tuple[MicroBatch | None, list[Tensor]]] = {}
+        self._links = Links()
         self._outermost: nn.Module | None = None
+        self._form: _Form | None = None  # of the present call, or of the last
         self._in_graph = False  # whether the outermost is a part of a compiled graph that is run as it is written
         self._again: nn.Module | None = None  # the outermost module that a backward pass computes anew
         self._observation: Observation | None = None  # of the present call, or of the last
@@ -75,6 +82,11 @@ class ObservedCalls:
                 enter, leave = LayerHook(module, self._enter), LayerHook(module, self._leave)
                 self._handles.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
                 self._handles.append(module.register_forward_hook(leave, always_call=True))
+
+    @property
+    def looking_back(self) -> bool:
+        """Whether hooks are being called that no backward pass of the loop calls."""
+        return self._links.looking
 
     def remove(self) -> None:
         """Take all hooks off the model."""
@@ -182,6 +194,7 @@ class ObservedCalls:
             if len(self._called) == 1:
                 self._alone |= self._called
             self._called.clear()
+            self._links.forget()
         self._observation = self._observed(module, args, kwargs, self.micro_batch.size)
         if not self.micro_batch.beside and self._latest is not self.micro_batch:
             self._waiting.clear()
@@ -191,11 +204,17 @@ class ObservedCalls:
             self._going = _Going(module, args, kwargs, RandomState.now(given, others=True))
         if self._observation is not None and not any(one is self._observation for one in self._waiting):
             self._waiting.append(self._observation)
+        if self._is_linked(module):
+            inputs = _numbered((args, kwargs), self._observation.arguments)
+            with self._operations.paused():
+                self._links.enter(self._form, self._name_of(module), inputs, self.micro_batch.size)
 
-    def _leave(self, module: nn.Module, *_: Any) -> None:
+    def _leave(self, module: nn.Module, _args: Any, output: Any) -> None:
         if not torch.compiler.is_compiling():
             self._operations.leave_module()
         if module is self._outermost:
+            if self._is_linked(module):
+                self._links.leave(self._form, self._name_of(module), _numbered(output, self._observation.outputs))
             self._outermost = self._going = None
         if module is self._again:
             self._again = None
@@ -207,8 +226,9 @@ class ObservedCalls:
         if size == 1 or self._declared.everywhere != "observed":
             return None
         leaves, spec = tree_flatten((args, kwargs))
-        arguments = (module.training, str(spec), *map(_form, leaves))
-        form = _Form(module, arguments, tuple(_axes_of_length(leaf, size) for leaf in leaves))
+        arguments = (str(spec), *map(_form, leaves))
+        axes = tuple(_axes_of_length(leaf, size) for leaf in leaves)
+        self._form = form = _Form(module, arguments, axes, _settings(module))
         self._called.add(form)
         if module is not self._model:  # which may hold no samples at all
             tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -220,6 +240,9 @@ class ObservedCalls:
                 return Observation(failure=Unclear(reason))
         if form in self._observations:
             return self._observations[form]
+        settled = self._whatever_the_settings(form)
+        if settled is not None:
+            return settled
         with self._operations.paused():
             observation = observe(module, args, kwargs, size, self._layers, self._parameters)
         if all(self._declared.of(name) != "observed" for name in observation.unclear_layers):
@@ -228,6 +251,24 @@ class ObservedCalls:
         alike = (one for one in self._alone if form.coincides_more_than(one))
         known = [self._observations[one] for one in alike if one in self._observations]
         return known[0] if len(known) == 1 else observation
+
+    def _whatever_the_settings(self, form: _Form) -> Observation | None:
+        """Return what was seen of a call under many settings, if it was always the same."""
+        bare = replace(form, settings=())
+        seen = [one for other, one in self._observations.items() if replace(other, settings=()) == bare]
+        return seen[0] if len(seen) >= MANY and all(one == seen[0] for one in seen) else None
+
+    def _is_linked(self, module: nn.Module) -> bool:
+        """Whether what a call is given and returns is known to hold samples, and to be differentiated."""
+        known = self._observation is not None and not self._observation.without_samples and not self._in_graph
+        return known and torch.is_grad_enabled() and not self._is_declared(module)
+
+    def _is_declared(self, module: nn.Module) -> bool:
+        return all(self._declared.of(self._layers[each]) != "observed" for each in module.modules() if each in self._layers)
+
+    def _name_of(self, module: nn.Module) -> str:
+        name = next(name for name, each in self._model.named_modules() if each is module)
+        return f"{name!r} ({type(module).__name__})" if name else f"the model ({type(module).__name__})"
 
     def _observe_again(self) -> None:
         """Observe the present call once more, which goes another way than the one that was observed."""
@@ -251,10 +292,13 @@ class ObservedCalls:
             return None
         if any(_counts(tensor, size) for tensor in tensors):
             return f"it was called on 0 .. {size - 1} outside of the model's forward, which may be samples or positions"
-        before = self._first_numbers.pop(form, None)
+        of, before = self._first_numbers.get(form, (None, None))
         if before is None and form not in self._observations:
-            self._first_numbers[form] = [tensor.detach().clone() for tensor in tensors]
-        elif before is not None and all(map(_same, before, tensors)):
+            self._first_numbers[form] = self.micro_batch, [tensor.detach().clone() for tensor in tensors]
+        elif before is not None and of is not self.micro_batch:  # with the same samples once more, they tell nothing
+            del self._first_numbers[form]
+            if not all(map(_same, before, tensors)):
+                return None
             del self._observations[form]
             return (
                 "it was called twice on the same numbers outside of the model's forward, which may be samples or a "
@@ -275,16 +319,29 @@ class _Going:
 
 @dataclass(frozen=True)
 class _Form:
-    """What a call is known by: module, arguments but for sizes, and by argument which axes have the batch's length."""
+    """What a call is known by: module, arguments but for sizes, by argument which axes have the batch's length, and what
+    switches of the module and its parts are on.
+    """
 
     module: nn.Module
     arguments: tuple[Any, ...]
     axes: tuple[frozenset[int], ...]
+    settings: tuple[Any, ...]
 
     def coincides_more_than(self, other: _Form) -> bool:
         """Whether it is the same call but for axes that have the batch's length here, and there have not."""
-        alike = self.module is other.module and self.arguments == other.arguments
+        alike = (self.module, self.arguments, self.settings) == (other.module, other.arguments, other.settings)
         return alike and all(theirs <= own for own, theirs in zip(self.axes, other.axes, strict=True))
+
+
+def _numbered(tree: Any, axes: Mapping[int, BatchAxis]) -> list[Numbered]:
+    """Return the differentiated tensors of a tree that hold samples; `axes` by their place."""
+    leaves = tree_flatten(tree)[0]
+    return [
+        Numbered(leaves[slot], axis)
+        for slot, axis in axes.items()
+        if slot < len(leaves) and isinstance(leaves[slot], Tensor) and leaves[slot].requires_grad
+    ]
 
 
 def _axes_of_length(leaf: Any, size: int) -> frozenset[int]:
@@ -312,4 +369,16 @@ def _same(one: Tensor, other: Tensor) -> bool:
 def _form(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
         return leaf.dim(), leaf.is_floating_point()
-    return leaf if leaf is None or isinstance(leaf, (bool, int, str, Enum)) else type(leaf)
+    if leaf is None or isinstance(leaf, (int, *SWITCHES)):
+        return leaf
+    return type(leaf), _switches(leaf)
+
+
+def _settings(module: nn.Module) -> tuple[Any, ...]:
+    """Return what the code of a module may ask for its way: the switches of all its parts, ``training`` among them."""
+    return tuple(_switches(each) for each in module.modules())
+
+
+def _switches(thing: Any) -> tuple[Any, ...]:
+    held: Mapping[str, Any] = getattr(thing, "__dict__", {})
+    return tuple((name, value) for name, value in held.items() if isinstance(value, SWITCHES))

@@ -129,6 +129,8 @@ class Capture:
 
     def _looking_away(self, term: Term) -> None:
         """Hand a term on, and look away while it is scored, which may run its layer again."""
+        if self._calls.looking_back:
+            return
         micro_batch = self._operations.micro_batch
         self.show(None)
         try:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -27,7 +27,7 @@ from inrun_bench.attribution.capture.batch_axis import BatchAxis, Unclear
 from inrun_bench.attribution.capture.recorder import OperationKey, Output, Recorder
 from inrun_bench.attribution.capture.twin import beside_training, twin_of
 
-__all__ = ["Observation", "Seen", "observe"]
+__all__ = ["RESOLUTION", "Observation", "Seen", "masks_of", "observe"]
 
 Seen: TypeAlias = BatchAxis | Unclear
 """What was seen of one output: the axis that numbers samples, None where it holds none, or why neither is clear."""
@@ -45,6 +45,8 @@ class Observation:
     operations: dict[OperationKey, list[Seen]] = field(default_factory=dict)
     failure: Unclear | None = None  # why nothing could be observed
     without_samples: bool = False  # whether nothing in the call holds samples
+    arguments: dict[int, int] = field(default_factory=dict, compare=False)  # which axes number samples, by slot
+    outputs: dict[int, BatchAxis] = field(default_factory=dict, compare=False)  # the same of what is returned
     missing: frozenset[str] = frozenset()  # layers that were not called, and parameters of none that were not used
 
     @property
@@ -67,7 +69,7 @@ class Observation:
         if self.failure is not None or other.failure is not None:
             return other if self.failure is not None else self
         layers, operations = _joined(self.layers, other.layers), _joined(self.operations, other.operations)
-        return Observation(layers, operations, missing=self.missing & other.missing)
+        return replace(other, layers=layers, operations=operations, missing=self.missing & other.missing)
 
     def of_layer(self, name: str, call: int | None) -> Seen:
         """Return what was seen of a layer's call, numbered from 0; None: of one that is not known by its number."""
@@ -175,17 +177,18 @@ class _Call:
                 if output.tainted and not any(change.whole for change in seen)
             }
             if not found:
-                return self._summary(base, changes)
+                return self._summary(axes, base, changes)
             constants |= found
         return _failed("constants were made of constants without end, with the help of samples")
 
-    def _summary(self, base: list[Output], changes: list[list[_Change]]) -> Observation:
-        observation = Observation()
+    def _summary(self, axes: dict[int, int], base: list[Output], changes: list[list[_Change]]) -> Observation:
+        observation = Observation(arguments=axes)
         for output, seen in zip(base, changes, strict=True):
             axis = _seen(output, seen, self.size)
             if isinstance(output.kind, int):
                 if isinstance(axis, Unclear):
                     return _failed(f"the model's output: {axis.reason}")
+                observation.outputs[output.kind] = axis
                 continue
             table: dict[Any, list[Seen]] = (
                 observation.layers if isinstance(output.kind, str) else observation.operations
@@ -199,7 +202,7 @@ class _Call:
         """Return the outputs, and what each exchange changed in each; None where it changed their forms."""
         base = self._run(self.leaves, axes, constants)
         changes: list[list[_Change]] = [[] for _ in base]
-        for mask in _masks(self.size):
+        for mask in masks_of(self.size):
             leaves = list(self.leaves)
             for slot, axis in axes.items():
                 leaves[slot] = _with_neighbours(leaves[slot], axis, mask)
@@ -273,7 +276,7 @@ def _differing(one: Tensor, two: Tensor) -> Tensor:
     return ((one - two).abs() > RESOLUTION * scale) | (one.isfinite() != two.isfinite())
 
 
-def _masks(size: int) -> Iterator[Tensor]:
+def masks_of(size: int) -> Iterator[Tensor]:
     """Yield bool [size]: for each binary digit of a sample's number, those in which it is 1, and those in which not."""
     numbers = torch.arange(size)
     for digit in range((size - 1).bit_length()):

@@ -1,0 +1,158 @@
+"""What a loop makes between calls of parts of a model: samples in their own rows, or a refusal."""
+
+import pytest
+import torch
+from torch import nn
+
+from inrun_bench.attribution.capture import calls
+from tests.attribution.watched import score_error
+
+B = T = 4
+WIDTH = 5
+
+
+class Parts(nn.Module):
+    """A stem, a block, a head, and a layer for what holds no samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.block, self.side = nn.Linear(WIDTH, 6), nn.Linear(6, 6), nn.Linear(WIDTH, 6)
+        self.table, self.head = nn.Embedding(9, WIDTH), nn.Linear(6, 3)
+
+    def forward(self, h):
+        return self.head(torch.tanh(h).cumsum(1).mean(1))
+
+
+def samples(*shape):
+    torch.manual_seed(0)
+    return torch.randn(12, *shape, dtype=torch.float64), torch.randint(3, (12,))
+
+
+def noise(model, _):
+    draw = torch.randn if model.training else torch.ones
+    return model.side(draw(T, WIDTH, dtype=torch.float64))
+
+
+def some_rows(model, _):
+    return model.side(model.table.weight[:T])
+
+
+def looked_up(model, _):
+    return model.side(model.table(torch.tensor([3, 1, 4, 1])))
+
+
+@pytest.mark.parametrize("side", [noise, some_rows, looked_up])
+def test_a_part_called_on_as_many_rows_as_samples_that_are_none_is_exact_or_refused(side):
+    x, y = samples(T, 6)
+
+    def call(model, x):
+        return model(x + torch.tanh(side(model, x)))
+
+    with pytest.raises(ValueError, match=r"'side' \(Linear\).*does not keep them apart|joins parameter 'side"):
+        score_error(Parts(), x, y, B, call=call)
+    told = {"": 0, "side": None, "table": None}
+    assert score_error(Parts(), x, y, B, call=call, batch_axis=told) < 1e-10
+
+
+def mixed(h):
+    return h - h.mean(0)
+
+
+def shifted(h):
+    return h.roll(1, 0)
+
+
+@pytest.mark.parametrize("between", [mixed, shifted])
+def test_a_loop_that_mixes_samples_between_parts_is_refused(between):
+    x, y = samples(3, WIDTH)
+    with pytest.raises(ValueError, match=r"'stem' \(Linear\).*does not keep them apart"):
+        score_error(Parts(), x, y, B, call=lambda model, x: model(between(model.stem(x))))
+
+
+def residual(model, x):
+    h = model.stem(x)
+    h = h + torch.tanh(model.block(h))
+    return model(h + model.block(h))
+
+
+def two_branches(model, x):
+    return model(model.stem(x) * torch.sigmoid(model.side(x)))
+
+
+def without_graph_first(model, x):
+    with torch.no_grad():
+        model.stem(x)
+    return model(model.stem(x))
+
+
+@pytest.mark.parametrize("call", [residual, two_branches, without_graph_first])
+@pytest.mark.parametrize("time", [3, 8])
+def test_what_loops_make_of_parts_is_exact(call, time):
+    x, y = samples(time, WIDTH)
+    assert score_error(Parts(), x, y, B, call=call, steps=2) < 1e-10
+
+
+def test_gradients_that_a_loop_keeps_are_its_own():
+    x, y = samples(3, WIDTH)
+    made = []
+
+    def call(model, x):
+        h = model.stem(x)
+        h2 = torch.tanh(h)
+        if model.training:
+            h.retain_grad()
+            h2.retain_grad()
+            made.append((h, h2))
+        return model(h2)
+
+    assert score_error(Parts(), x, y, B, call=call, steps=1) < 1e-10
+    for plain, watched in zip(*made, strict=True):  # the plain run has passed back twice: by sample, and for its step
+        torch.testing.assert_close(2 * watched.grad, plain.grad)
+
+
+class Switched(nn.Module):
+    """A layer whose samples lie along another axis where a switch of its own, or of its configuration, says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head, self.second, self.log = nn.Linear(WIDTH, 4), nn.Linear(4, 3), False, ""
+
+    def forward(self, x, config=None):
+        second = self.second or (config is not None and config.second)
+        h = torch.tanh(self.inner(x.transpose(0, 1) if second else x)).cumsum(0 if second else 1)
+        return self.head(h.transpose(0, 1) if second else h).mean(1)
+
+
+class Config:
+    def __init__(self, second):
+        self.second = second
+
+
+@pytest.mark.parametrize("where", ["attribute", "configuration"])
+def test_a_switch_is_part_of_a_call_s_form(where):
+    x, y = samples(T, WIDTH)
+    steps = iter(range(100))
+
+    def call(model, x):
+        second = model.training and (next(steps) // 2) % 2 == 1  # each step is taken by both runs
+        if where == "configuration":
+            return model(x, Config(second))
+        model.second = second
+        return model(x)
+
+    x, y = torch.cat([x, -x]), torch.cat([y, y])
+    assert score_error(Switched(), x, y, B, call=call, steps=4) < 1e-10
+
+
+def test_settings_that_always_change_are_not_observed_for_ever(monkeypatch):
+    x, y = torch.randn(100, T, WIDTH, dtype=torch.float64), torch.randint(3, (100,))
+    counted = []
+    monkeypatch.setattr(calls, "observe", lambda *args, own=calls.observe: counted.append(1) or own(*args))
+    steps = iter(range(100))
+
+    def call(model, x):
+        model.log = f"call {next(steps)}"
+        return model(x)
+
+    assert score_error(Switched(), x, y, B, call=call, steps=20) < 1e-10
+    assert len(counted) == calls.MANY
