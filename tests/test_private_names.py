@@ -159,6 +159,13 @@ def test_foreach_functions_work_on_lists_element_by_element():
     assert_equal(a, [x + y for x, y in zip(expected, b, strict=True)])
 
 
+@relied_on("*._orig_mod")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own, where it is first imported
+def test_a_compiled_model_holds_the_model():
+    model = nn.Linear(1, 1)
+    assert torch.compile(model)._orig_mod is model
+
+
 @relied_on("*._version")
 def test_tensors_count_their_changes_in_place_and_share_the_count_with_views():
     x = torch.zeros(3)

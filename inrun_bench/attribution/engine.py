@@ -141,6 +141,7 @@ class InRunShapley:
     ) -> None:
         if n_samples < 1:
             raise ValueError(f"n_samples must be at least 1, got {n_samples}")
+        model = _as_written(model)
         refuse_parallel(model, model.parameters())
         _check_choice("rules", rules, RULES)
         _check_choice("late", late, get_args(LateChoice))
@@ -547,6 +548,12 @@ class InRunShapley:
 
     def _new_loss(self, closure: Closure) -> ValidationLoss:
         return ValidationLoss(closure, self._capture.parameters, self._capture.factors.collecting)
+
+
+def _as_written(model: nn.Module) -> nn.Module:
+    """Return the model that ``torch.compile`` was given: layers are watched in it, whichever of the two is called."""
+    inner = getattr(model, "_orig_mod", None)
+    return _as_written(inner) if isinstance(inner, nn.Module) else model
 
 
 def _named(validation: Closure | Mapping[str, Closure]) -> dict[str, Closure]:

@@ -706,6 +706,18 @@ def test_a_compiled_model_that_ran_before_the_engine_was_made_is_compiled_anew()
         torch._dynamo.reset()
 
 
+@pytest.mark.filterwarnings(DYNAMO)
+def test_the_engine_may_be_given_a_compiled_model():
+    values = []
+    for given in (torch.compile, lambda model, **_: model):
+        p = problem()
+        p.run = torch.compile(p.model, backend="aot_eager")
+        engine = InRunShapley(given(p.model, backend="aot_eager"), p.optimizer, N, "first", validation=p.validation)
+        values.append(p.train(engine, steps=3))
+    torch._dynamo.reset()
+    assert np.array_equal(*values)
+
+
 def test_a_layer_that_is_not_seen_is_missed():
     """Whatever keeps a layer's call from its hooks, its gradient without scores gives it away."""
     p = problem()

@@ -5,6 +5,7 @@ from tests.faults import Fault
 CODE = "inrun_bench/attribution"
 TESTS = "tests/attribution"
 LOOPS, OBSERVATION = f"{TESTS}/test_loops.py", f"{TESTS}/capture/test_observation.py"
+LINKS = f"{TESTS}/capture/test_links.py"
 FOLLOWED = f"{TESTS}/capture/test_followed.py"
 
 FAULTS = [
@@ -649,8 +650,8 @@ FAULTS = [
     Fault(
         "what was observed of a call holds for calls of which other axes have the batch's length",
         f"{CODE}/capture/calls.py",
-        "form = _Form(module, arguments, tuple(_axes_of_length(leaf, size) for leaf in leaves))",
-        "form = _Form(module, arguments, ())",
+        "        axes = tuple(_axes_of_length(leaf, size) for leaf in leaves)\n",
+        "        axes = ()\n",
         f"{OBSERVATION}::test_calls_on_others_than_the_batch_do_not_say_which_axis_numbers_it",
     ),
     Fault(
@@ -722,5 +723,61 @@ FAULTS = [
         "    return torch.dot(along, factors[: len(along)]), torch.linalg.vector_norm(along)",
         "    return torch.linalg.vector_norm(w), torch.linalg.vector_norm(along)",
         f"{LOOPS}::test_what_is_changed_between_the_steps_of_several_optimisers_is_refused",
+    ),
+    Fault(
+        "links between calls of parts are not looked at",
+        f"{CODE}/capture/links.py",
+        "                    self._check(one, given, size, name)\n",
+        "",
+        f"{LINKS}::test_a_part_called_on_as_many_rows_as_samples_that_are_none_is_exact_or_refused",
+    ),
+    Fault(
+        "what hooks see while links are looked at counts as a backward pass",
+        f"{CODE}/capture/capture.py",
+        "        if self._calls.looking_back:\n            return\n",
+        "",
+        f"{LINKS}::test_what_loops_make_of_parts_is_exact",
+    ),
+    Fault(
+        "gradients that tensors keep are left with what links put there",
+        f"{CODE}/capture/links.py",
+        "                each.grad = gradient\n",
+        "                pass\n",
+        f"{LINKS}::test_gradients_that_a_loop_keeps_are_its_own",
+    ),
+    Fault(
+        "switches of modules are no part of a call's form",
+        f"{CODE}/capture/calls.py",
+        "_Form(module, arguments, axes, _settings(module))",
+        "_Form(module, arguments, axes, ())",
+        f"{LINKS}::test_a_switch_is_part_of_a_call_s_form",
+    ),
+    Fault(
+        "what a configuration says is no part of a call's form",
+        f"{CODE}/capture/calls.py",
+        "    return type(leaf), _switches(leaf)\n",
+        "    return type(leaf)\n",
+        f"{LINKS}::test_a_switch_is_part_of_a_call_s_form",
+    ),
+    Fault(
+        "calls are observed as often as settings change",
+        f"{CODE}/capture/calls.py",
+        "return seen[0] if len(seen) >= MANY and",
+        "return seen[0] if False and",
+        f"{LINKS}::test_settings_that_always_change_are_not_observed_for_ever",
+    ),
+    Fault(
+        "a switch does not have a compiled model run as it is written",
+        f"{CODE}/capture/capture.py",
+        "        seen = switches in self._seen or len(self._seen) >= MANY\n",
+        "        seen = bool(self._seen)\n",
+        f"{LINKS}::test_a_compiled_model_that_goes_another_way_later_is_exact_or_refused",
+    ),
+    Fault(
+        "graphs of calls that were never observed are made",
+        f"{CODE}/capture/calls.py",
+        'if self._declared.everywhere == "observed" and arguments not in known:',
+        "if False:",
+        f"{LINKS}::test_a_compiled_model_that_goes_another_way_later_is_exact_or_refused",
     ),
 ]

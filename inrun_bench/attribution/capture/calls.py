@@ -8,13 +8,14 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from inrun_bench.attribution.capture.batch_axis import BatchAxis, DeclaredAxes, Unclear
+from inrun_bench.attribution.capture.compiled import announce, expect
 from inrun_bench.attribution.capture.hooks import ForwardAsWritten, LayerHook, has_own_forward, plain_forward
 from inrun_bench.attribution.capture.links import Links, Numbered
 from inrun_bench.attribution.capture.observation import SEVERAL, Observation, Seen, observe
@@ -24,7 +25,7 @@ from inrun_bench.attribution.capture.saved_tensors import in_backward_pass
 from inrun_bench.attribution.layer_terms import LayerSite, MicroBatch
 from inrun_bench.attribution.random_state import RandomState
 
-__all__ = ["ObservedCalls"]
+__all__ = ["MANY", "ObservedCalls"]
 
 SWITCHES = (bool, str, Enum)  # kinds of settings of which few are told apart
 MANY = 8  # settings under which a call was the same: others are taken to be no switches of its way
@@ -65,6 +66,7 @@ class ObservedCalls:
         # what a part of the model was called on, and with which samples, while it is new
         self._first_numbers: dict[_Form, tuple[MicroBatch | None, list[Tensor]]] = {}
         self._links = Links()
+        self._number = announce(self)
         self._outermost: nn.Module | None = None
         self._form: _Form | None = None  # of the present call, or of the last
         self._in_graph = False  # whether the outermost is a part of a compiled graph that is run as it is written
@@ -82,6 +84,11 @@ class ObservedCalls:
                 enter, leave = LayerHook(module, self._enter), LayerHook(module, self._leave)
                 self._handles.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
                 self._handles.append(module.register_forward_hook(leave, always_call=True))
+
+    @property
+    def switches(self) -> tuple[Any, ...]:
+        """Settings of the model that may change the way it goes."""
+        return _settings(self._model)
 
     @property
     def looking_back(self) -> bool:
@@ -174,6 +181,9 @@ class ObservedCalls:
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():
+            if module is self._model and self.micro_batch is not None and self.micro_batch.size > 1:
+                leaves = tree_flatten((args, kwargs))[0]
+                expect(self._number, "expect_known", *[None if isinstance(leaf, Tensor) else leaf for leaf in leaves])
             return
         self._operations.enter_module(module)
         if self.micro_batch is None or self._outermost is not None:
@@ -204,17 +214,30 @@ class ObservedCalls:
             self._going = _Going(module, args, kwargs, RandomState.now(given, others=True))
         if self._observation is not None and not any(one is self._observation for one in self._waiting):
             self._waiting.append(self._observation)
-        if self._is_linked(module):
-            inputs = _numbered((args, kwargs), self._observation.arguments)
+        linked = self._linked(module)
+        if linked is not None:
+            inputs = _numbered((args, kwargs), linked.arguments)
             with self._operations.paused():
                 self._links.enter(self._form, self._name_of(module), inputs, self.micro_batch.size)
+
+    def expect_known(self, *leaves: Any) -> None:
+        """Refuse a graph of a call of the model, with such arguments beside tensors, that has never been observed."""
+        arguments = [_form(leaf) for leaf in leaves if leaf is not None]
+        known = [form.but_for_tensors for form in self._observations if form.module is self._model]
+        if self._declared.everywhere == "observed" and arguments not in known:
+            raise ValueError(
+                f"the compiled model is called with {arguments} beside tensors, which it was not before it was "
+                "compiled, and a compiled graph does not show where its samples are. Take one step of each way under "
+                "torch.compiler.set_stance('force_eager'), or say which axis numbers the samples with batch_axis=axis"
+            )
 
     def _leave(self, module: nn.Module, _args: Any, output: Any) -> None:
         if not torch.compiler.is_compiling():
             self._operations.leave_module()
         if module is self._outermost:
-            if self._is_linked(module):
-                self._links.leave(self._form, self._name_of(module), _numbered(output, self._observation.outputs))
+            linked = self._linked(module)
+            if linked is not None:
+                self._links.leave(self._form, self._name_of(module), _numbered(output, linked.outputs))
             self._outermost = self._going = None
         if module is self._again:
             self._again = None
@@ -258,13 +281,13 @@ class ObservedCalls:
         seen = [one for other, one in self._observations.items() if replace(other, settings=()) == bare]
         return seen[0] if len(seen) >= MANY and all(one == seen[0] for one in seen) else None
 
-    def _is_linked(self, module: nn.Module) -> bool:
-        """Whether what a call is given and returns is known to hold samples, and to be differentiated."""
-        known = self._observation is not None and not self._observation.without_samples and not self._in_graph
-        return known and torch.is_grad_enabled() and not self._is_declared(module)
-
-    def _is_declared(self, module: nn.Module) -> bool:
-        return all(self._declared.of(self._layers[each]) != "observed" for each in module.modules() if each in self._layers)
+    def _linked(self, module: nn.Module) -> Observation | None:
+        """Return where the present call is known to hold samples; None where it does not, or is not differentiated."""
+        known = self._observation
+        if known is None or known.without_samples or self._in_graph or not torch.is_grad_enabled():
+            return None
+        layers = [self._layers[each] for each in module.modules() if each in self._layers]
+        return None if all(self._declared.of(name) != "observed" for name in layers) else known
 
     def _name_of(self, module: nn.Module) -> str:
         name = next(name for name, each in self._model.named_modules() if each is module)
@@ -317,16 +340,24 @@ class _Going:
     state: RandomState
 
 
+class _TensorForm(NamedTuple):
+    dimensions: int
+    floating: bool
+
+
 @dataclass(frozen=True)
 class _Form:
-    """What a call is known by: module, arguments but for sizes, by argument which axes have the batch's length, and what
-    switches of the module and its parts are on.
-    """
+    """What a call is known by: module, arguments but for sizes, which axes have the batch's length, and switches."""
 
     module: nn.Module
     arguments: tuple[Any, ...]
     axes: tuple[frozenset[int], ...]
     settings: tuple[Any, ...]
+
+    @property
+    def but_for_tensors(self) -> list[Any]:
+        """What is known of arguments that are no tensors."""
+        return [each for each in self.arguments[1:] if each is not None and not isinstance(each, _TensorForm)]
 
     def coincides_more_than(self, other: _Form) -> bool:
         """Whether it is the same call but for axes that have the batch's length here, and there have not."""
@@ -368,7 +399,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 def _form(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
-        return leaf.dim(), leaf.is_floating_point()
+        return _TensorForm(leaf.dim(), leaf.is_floating_point())
     if leaf is None or isinstance(leaf, (int, *SWITCHES)):
         return leaf
     return type(leaf), _switches(leaf)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from inrun_bench.attribution.capture.batch_axis import DeclaredAxes
-from inrun_bench.attribution.capture.calls import ObservedCalls
+from inrun_bench.attribution.capture.calls import MANY, ObservedCalls
 from inrun_bench.attribution.capture.factors import ValidationFactors
 from inrun_bench.attribution.capture.fused import FusedLayers
 from inrun_bench.attribution.capture.hooks import LayerHook
@@ -64,7 +64,7 @@ class Capture:
         if unknown:
             raise ValueError(f"batch_axis names {unknown[0]!r}, which is no layer of the model")
         sites = find_sites(model, {p: name for name, p in self.parameters.items()}, kernels)
-        self._seen = False  # whether a step has been
+        self._seen: set[Any] = set()  # switches under which a step has been run as it is written
         covered = set().union(*(site.keys for site in sites))
         without_samples = set().union(*(site.keys for site in sites if axes.of(site.name) is None))
         self.factors = ValidationFactors(sites, rules)
@@ -103,14 +103,17 @@ class Capture:
     def watching(self) -> Iterator[None]:
         """Be ready to watch forward passes in this block, from :meth:`show` on.
 
-        In the first one, compiled models are run as they are written, since a compiled graph shows no numbers.
+        In the first one, and where switches of the model have changed, compiled models are run as they are written,
+        since a compiled graph shows no numbers.
         """
-        with self._operations, nullcontext() if self._seen else torch.compiler.set_stance("force_eager"):
+        switches = self._calls.switches
+        seen = switches in self._seen or len(self._seen) >= MANY
+        with self._operations, nullcontext() if seen else torch.compiler.set_stance("force_eager"):
             try:
                 yield
-                if not self._seen:
+                if not seen:
                     self._calls.run_as_written(self._operations.where)
-                self._seen = True
+                    self._seen.add(switches)
             finally:
                 self.show(None)
                 self._layers.latest = self._fused.latest = None

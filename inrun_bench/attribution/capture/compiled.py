@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-__all__ = ["announce", "pass_through", "scored_linear"]
+__all__ = ["announce", "expect", "pass_through", "refuse", "scored_linear"]
 
 _OWNERS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 _NUMBERS = itertools.count()
@@ -26,11 +26,25 @@ def announce(owner: Any) -> int:
     """Return a number under which the owner is called, as long as it lives.
 
     It has a method ``receive_compiled(slot, axis, a, b)``, or ``score_compiled(slot, a, b, with_bias)``, which returns
-    the gradients of weight and bias.
+    the gradients of weight and bias, and methods that :func:`expect` calls.
     """
     number = next(_NUMBERS)
     _OWNERS[number] = owner
     return number
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def expect(owner: int, what: str, *arguments: Any) -> None:
+    """Have the owner refuse a graph while it is made: what is raised in traced code is lost in a graph break."""
+    asked = _OWNERS.get(owner)
+    if asked is not None:
+        getattr(asked, what)(*arguments)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def refuse(kind: type[Exception], message: str) -> None:
+    """Refuse a graph while it is made; see :func:`expect`."""
+    raise kind(message)
 
 
 def pass_through(output: Tensor, a: Tensor, owner: int, slot: int, axis: int) -> Tensor:

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from inrun_bench.attribution.capture.batch_axis import BatchAxis, Unclear, batch_first, repeated
 from inrun_bench.attribution.capture.calls import ObservedCalls
-from inrun_bench.attribution.capture.compiled import announce, pass_through
+from inrun_bench.attribution.capture.compiled import announce, expect, pass_through, refuse
 from inrun_bench.attribution.capture.custom_functions import is_of_a_layer
 from inrun_bench.attribution.capture.factors import ValidationFactors
 from inrun_bench.attribution.capture.fused import FusedLayers
@@ -174,26 +174,33 @@ class WatchedLayers:
         self._operations.inside = len(self._entered)
         return seen, state
 
+    def expect_clear(self, slot: int) -> None:
+        """Refuse a layer in a graph whose samples are not known."""
+        seen = self._calls.of_compiled_layer(self._sites[slot])
+        if isinstance(seen, Unclear):
+            raise seen.error(self._sites[slot].where, self._sites[slot].name)
+
     def _leave_compiled(
         self, slot: int, site: LayerSite, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
         if self.micro_batch is None or not torch.is_grad_enabled():
             return None
         if site.wants_all:
-            raise TypeError(f"{site.where} cannot be watched inside of a compiled graph; compile the parts around it")
+            refuse(TypeError, f"{site.where} cannot be watched inside of a compiled graph; compile the parts around it")
         a, size = next(iter((*args, *kwargs.values()))), self.micro_batch.size
         seen = self._calls.of_compiled_layer(site)
         if isinstance(seen, Unclear) and not seen.by_size:
-            raise seen.error(site.where, site.name)
+            expect(self._number, "expect_clear", slot)
         axis = _axis_by_size(site, a, output, size) if isinstance(seen, Unclear) else seen
         if axis is None and _is_expanded(a, size):
             axis = 0
         if axis is None:
             if not _is_repeated(a, output, size):
-                raise TypeError(
+                refuse(
+                    TypeError,
                     f"{site.where} sees no samples, and returns a tensor of shape {list(output.shape)}: inside of a "
                     "compiled graph it is not seen where samples meet it. Compile the parts around it, or hand the "
-                    "model what it looks up (token_type_ids, positions) with a row for each sample"
+                    "model what it looks up (token_type_ids, positions) with a row for each sample",
                 )
             a, output, axis = repeated(a, size), repeated(output, size), 0
         return pass_through(output, a.detach(), self._number, slot, 0 if axis == "folded" else axis)
@@ -320,11 +327,13 @@ def _axis_by_size(site: LayerSite, a: Tensor, output: Tensor, size: int) -> Batc
         return axes[0]
     if not axes and not a.is_floating_point():
         return None  # positions
-    raise ValueError(
+    refuse(
+        ValueError,
         f"{site.where} returned a tensor of shape {list(output.shape)} in a compiled graph, where it is not seen which "
-        f"axis numbers the {size} samples; take the first step before the model is compiled, or say it with "
-        f"batch_axis={{{site.name!r}: axis}}"
+        f"axis numbers the {size} samples; take the first step of this way through the model under "
+        f"torch.compiler.set_stance('force_eager'), or say it with batch_axis={{{site.name!r}: axis}}",
     )
+    return None
 
 
 def _bound(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from inrun_bench.attribution.capture.batch_axis import BatchAxis, batch_first
 from inrun_bench.attribution.capture.observation import RESOLUTION, masks_of
@@ -109,14 +109,15 @@ class Links:
         if tensor.grad_fn is None:
             return
         made: dict[tuple[Any, int], _Made] = {(one.edge.node, one.edge.output_nr): one for one in self._made}
-        waiting = [tuple(get_gradient_edge(tensor))]
+        waiting: list[tuple[Node, int]] = [(tensor.grad_fn, tensor.output_nr)]
         met = set(waiting)
         while waiting:
             edge = waiting.pop()
             if edge in made:
                 yield made[edge]
                 continue
-            further = [each for each in edge[0].next_functions if each[0] is not None and each not in met]
+            further = [(node, slot) for node, slot in edge[0].next_functions if node is not None]
+            further = [each for each in further if each not in met]
             met.update(further)
             waiting += further
 
@@ -134,11 +135,10 @@ class Links:
                 raise ValueError(
                     f"what {one.name} returned, of shape {list(one.shape)}, was taken for {size} samples along axis "
                     f"{one.axis}, but what was made of it and handed to {name}, of shape {list(given.tensor.shape)}, "
-                    "does not keep them apart: the loop mixes them, or it called the part on something else (positions, "
-                    "noise, a table). In the second case say so with batch_axis={'': axis, layer: None}: the axis of "
-                    "the samples elsewhere, and None for the part's layers"
+                    "does not keep them apart: the loop mixes them, or it called the part on something else "
+                    "(positions, noise, a table). In the second case say so with batch_axis={'': axis, layer: None}: "
+                    "the axis of the samples elsewhere, and None for the part's layers"
                 )
-
 
     def _pulled_back(self, tensor: Tensor, along: Tensor, one: _Made) -> Tensor | None:
         """Return a gradient at an output, and leave those that tensors are told to keep as they are."""

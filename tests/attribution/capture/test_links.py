@@ -156,3 +156,61 @@ def test_settings_that_always_change_are_not_observed_for_ever(monkeypatch):
 
     assert score_error(Switched(), x, y, B, call=call, steps=20) < 1e-10
     assert len(counted) == calls.MANY
+
+
+def compiled_where_watched():
+    """Return how to call a model, compiled where it is the watched one of the two runs."""
+    runs = []
+
+    def call(model, *args):
+        if not any(model is one for one, _ in runs):
+            runs.append((model, torch.compile(model, backend="aot_eager") if runs else model))
+        return next(run for one, run in runs if one is model)(*args)
+
+    return call
+
+
+class Branching(nn.Module):
+    """One more layer where a switch or an argument says so, and that may see samples along the second axis."""
+
+    def __init__(self, turned):
+        super().__init__()
+        self.inner, self.more, self.head = nn.Linear(WIDTH, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.on, self.turned = False, turned
+
+    def forward(self, x, on=False):
+        h = torch.tanh(self.inner(x)).cumsum(1)
+        if self.on or on:
+            h = self.more(h)
+            if self.turned:
+                h = self.inner(x.transpose(0, 1)).cumsum(0).transpose(0, 1) + h
+        return self.head(h).mean(1)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("by", ["switch", "argument"])
+def test_a_compiled_model_that_goes_another_way_later_is_exact_or_refused(by, turned):
+    x, y = samples(T, WIDTH)
+    x, y = torch.cat([x, -x]), torch.cat([y, y])
+    run, models, trained = compiled_where_watched(), [], iter(range(100))
+
+    def call(model, x):
+        if not any(model is one for one in models):
+            models.append(model)
+        if model is models[0] and not model.training:  # its validation, with which each step begins
+            on = next(trained) >= 2
+            for one in models:
+                one.on = on and by == "switch"
+            call.on = on
+        return run(model, x, call.on) if by == "argument" else run(model, x)
+
+    try:
+        if by == "switch" and not turned:
+            assert score_error(Branching(turned), x, y, B, call=call, steps=4) < 1e-10
+            return
+        reason = r"'inner' \(Linear\): its calls had different axes" if by == "switch" else "called with .True. beside"
+        with pytest.raises(Exception, match=reason):  # of whatever kind torch's compiler makes of it
+            score_error(Branching(turned), x, y, B, call=call, steps=4)
+    finally:
+        torch._dynamo.reset()

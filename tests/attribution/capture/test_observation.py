@@ -768,10 +768,16 @@ def test_a_part_that_is_called_on_a_constant_of_as_many_rows_as_samples_is_refus
     def call(model, x):
         return model.train_step(x, table)
 
-    with pytest.raises(ValueError, match=r"layer 'constant'.*twice on the same numbers"):
+    with pytest.raises(ValueError, match=r"'constant' \(Linear\).*does not keep them apart"):
         score_error(Parts(4), x, y, 4, call=call, batch_axis={"token": 0})
     told = {"": 0, "constant": None}
     assert score_error(Parts(4), x, y, 4, call=call, batch_axis=told) < 1e-10
+
+    def straight_into_the_loss(model, x):
+        return model.head(torch.tanh(model.token(x[:, 0]))) + model.constant(table)[:, :3]
+
+    with pytest.raises(ValueError, match=r"layer 'constant'.*twice on the same numbers"):
+        score_error(Parts(4), x, y, 4, call=straight_into_the_loss)
 
 
 class Noisy(nn.Module):
