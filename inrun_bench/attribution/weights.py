@@ -15,6 +15,9 @@ from inrun_bench.attribution.transfer import Numbers, gathered
 
 __all__ = ["Place", "SeenWeights", "differ", "traits"]
 
+SMALL = 2**14
+"""Numbers that are copied in less time than it takes to ask for their sum."""
+
 Place: TypeAlias = list[tuple[int, int]]
 """What tells weights from what they were: address and version of each."""
 
@@ -72,16 +75,18 @@ class SeenWeights:
 
 
 def traits(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return numbers that hardly any other tensors have, and how large what each is a sum of, both [tensors, k].
+    """Return numbers that hardly any other tensors have, and how large what each is a sum of, both [parts, k].
 
-    On a processor, k = 1; on a GPU, k = 3.
+    On a processor, k = 1, and small tensors are one part; on a GPU, k = 3, and each tensor is one.
     """
     flat = [x.reshape(-1) for x in tensors]
     return (_weighted_sums if all(x.device.type == "cpu" for x in flat) else _norms_and_largest)(flat)
 
 
 def differ(now: Tensor, noted: Tensor, sizes: Tensor) -> Tensor:
-    """Return bool [tensors]: whose :func:`traits` are others than was noted, rounding apart."""
+    """Return bool [parts]: whose :func:`traits` are others than was noted, rounding apart."""
+    if now.shape != noted.shape:
+        return now.new_ones(1, dtype=torch.bool)
     alike = ((now - noted).abs() <= 8 * torch.finfo(now.dtype).eps * sizes) | (now.isnan() & noted.isnan())
     return ~alike.all(1)
 
@@ -98,8 +103,13 @@ def _norms_and_largest(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 def _weighted_sums(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Return sums in which every number has a factor of its own: one pass, for a processor."""
+    kept = [x if x.dtype == torch.float64 else x.float() for x in tensors]
+    small = [x for x in kept if len(x) <= SMALL]
+    parts = [x for x in kept if len(x) > SMALL]
+    for dtype in dict.fromkeys(x.dtype for x in small):
+        parts.append(torch.cat([x for x in small if x.dtype == dtype]))
     with own_precision(torch.device("cpu")):
-        pairs = [_weighted_sum(x if x.dtype == torch.float64 else x.float()) for x in tensors]
+        pairs = [_weighted_sum(x) for x in parts]
     return gathered([total for total, _ in pairs])[:, None], gathered([size for _, size in pairs])[:, None]
 
 

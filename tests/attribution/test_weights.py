@@ -16,7 +16,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("traits", [_norms_and_largest, _weighted_sums])
 @pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("count", [2, 5, 100, 4099])
+@pytest.mark.parametrize("count", [2, 5, 100, 4099, 20000])
 @pytest.mark.parametrize("change", CHANGES)
 def test_other_weights_have_other_numbers(change, count, kind, traits):
     torch.manual_seed(0)
@@ -26,7 +26,8 @@ def test_other_weights_have_other_numbers(change, count, kind, traits):
     assert not differ(again, before, size).any()
     CHANGES[change](weights[1])
     after, _ = traits(weights)
-    assert differ(after, before, size).tolist() == [False, True]
+    assert differ(after, before, size).sum() == 1
+    assert differ(after[:0], before, size).any()  # fewer parts than were noted
 
 
 @pytest.mark.parametrize("traits", [_norms_and_largest, _weighted_sums])

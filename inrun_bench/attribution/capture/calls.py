@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -28,6 +28,7 @@ from inrun_bench.attribution.random_state import RandomState
 __all__ = ["MANY", "ObservedCalls"]
 
 SWITCHES = (bool, str, Enum)  # kinds of settings of which few are told apart
+NO_SWITCHES = {type(None), dict, OrderedDict, set, list, tuple, int, float, Tensor}  # most that modules hold
 MANY = 8  # settings under which a call was the same: others are taken to be no switches of its way
 
 
@@ -412,4 +413,4 @@ def _settings(module: nn.Module) -> tuple[Any, ...]:
 
 def _switches(thing: Any) -> tuple[Any, ...]:
     held: Mapping[str, Any] = getattr(thing, "__dict__", {})
-    return tuple((name, value) for name, value in held.items() if isinstance(value, SWITCHES))
+    return tuple([pair for pair in held.items() if type(pair[1]) not in NO_SWITCHES and isinstance(pair[1], SWITCHES)])
