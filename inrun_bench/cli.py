@@ -11,20 +11,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from baselines import InterruptedEstimateWarning
-from inrun_bench import __version__, reference
-from inrun_bench.backends import BACKENDS
+from inrun_bench import __version__
 from inrun_bench.experiments import EXPERIMENTS
-from inrun_bench.fingerprint import outdated
 from inrun_bench.methods import METHODS, method_of
-from inrun_bench.plan import PROFILES, Plan
-from inrun_bench.reference import references
-from inrun_bench.reference_making import extend, note_present_task, thin
-from inrun_bench.reference_proof import verify
+from inrun_bench.reference import blocks as reference
+from inrun_bench.reference.blocks import references
+from inrun_bench.reference.make import extend, note_present_task, thin
+from inrun_bench.reference.verify import verify
 from inrun_bench.report import update_page, write_summary
 from inrun_bench.report.figures import draw_figures, drawn
-from inrun_bench.runner import run
-from inrun_bench.store import Overlay, Store
-from inrun_bench.unit import DEFAULT_RECIPE, title_of
+from inrun_bench.runs.backends import BACKENDS
+from inrun_bench.runs.fingerprint import outdated
+from inrun_bench.runs.plan import PROFILES, Plan
+from inrun_bench.runs.runner import run
+from inrun_bench.runs.store import Overlay, Store
+from inrun_bench.runs.unit import DEFAULT_RECIPE, title_of
 from tasks import CATALOG
 from tasks import names as task_names
 from tasks.registry import unknown_name

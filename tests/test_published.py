@@ -11,13 +11,13 @@ import tasks
 from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
 from inrun_bench.experiments import EXPERIMENTS
 from inrun_bench.experiments.estimators import ESTIMATORS, efficiencies
-from inrun_bench.plan import PROFILES, Plan
-from inrun_bench.reference import blocks, read, recipes
-from inrun_bench.reference_proof import verify
+from inrun_bench.reference.blocks import blocks, read, recipes
+from inrun_bench.reference.verify import verify
 from inrun_bench.report import headline, update_page, update_section, write_summary
 from inrun_bench.report.figures import drawn
-from inrun_bench.store import Store
-from inrun_bench.stored_values import with_recipes
+from inrun_bench.runs.plan import PROFILES, Plan
+from inrun_bench.runs.store import Store
+from inrun_bench.runs.stored_values import with_recipes
 
 ROOT = Path(__file__).parent.parent
 

@@ -17,7 +17,7 @@ integrated over s. Both are of the order of one player's share of the run: with 
 one sample moves the model far, they show.
 
 **Variance**: none; the run is deterministic. Averaged over runs of several seeds, that of their chance
-(:mod:`inrun_bench.mean_over_runs`). **Cost**: K differentiated runs, batched together, and two plain ones for the
+(:mod:`inrun_bench.methods.mean_over_runs`). **Cost**: K differentiated runs, batched together, and two plain ones for the
 diagnostics; as many for each seed.
 
 **Diagnostics**, in the valuation's `parameters`; none needs retraining on coalitions:
@@ -50,7 +50,7 @@ from inrun_bench.adjoint.relaxed_game import RelaxedGame, relaxed_game
 from inrun_bench.adjoint.smoothing import SMOOTHING
 from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
 from inrun_bench.adjoint.utilities import Utility
-from inrun_bench.mean_over_runs import mean_over_runs
+from inrun_bench.methods.mean_over_runs import mean_over_runs
 from tasks import Task
 from tasks.data import HeldOut
 
@@ -97,7 +97,7 @@ def few_run_shapley(
         `evaluations` counts runs: K differentiated ones and the two plain ones behind ``gain``. `parameters` say what
         a differentiated one costs, and hold the diagnostics ``sum``, ``gain`` and ``roughness`` (see the module).
         With `seeds`, all of that for each, diagnostics in the mean; `stderr` and `halves` are of the spread over seeds
-        (:mod:`inrun_bench.mean_over_runs`), None with one seed.
+        (:mod:`inrun_bench.methods.mean_over_runs`), None with one seed.
 
     Raises
     ------

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from baselines import UtilityStore
 from inrun_bench.adjoint.checkpoints import Storage
 from inrun_bench.adjoint.utilities import Utility
-from inrun_bench.atomic import replacing
+from inrun_bench.runs.atomic import replacing
 from tasks import Task, TrajectoryGame
 from tasks.code_identity import code_identity
 from tasks.data import HeldOut

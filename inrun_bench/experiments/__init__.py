@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import pandas as pd
 
-from inrun_bench.plan import Plan
-from inrun_bench.unit import Row, Unit
+from inrun_bench.runs.plan import Plan
+from inrun_bench.runs.unit import Row, Unit
 from tasks.registry import Registry
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from inrun_bench import metrics
-from inrun_bench.intervals import left_out, over_seeds
-from inrun_bench.looks import in_order, legend, look, panels
-from inrun_bench.plan import Plan
-from inrun_bench.stored_values import read_reference, read_values, reference_blocks, values_unit
-from inrun_bench.unit import REFERENCE, Row, Unit
+from inrun_bench.report.intervals import left_out, over_seeds
+from inrun_bench.report.looks import in_order, legend, look, panels
+from inrun_bench.runs.plan import Plan
+from inrun_bench.runs.stored_values import read_reference, read_values, reference_blocks, values_unit
+from inrun_bench.runs.unit import REFERENCE, Row, Unit
 
 SUMMARY = "in-run orders, Monte Carlo, TMC, KNN and random against the retraining reference"
 EXCLUSIVE = False

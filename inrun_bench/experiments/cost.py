@@ -19,14 +19,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 import tasks
-from inrun_bench import metrics, reference
+from inrun_bench import metrics
 from inrun_bench.experiments.values import diagnostics
-from inrun_bench.looks import TASKS_A_ROW, in_order, legend, look, panels, points
-from inrun_bench.markdown import markdown
 from inrun_bench.methods import valued
-from inrun_bench.plan import Plan
-from inrun_bench.stored_values import parameter_rows, with_recipes
-from inrun_bench.unit import DEFAULT_RECIPE, REFERENCE, Row, Unit, title_of
+from inrun_bench.reference import blocks as reference
+from inrun_bench.report.looks import TASKS_A_ROW, in_order, legend, look, panels, points
+from inrun_bench.report.markdown import markdown
+from inrun_bench.runs.plan import Plan
+from inrun_bench.runs.stored_values import parameter_rows, with_recipes
+from inrun_bench.runs.unit import DEFAULT_RECIPE, REFERENCE, Row, Unit, title_of
 
 SUMMARY = "agreement with the stored reference over time, in units of one training"
 EXCLUSIVE = True

@@ -38,14 +38,15 @@ from baselines import (
 )
 from baselines.convergence import StoppingRule
 from baselines.draws import Rng
-from inrun_bench import metrics, reference
+from inrun_bench import metrics
 from inrun_bench.adjoint import coalition_gradient_shapley, control_variate_shapley
 from inrun_bench.adjoint.coalitions import COALITIONS_A_DRAW
 from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
-from inrun_bench.looks import TASKS_A_ROW, in_order, legend, look, panels
-from inrun_bench.markdown import markdown
-from inrun_bench.plan import Plan
-from inrun_bench.unit import REFERENCE, Row, Setting, Unit
+from inrun_bench.reference import blocks as reference
+from inrun_bench.report.looks import TASKS_A_ROW, in_order, legend, look, panels
+from inrun_bench.report.markdown import markdown
+from inrun_bench.runs.plan import Plan
+from inrun_bench.runs.unit import REFERENCE, Row, Setting, Unit
 from tasks import Task
 
 SUMMARY = "error of each retraining estimator against the reference, over trainings and seconds"

@@ -35,10 +35,10 @@ import tasks
 from baselines import Valuation, exact_shapley, permutation_shapley
 from inrun_bench import metrics
 from inrun_bench.attribution import InRunShapley
-from inrun_bench.looks import in_order, legend, look, panels
-from inrun_bench.markdown import markdown, percent
-from inrun_bench.plan import Plan
-from inrun_bench.unit import Row, Setting, Unit
+from inrun_bench.report.looks import in_order, legend, look, panels
+from inrun_bench.report.markdown import markdown, percent
+from inrun_bench.runs.plan import Plan
+from inrun_bench.runs.unit import Row, Setting, Unit
 
 SUMMARY = "in-run scores of single steps against the step game's Shapley values"
 EXCLUSIVE = False

@@ -38,12 +38,12 @@ from baselines import GroupedGame, Valuation, exact_shapley, permutation_shapley
 from inrun_bench import metrics
 from inrun_bench.adjoint import coalition_gradient_shapley, few_run_shapley
 from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
-from inrun_bench.looks import TASKS_A_ROW, in_order, legend, look, panels, points
-from inrun_bench.markdown import cell, count, markdown, seconds_cell
 from inrun_bench.methods.inrun import inrun
-from inrun_bench.plan import Plan
-from inrun_bench.stored_values import parameter_rows, warm_up
-from inrun_bench.unit import REFERENCE, Row, Unit
+from inrun_bench.report.looks import TASKS_A_ROW, in_order, legend, look, panels, points
+from inrun_bench.report.markdown import cell, count, markdown, seconds_cell
+from inrun_bench.runs.plan import Plan
+from inrun_bench.runs.stored_values import parameter_rows, warm_up
+from inrun_bench.runs.unit import REFERENCE, Row, Unit
 from tasks import Task
 
 SUMMARY = "values of groups of samples (classes, domains, random ones) against exact values by enumeration"

@@ -39,12 +39,12 @@ from torch import nn
 
 import tasks
 from inrun_bench.attribution import InRunShapley
-from inrun_bench.looks import hatched, in_order, look
-from inrun_bench.markdown import markdown
-from inrun_bench.peak_memory import peak_bytes
-from inrun_bench.plan import Plan
-from inrun_bench.stored_values import reference_blocks, values_unit
-from inrun_bench.unit import REFERENCE, Row, Setting, Unit
+from inrun_bench.report.looks import hatched, in_order, look
+from inrun_bench.report.markdown import markdown
+from inrun_bench.runs.peak_memory import peak_bytes
+from inrun_bench.runs.plan import Plan
+from inrun_bench.runs.stored_values import reference_blocks, values_unit
+from inrun_bench.runs.unit import REFERENCE, Row, Setting, Unit
 from tasks.architectures import GPT, cnn, mlp
 
 SUMMARY = "time and memory of in-run orders against regular training, and of every method for a whole task"

@@ -3,7 +3,7 @@
 A unit is a block: some permutations, each with five cyclic shifts and their reverses (`baselines.permutation`), for all
 of the objective's utilities from the same trainings; a game of few players is enumerated instead, and has one block.
 The utilities are kept, in the order in which the estimator asked for them. So anyone can replay the estimator on them,
-and retrain any of the coalitions: see :mod:`inrun_bench.reference`, which combines blocks until they are reliable.
+and retrain any of the coalitions: see :mod:`inrun_bench.reference.blocks`, which combines blocks until they are reliable.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import tasks
 from baselines import Game, Valuation, exact_shapley, permutation_shapley
 from baselines.cache import MeasuredGame
 from inrun_bench import metrics
-from inrun_bench.markdown import markdown
-from inrun_bench.plan import Plan
-from inrun_bench.reference import block, of_rows, value_rows
-from inrun_bench.stored_values import with_recipes
-from inrun_bench.unit import Row, Unit
+from inrun_bench.reference.blocks import block, of_rows, value_rows
+from inrun_bench.report.markdown import markdown
+from inrun_bench.runs.plan import Plan
+from inrun_bench.runs.stored_values import with_recipes
+from inrun_bench.runs.unit import Row, Unit
 
 SUMMARY = "reference values and the utilities behind them; 'inrun-bench reference' makes as many blocks as it takes"
 EXCLUSIVE = False

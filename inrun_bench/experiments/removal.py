@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from scipy.integrate import trapezoid
 
 import tasks
-from inrun_bench.looks import in_order, legend, look, panels
-from inrun_bench.plan import Plan
-from inrun_bench.stored_values import read_reference, read_values, reference_blocks, values_unit
-from inrun_bench.unit import REFERENCE, Row, Unit
+from inrun_bench.report.looks import in_order, legend, look, panels
+from inrun_bench.runs.plan import Plan
+from inrun_bench.runs.stored_values import read_reference, read_values, reference_blocks, values_unit
+from inrun_bench.runs.unit import REFERENCE, Row, Unit
 
 SUMMARY = "test loss and accuracy after retraining without the top or bottom samples"
 EXCLUSIVE = False

@@ -35,13 +35,13 @@ from matplotlib.lines import Line2D
 import tasks
 from baselines import Game, permutation_shapley
 from inrun_bench import metrics
-from inrun_bench.intervals import over_seeds
-from inrun_bench.looks import in_order, legend, look, panels
-from inrun_bench.markdown import interval_cell, markdown, mean_cell
-from inrun_bench.plan import Plan
-from inrun_bench.reference import SHIFTS
-from inrun_bench.stored_values import read_reference, read_values, reference_blocks, values_unit, warm_up
-from inrun_bench.unit import REFERENCE, Row, Setting, Unit
+from inrun_bench.reference.blocks import SHIFTS
+from inrun_bench.report.intervals import over_seeds
+from inrun_bench.report.looks import in_order, legend, look, panels
+from inrun_bench.report.markdown import interval_cell, markdown, mean_cell
+from inrun_bench.runs.plan import Plan
+from inrun_bench.runs.stored_values import read_reference, read_values, reference_blocks, values_unit, warm_up
+from inrun_bench.runs.unit import REFERENCE, Row, Setting, Unit
 
 SUMMARY = "agreement with retraining of four kinds, from the run's own game to conventional retraining"
 EXCLUSIVE = False

@@ -5,7 +5,7 @@ plainly (:func:`tasks.retrain`), both in stacks as large as they choose. Both ta
 turn, and the median over turns is reported; one thread.
 
 Rows, for each way: ``trainings``, the time of a differentiated run in plain ones; ``peak_ratio``, its peak memory over
-theirs (:func:`inrun_bench.peak_memory.peak_bytes`; of states on disk what is read of them at a time);
+theirs (:func:`inrun_bench.runs.peak_memory.peak_bytes`; of states on disk what is read of them at a time);
 ``stored_bytes``, what was kept of states.
 """
 
@@ -21,10 +21,10 @@ import tasks
 from inrun_bench.adjoint import Differentiated, Storage, differentiate
 from inrun_bench.adjoint.checkpoints import StateStorage
 from inrun_bench.experiments.rivals.turns import compare
-from inrun_bench.markdown import markdown
-from inrun_bench.peak_memory import peak_bytes
-from inrun_bench.plan import Plan
-from inrun_bench.unit import Row, Unit
+from inrun_bench.report.markdown import markdown
+from inrun_bench.runs.peak_memory import peak_bytes
+from inrun_bench.runs.plan import Plan
+from inrun_bench.runs.unit import Row, Unit
 
 SUMMARY = "time and memory of a differentiated run in units of a plain one, by recipe and way to keep the states"
 EXCLUSIVE = True

@@ -14,12 +14,12 @@ import pandas as pd
 
 import tasks
 from baselines import Valuation, permutation_shapley
-from inrun_bench.looks import look
-from inrun_bench.markdown import markdown
 from inrun_bench.methods import valued
-from inrun_bench.plan import Plan
-from inrun_bench.stored_values import parameter_rows, reference_blocks, values_unit, warm_up, with_recipes
-from inrun_bench.unit import REFERENCE, Row, Unit
+from inrun_bench.report.looks import look
+from inrun_bench.report.markdown import markdown
+from inrun_bench.runs.plan import Plan
+from inrun_bench.runs.stored_values import parameter_rows, reference_blocks, values_unit, warm_up, with_recipes
+from inrun_bench.runs.unit import REFERENCE, Row, Unit
 
 SUMMARY = "the value of every training sample by every method, and the retraining reference"
 EXCLUSIVE = False

@@ -15,7 +15,7 @@ import numpy as np
 
 from baselines import Valuation
 from inrun_bench.methods.method import Method
-from inrun_bench.unit import REFERENCE
+from inrun_bench.runs.unit import REFERENCE
 from tasks import Task
 from tasks.registry import Registry
 

@@ -18,7 +18,7 @@ from inrun_bench.adjoint import (
     unrolled_influence,
 )
 from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
-from inrun_bench.mean_over_runs import drawn_seeds
+from inrun_bench.methods.mean_over_runs import drawn_seeds
 from inrun_bench.methods.method import Method
 from tasks import Task
 

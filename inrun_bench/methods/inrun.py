@@ -12,9 +12,9 @@ import numpy as np
 
 from baselines import Valuation
 from inrun_bench.attribution import InRunShapley
-from inrun_bench.mean_over_runs import drawn_seeds, mean_over_runs, moments_of_runs
+from inrun_bench.methods.mean_over_runs import drawn_seeds, mean_over_runs, moments_of_runs
 from inrun_bench.methods.method import Method
-from inrun_bench.stacked_inrun import first_order_values
+from inrun_bench.methods.stacked_inrun import first_order_values
 from tasks import Task
 
 
@@ -40,7 +40,7 @@ def inrun(task: Task, _seed: np.random.SeedSequence, *, order: str) -> Valuation
 def over_seeds(task: Task, seed: np.random.SeedSequence, *, order: str, runs: int) -> Valuation:
     """Return the mean of in-run values over runs of other initial weights and batch orders, with its spread.
 
-    Values of first order under SGD come from one stack of runs (:mod:`inrun_bench.stacked_inrun`), without accounts.
+    Values of first order under SGD come from one stack of runs (:mod:`inrun_bench.methods.stacked_inrun`), without accounts.
     """
     seeds = drawn_seeds(seed, runs)
     if order != "first" or task.recipe.optimizer != "sgd":

@@ -26,7 +26,7 @@ class Method:
     label : str
         What tables and figures call it.
     family : str
-        The idea that it shares with others, a name of :data:`inrun_bench.looks.FAMILIES`: how it looks follows from
+        The idea that it shares with others, a name of :data:`inrun_bench.report.looks.FAMILIES`: how it looks follows from
         it.
     """
 

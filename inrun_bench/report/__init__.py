@@ -9,7 +9,7 @@ from pathlib import Path
 
 from inrun_bench.experiments import EXPERIMENTS
 from inrun_bench.report.overview import headline, methods_table
-from inrun_bench.store import Store
+from inrun_bench.runs.store import Store
 
 __all__ = ["headline", "marks", "update_page", "update_section", "write_summary"]
 

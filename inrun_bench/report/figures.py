@@ -9,8 +9,8 @@ from typing import Any, cast
 import matplotlib as mpl
 
 from inrun_bench.experiments import EXPERIMENTS, Drawn
-from inrun_bench.looks import showing
-from inrun_bench.store import Store
+from inrun_bench.report.looks import showing
+from inrun_bench.runs.store import Store
 
 __all__ = ["draw_figures", "drawn"]
 

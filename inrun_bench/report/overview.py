@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from inrun_bench.intervals import over_seeds
-from inrun_bench.looks import in_order, look
-from inrun_bench.markdown import cell, count, interval_cell, markdown, mean_cell, of_several, seconds_cell
-from inrun_bench.store import Store
-from inrun_bench.unit import REFERENCE
+from inrun_bench.report.intervals import over_seeds
+from inrun_bench.report.looks import in_order, look
+from inrun_bench.report.markdown import cell, count, interval_cell, markdown, mean_cell, of_several, seconds_cell
+from inrun_bench.runs.store import Store
+from inrun_bench.runs.unit import REFERENCE
 
 __all__ = ["headline", "methods_table"]
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from inrun_bench.plan import PROFILES
-from inrun_bench.runner import run
-from inrun_bench.store import Store
+from inrun_bench.runs.plan import PROFILES
+from inrun_bench.runs.runner import run
+from inrun_bench.runs.store import Store
 from tests.inrun_bench.tiny import KNOBS, PROFILE, units_of
 
 # the same examples at each run, and no time limit on an example: a slow machine is no defect

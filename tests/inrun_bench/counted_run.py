@@ -3,9 +3,9 @@
 import time
 from types import SimpleNamespace
 
-from inrun_bench import runner
-from inrun_bench.store import Store
-from inrun_bench.unit import Unit
+from inrun_bench.runs import runner
+from inrun_bench.runs.store import Store
+from inrun_bench.runs.unit import Unit
 
 NEED = Unit("counted", "task", "need", 0)
 UNITS = [Unit("counted", "task", f"method-{i}", 0, needs=(NEED,)) for i in range(20)]

@@ -9,7 +9,7 @@ import psutil
 
 from inrun_bench.experiments.gpu.rounds import DeviceLostError
 from inrun_bench.experiments.gpu.worker import Worker
-from inrun_bench.unit import Unit
+from inrun_bench.runs.unit import Unit
 
 
 def measure(unit, needs, attempt):

@@ -4,10 +4,10 @@ import dataclasses
 import os
 from types import SimpleNamespace
 
-from inrun_bench import runner
-from inrun_bench.backends import dask
-from inrun_bench.store import Store
-from inrun_bench.unit import Unit
+from inrun_bench.runs import runner
+from inrun_bench.runs.backends import dask
+from inrun_bench.runs.store import Store
+from inrun_bench.runs.unit import Unit
 from tests.inrun_bench import hazards
 
 

@@ -12,12 +12,12 @@ import pandas as pd
 import psutil
 import pytest
 
-from inrun_bench import runner
-from inrun_bench.backends import BACKENDS, dask
 from inrun_bench.cli import main
-from inrun_bench.runner import run
-from inrun_bench.store import Store
-from inrun_bench.unit import Unit
+from inrun_bench.runs import runner
+from inrun_bench.runs.backends import BACKENDS, dask
+from inrun_bench.runs.runner import run
+from inrun_bench.runs.store import Store
+from inrun_bench.runs.unit import Unit
 from tests.inrun_bench.hazardous_run import hazard, send_hazards_alone
 from tests.inrun_bench.tiny import TASK, files, units_of, without_timings
 

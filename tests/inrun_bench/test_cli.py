@@ -11,14 +11,14 @@ import pytest
 
 from baselines import Valuation, permutation_shapley
 from inrun_bench import cli
-from inrun_bench.backends import BACKENDS
 from inrun_bench.cli import main
 from inrun_bench.experiments import EXPERIMENTS
 from inrun_bench.methods import METHODS
-from inrun_bench.plan import PROFILES
 from inrun_bench.report import BEGIN, END
 from inrun_bench.report.figures import drawn
-from inrun_bench.store import Store
+from inrun_bench.runs.backends import BACKENDS
+from inrun_bench.runs.plan import PROFILES
+from inrun_bench.runs.store import Store
 from tasks import CATALOG
 from tests.baselines.known_games import Table
 from tests.inrun_bench.tiny import METHODS as TINY_METHODS

@@ -12,12 +12,13 @@ from scipy import stats
 import tasks
 from baselines import Valuation
 from baselines.knn import knn_regression_shapley, knn_shapley
-from inrun_bench import metrics, stored_values
+from inrun_bench import metrics
 from inrun_bench.experiments import EXPERIMENTS, agreement, detection, fidelity, overhead, removal, values
 from inrun_bench.methods import METHODS
 from inrun_bench.methods.knn import embed
-from inrun_bench.plan import PROFILES
-from inrun_bench.unit import Unit
+from inrun_bench.runs import stored_values
+from inrun_bench.runs.plan import PROFILES
+from inrun_bench.runs.unit import Unit
 from tests.inrun_bench.tiny import PLAN, TASK, units_of
 
 VALUES = st.lists(st.integers(-(10**6), 10**6), min_size=3, max_size=40, unique=True)

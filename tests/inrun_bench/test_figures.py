@@ -14,11 +14,11 @@ from inrun_bench.experiments.estimators import efficiencies
 from inrun_bench.experiments.fidelity import converging_rates
 from inrun_bench.experiments.overhead import WORKLOAD_LABELS as WORKLOADS
 from inrun_bench.experiments.overhead import of_workloads
-from inrun_bench.intervals import mean_interval
-from inrun_bench.looks import in_order, look
 from inrun_bench.report.figures import SETTINGS, draw_figures, drawn
-from inrun_bench.store import Store
-from inrun_bench.unit import Unit
+from inrun_bench.report.intervals import mean_interval
+from inrun_bench.report.looks import in_order, look
+from inrun_bench.runs.store import Store
+from inrun_bench.runs.unit import Unit
 
 DEFAULT = sorted(name for name in drawn() if EXPERIMENTS[name].DEFAULT)
 figure_names = pytest.mark.parametrize("name", DEFAULT)

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 import tasks
-from inrun_bench import fingerprint
 from inrun_bench.experiments import EXPERIMENTS
-from inrun_bench.fingerprint import Fingerprints, changes, code_parts, outdated
 from inrun_bench.methods import METHODS
-from inrun_bench.provenance import Provenance
-from inrun_bench.unit import Unit
+from inrun_bench.runs import fingerprint
+from inrun_bench.runs.fingerprint import Fingerprints, changes, code_parts, outdated
+from inrun_bench.runs.provenance import Provenance
+from inrun_bench.runs.unit import Unit
 from tests.inrun_bench.tiny import TASK
 
 SPEC = tasks.CATALOG[TASK]

@@ -29,9 +29,9 @@ from inrun_bench.experiments.gpu.supervisor import START_SECONDS, supervise
 from inrun_bench.experiments.gpu.told import told
 from inrun_bench.experiments.gpu.worker import Answer
 from inrun_bench.report.figures import SETTINGS, draw_figures
-from inrun_bench.run_rows import RunRows
-from inrun_bench.store import SCHEMA, Store
-from inrun_bench.unit import Unit
+from inrun_bench.runs.run_rows import RunRows
+from inrun_bench.runs.store import SCHEMA, Store
+from inrun_bench.runs.unit import Unit
 from tasks.architectures import mlp
 from tests.inrun_bench import gpu_hazards
 from tests.inrun_bench.tiny import PLAN, files

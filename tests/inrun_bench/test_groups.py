@@ -13,13 +13,13 @@ import tasks
 from baselines import exact_shapley
 from inrun_bench import cli
 from inrun_bench.experiments import EXPERIMENTS, groups
-from inrun_bench.looks import look
 from inrun_bench.methods import METHODS
-from inrun_bench.plan import PROFILES
 from inrun_bench.report import write_summary
-from inrun_bench.runner import Outcome, run
-from inrun_bench.store import Store
-from inrun_bench.unit import REFERENCE, Unit
+from inrun_bench.report.looks import look
+from inrun_bench.runs.plan import PROFILES
+from inrun_bench.runs.runner import Outcome, run
+from inrun_bench.runs.store import Store
+from inrun_bench.runs.unit import REFERENCE, Unit
 from tests.baselines.known_games import Table
 from tests.inrun_bench.tiny import PLAN
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from inrun_bench.intervals import left_out, mean_interval, over_seeds
+from inrun_bench.report.intervals import left_out, mean_interval, over_seeds
 
 NUMBERS = st.integers(-(10**6), 10**6).map(lambda n: n / 100)
 CORRELATIONS = st.floats(-1, 1)

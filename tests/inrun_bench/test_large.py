@@ -8,12 +8,12 @@ import pytest
 import tasks
 from inrun_bench import cli
 from inrun_bench.experiments import EXPERIMENTS
-from inrun_bench.looks import look
-from inrun_bench.plan import PROFILES
 from inrun_bench.report import headline, write_summary
-from inrun_bench.runner import Outcome, run
-from inrun_bench.store import Store
-from inrun_bench.unit import REFERENCE
+from inrun_bench.report.looks import look
+from inrun_bench.runs.plan import PROFILES
+from inrun_bench.runs.runner import Outcome, run
+from inrun_bench.runs.store import Store
+from inrun_bench.runs.unit import REFERENCE
 from tests.inrun_bench.test_report import tables_in
 from tests.inrun_bench.tiny import METHODS, PLAN, TASK, units_of
 

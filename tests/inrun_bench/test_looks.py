@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from inrun_bench import looks
-from inrun_bench.looks import FAMILIES, OTHERS, in_order, look, showing
 from inrun_bench.methods import METHODS, method_of
+from inrun_bench.report import looks
+from inrun_bench.report.looks import FAMILIES, OTHERS, in_order, look, showing
 
 KNOWN = [*METHODS, *(name for labels in OTHERS.values() for name in labels)]
 STRANGERS = [f"mine-{number}" for number in range(30)]

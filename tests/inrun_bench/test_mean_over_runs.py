@@ -5,8 +5,8 @@ import pytest
 
 from baselines import Valuation
 from inrun_bench.adjoint import Storage, few_run_shapley
-from inrun_bench.mean_over_runs import drawn_seeds, mean_over_runs
 from inrun_bench.methods import METHODS
+from inrun_bench.methods.mean_over_runs import drawn_seeds, mean_over_runs
 from tests.inrun_bench.adjoint.small import small_task
 
 SEED = np.random.SeedSequence(4)

@@ -10,21 +10,23 @@ from scipy.stats import spearmanr
 
 import tasks
 from baselines import exact_shapley, permutation_shapley
-from inrun_bench import reference, reference_making, reference_proof
 from inrun_bench.adjoint import relaxed_game
 from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
 from inrun_bench.cli import main
 from inrun_bench.experiments import cost, estimators
 from inrun_bench.experiments import reference as experiment
 from inrun_bench.methods import METHODS
-from inrun_bench.plan import Plan
-from inrun_bench.reference_making import extend, thin
-from inrun_bench.reference_proof import verify
+from inrun_bench.reference import blocks as reference
+from inrun_bench.reference import make as reference_making
+from inrun_bench.reference import verify as reference_proof
+from inrun_bench.reference.make import extend, thin
+from inrun_bench.reference.verify import verify
 from inrun_bench.report import write_summary
 from inrun_bench.report.figures import draw_figures
-from inrun_bench.runner import Outcome, run
-from inrun_bench.store import Store
-from inrun_bench.unit import Unit
+from inrun_bench.runs.plan import Plan
+from inrun_bench.runs.runner import Outcome, run
+from inrun_bench.runs.store import Store
+from inrun_bench.runs.unit import Unit
 from tests.inrun_bench.tiny import TASK, files
 
 N = 10

@@ -3,13 +3,12 @@ import pytest
 from scipy import stats
 
 from baselines import Valuation
-from inrun_bench import markdown
-from inrun_bench.looks import look
-from inrun_bench.reference import block, value_rows
-from inrun_bench.report import BEGIN, END, headline, update_section, write_summary
+from inrun_bench.reference.blocks import block, value_rows
+from inrun_bench.report import BEGIN, END, headline, markdown, update_section, write_summary
 from inrun_bench.report.figures import draw_figures
-from inrun_bench.store import Store
-from inrun_bench.unit import Unit, recipe_setting
+from inrun_bench.report.looks import look
+from inrun_bench.runs.store import Store
+from inrun_bench.runs.unit import Unit, recipe_setting
 from tests.inrun_bench.tiny import METHODS, TASK
 
 

@@ -9,8 +9,8 @@ import pytest
 import tasks
 from inrun_bench.experiments import retraining
 from inrun_bench.experiments.retraining import ANOTHER, GAMES, OWN
-from inrun_bench.stored_values import read_reference, reference_blocks
-from inrun_bench.unit import REFERENCE
+from inrun_bench.runs.stored_values import read_reference, reference_blocks
+from inrun_bench.runs.unit import REFERENCE
 from tests.inrun_bench.tiny import PLAN, TASK
 
 PLAN = dataclasses.replace(PLAN, seeds=(0,))

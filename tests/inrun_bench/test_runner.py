@@ -16,12 +16,12 @@ import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from baselines import permutation_shapley
-from inrun_bench import fingerprint, runner
-from inrun_bench.backends import BACKENDS, Workers
-from inrun_bench.run_rows import RunRows
-from inrun_bench.runner import run
-from inrun_bench.store import Store
-from inrun_bench.unit import Unit
+from inrun_bench.runs import fingerprint, runner
+from inrun_bench.runs.backends import BACKENDS, Workers
+from inrun_bench.runs.run_rows import RunRows
+from inrun_bench.runs.runner import run
+from inrun_bench.runs.store import Store
+from inrun_bench.runs.unit import Unit
 from tests.baselines.known_games import Table
 from tests.inrun_bench import counted_run, hazardous_run
 from tests.inrun_bench.tiny import files

@@ -8,8 +8,8 @@ from torch import nn
 
 from inrun_bench.methods import METHODS
 from inrun_bench.methods.inrun import inrun
-from inrun_bench.peak_memory import peak_bytes
-from inrun_bench.stacked_inrun import first_order_values
+from inrun_bench.methods.stacked_inrun import first_order_values
+from inrun_bench.runs.peak_memory import peak_bytes
 from tasks.recipe import Recipe
 from tests.inrun_bench.adjoint.small import small_task
 from tests.tasks.test_trajectory_game import RECIPES, of_images, of_numbers, of_words, small

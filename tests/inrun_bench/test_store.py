@@ -16,9 +16,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from inrun_bench import __version__
-from inrun_bench.provenance import Provenance
-from inrun_bench.store import SCHEMA, Overlay, Store
-from inrun_bench.unit import Unit
+from inrun_bench.runs.provenance import Provenance
+from inrun_bench.runs.store import SCHEMA, Overlay, Store
+from inrun_bench.runs.unit import Unit
 
 UNIT = Unit("values", "task", "method", 3, {"block": 1, "rate": 0.5})
 NAMES = st.text("abcdefghij-0123456789", min_size=1, max_size=8)

@@ -14,7 +14,7 @@ from inrun_bench.adjoint import Differentiated, differentiate
 from inrun_bench.experiments import EXPERIMENTS, sweeps
 from inrun_bench.experiments.rivals import turns
 from inrun_bench.report import write_summary
-from inrun_bench.store import Store
+from inrun_bench.runs.store import Store
 from tests.inrun_bench.test_report import lines_of
 from tests.inrun_bench.tiny import PLAN, TASK, units_of
 

@@ -57,7 +57,7 @@ def version(name):
     return ours(name)
 importlib.metadata.version = version
 from inrun_bench.experiments.gpu.__main__ import main
-from inrun_bench.store import Store
+from inrun_bench.runs.store import Store
 from pathlib import Path
 import inrun_bench, json, tasks
 assert inrun_bench.__file__.startswith(sys.argv[1]), inrun_bench.__file__

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from inrun_bench import stored_values
 from inrun_bench.experiments import EXPERIMENTS, estimators, fidelity, overhead, removal, retraining
-from inrun_bench.plan import Plan, Profile
-from inrun_bench.store import Store
-from inrun_bench.unit import Unit
+from inrun_bench.runs import stored_values
+from inrun_bench.runs.plan import Plan, Profile
+from inrun_bench.runs.store import Store
+from inrun_bench.runs.unit import Unit
 
 TASK = "breast-cancer-logreg"
 METHODS = ("random", "inrun-first", "inrun-integrated", "knn")

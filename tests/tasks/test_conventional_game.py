@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import tasks
-from inrun_bench.peak_memory import peak_bytes
+from inrun_bench.runs.peak_memory import peak_bytes
 from tasks.recipe import Recipe
 from tasks.retraining_game import DivergedError
 from tests.tasks.test_trajectory_game import (

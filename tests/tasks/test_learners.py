@@ -10,7 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from baselines import Game, evaluate, exact_shapley
-from inrun_bench.peak_memory import peak_bytes
+from inrun_bench.runs.peak_memory import peak_bytes
 from tasks.learners import LogisticGame, RidgeGame, newton
 from tasks.learners import coalitions as coalitions_module
 from tasks.learners import design as design_module

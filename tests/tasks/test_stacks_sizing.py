@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import tasks
-from inrun_bench.peak_memory import peak_bytes
+from inrun_bench.runs.peak_memory import peak_bytes
 from tasks.architectures import cnn
 from tasks.objective import CLASSIFICATION
 from tasks.recipe import Recipe

@@ -73,8 +73,8 @@ from inrun_bench.experiments.gpu.rounds import (
 )
 from inrun_bench.experiments.gpu.steps import measure_steps
 from inrun_bench.experiments.gpu.trainings import measure_trainings
-from inrun_bench.plan import Plan
-from inrun_bench.unit import Row, Unit
+from inrun_bench.runs.plan import Plan
+from inrun_bench.runs.unit import Row, Unit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,8 +16,8 @@ from inrun_bench.experiments.gpu import SUMMARY, measure
 from inrun_bench.experiments.gpu.order import Planned, in_order
 from inrun_bench.experiments.gpu.supervisor import Left, supervise
 from inrun_bench.experiments.gpu.told import told
-from inrun_bench.run_rows import RunRows
-from inrun_bench.store import Store
+from inrun_bench.runs.run_rows import RunRows
+from inrun_bench.runs.store import Store
 
 __all__ = ["main"]
 

@@ -33,7 +33,7 @@ from inrun_bench.experiments.gpu.rounds import (
     recover,
     take_turns,
 )
-from inrun_bench.unit import Row, Setting, Unit
+from inrun_bench.runs.unit import Row, Setting, Unit
 from tasks.architectures import GPT
 
 __all__ = ["SIZES", "TINY_SIZES", "measure_approximations"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from inrun_bench.experiments.gpu.rounds import Attempt, Call, described, error_row, recover
-from inrun_bench.unit import Row
+from inrun_bench.runs.unit import Row
 
 __all__ = ["TOLERANCE", "Expected", "check_all"]
 

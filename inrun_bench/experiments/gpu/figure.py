@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from inrun_bench.looks import Look, in_order, look
+from inrun_bench.report.looks import Look, in_order, look
 
 PANELS = {
     "ratio_to_cublas": "speed / torch.mm of the\nweight gradient alone (median, quartiles)",

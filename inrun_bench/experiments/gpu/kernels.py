@@ -22,7 +22,7 @@ from inrun_bench.experiments.gpu.rounds import (
     seconds,
     take_turns,
 )
-from inrun_bench.unit import Row, Unit
+from inrun_bench.runs.unit import Row, Unit
 
 __all__ = ["LAYERS", "TINY_LAYERS", "Layer", "measure_kernels", "speeds", "work"]
 

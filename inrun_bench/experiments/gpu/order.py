@@ -21,7 +21,7 @@ from inrun_bench.experiments.gpu.kernels import LAYERS, TINY_LAYERS, Layer
 from inrun_bench.experiments.gpu.passes import PASSES, TINY_PASSES
 from inrun_bench.experiments.gpu.steps import BASELINES, CORE, OTHERS
 from inrun_bench.experiments.gpu.trainings import TASKS
-from inrun_bench.unit import Setting, Unit
+from inrun_bench.runs.unit import Setting, Unit
 
 __all__ = [
     "APPROXIMATIONS",

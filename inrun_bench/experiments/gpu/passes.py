@@ -21,7 +21,7 @@ from inrun_bench.experiments.gpu.rounds import (
     seconds,
     take_turns,
 )
-from inrun_bench.unit import Row, Setting, Unit
+from inrun_bench.runs.unit import Row, Setting, Unit
 
 __all__ = ["PASSES", "TINY_PASSES", "measure_passes"]
 

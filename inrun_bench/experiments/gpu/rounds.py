@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from inrun_bench.unit import Row, Setting
+from inrun_bench.runs.unit import Row, Setting
 
 __all__ = [
     "Attempt",

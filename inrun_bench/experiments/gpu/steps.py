@@ -27,8 +27,8 @@ from inrun_bench.experiments.gpu.rounds import (
     take_turns,
     wall_seconds,
 )
-from inrun_bench.peak_memory import peak_bytes
-from inrun_bench.unit import Row, Unit
+from inrun_bench.runs.peak_memory import peak_bytes
+from inrun_bench.runs.unit import Row, Unit
 from tasks.architectures import GPT, cnn, mlp
 
 __all__ = ["BASELINES", "CORE", "MODELS", "OTHERS", "Model", "measure_steps"]

@@ -17,9 +17,9 @@ import pandas as pd
 from inrun_bench.experiments.gpu.order import Planned
 from inrun_bench.experiments.gpu.rounds import error_row
 from inrun_bench.experiments.gpu.worker import Measure, Worker
-from inrun_bench.run_rows import RunRows
-from inrun_bench.store import Store
-from inrun_bench.unit import Row, Unit
+from inrun_bench.runs.run_rows import RunRows
+from inrun_bench.runs.store import Store
+from inrun_bench.runs.unit import Row, Unit
 
 __all__ = ["Finished", "Left", "supervise"]
 

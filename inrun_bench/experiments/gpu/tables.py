@@ -18,7 +18,7 @@ from inrun_bench.experiments.gpu.kernels import LAYERS
 from inrun_bench.experiments.gpu.order import INTERPRETED
 from inrun_bench.experiments.gpu.steps import MODELS
 from inrun_bench.report import update_section
-from inrun_bench.store import Store
+from inrun_bench.runs.store import Store
 
 __all__ = ["BEGIN", "END", "main", "tables", "targets"]
 

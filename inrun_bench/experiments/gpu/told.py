@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from inrun_bench.experiments.gpu.supervisor import Finished
-from inrun_bench.unit import Row
+from inrun_bench.runs.unit import Row
 
 __all__ = ["told"]
 

@@ -19,7 +19,7 @@ from inrun_bench.experiments.gpu.rounds import (
     take_turns,
     wall_seconds,
 )
-from inrun_bench.unit import Row, Unit
+from inrun_bench.runs.unit import Row, Unit
 from tasks import TrajectoryGame
 from tasks.learners import LogisticGame
 

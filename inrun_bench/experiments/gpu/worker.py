@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 
 from inrun_bench.experiments.gpu.rounds import Attempt, DeviceLostError, described
-from inrun_bench.unit import Row, Unit
+from inrun_bench.runs.unit import Row, Unit
 
 __all__ = ["Answer", "Measure", "Worker"]
 

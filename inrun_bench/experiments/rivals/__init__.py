@@ -17,9 +17,9 @@ import pandas as pd
 
 from inrun_bench.experiments.rivals import logistic, neighbours, overhead_of_estimators, training_loop
 from inrun_bench.experiments.rivals.turns import threads
-from inrun_bench.markdown import markdown
-from inrun_bench.plan import Plan
-from inrun_bench.unit import Row, Unit
+from inrun_bench.report.markdown import markdown
+from inrun_bench.runs.plan import Plan
+from inrun_bench.runs.unit import Row, Unit
 
 SUMMARY = "speed against pyDVL and against a training loop, and what estimators cost themselves (needs pydvl)"
 EXCLUSIVE = True

@@ -16,7 +16,7 @@ import numpy as np
 import tasks
 from baselines import permutation_shapley
 from inrun_bench.experiments.rivals.turns import compare
-from inrun_bench.unit import Row, Unit
+from inrun_bench.runs.unit import Row, Unit
 from tasks.learners import LogisticGame
 
 __all__ = ["against_pydvl"]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 import tasks
 from baselines import knn_shapley
 from inrun_bench.experiments.rivals.turns import compare
-from inrun_bench.unit import Row, Unit
+from inrun_bench.runs.unit import Row, Unit
 
 __all__ = ["against_pydvl", "large"]
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inrun_bench.experiments.estimators import GAME_ESTIMATORS
-from inrun_bench.unit import Row, Unit
+from inrun_bench.runs.unit import Row, Unit
 
 __all__ = ["overhead"]
 

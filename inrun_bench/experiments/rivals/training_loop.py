@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import tasks
 from inrun_bench.experiments.rivals.turns import compare, threads
-from inrun_bench.unit import Row, Unit
+from inrun_bench.runs.unit import Row, Unit
 
 __all__ = ["against_batches"]
 

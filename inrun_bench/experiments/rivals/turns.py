@@ -11,7 +11,7 @@ import joblib
 import torch
 from threadpoolctl import threadpool_limits
 
-from inrun_bench.unit import Row
+from inrun_bench.runs.unit import Row
 
 __all__ = ["compare", "threads"]
 

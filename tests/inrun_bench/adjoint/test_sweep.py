@@ -10,7 +10,7 @@ from torch import nn
 from inrun_bench.adjoint import sweep
 from inrun_bench.adjoint.checkpoints import Storage
 from inrun_bench.adjoint.sweep import DivergedRunError, differentiate, utilities_at
-from inrun_bench.peak_memory import peak_bytes
+from inrun_bench.runs.peak_memory import peak_bytes
 from tasks.stacks import sizing
 from tests.inrun_bench.adjoint.small import central_differences, small_task, some_weights
 from tests.tasks.small_words import Words

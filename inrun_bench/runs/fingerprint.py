@@ -25,8 +25,8 @@ from functools import cache
 
 from inrun_bench.experiments import EXPERIMENTS
 from inrun_bench.methods import METHODS, method_of
-from inrun_bench.provenance import Provenance
-from inrun_bench.unit import Unit
+from inrun_bench.runs.provenance import Provenance
+from inrun_bench.runs.unit import Unit
 from inrun_bench.version import versions
 from tasks import CATALOG
 from tasks.code_identity import CodeIdentityError, code_identity
@@ -101,7 +101,7 @@ def outdated(stored: Mapping[Unit, Provenance]) -> tuple[int, Counter[str]]:
     Parameters
     ----------
     stored : mapping of Unit to Provenance
-        Where their rows come from, see :meth:`inrun_bench.store.Store.units`.
+        Where their rows come from, see :meth:`inrun_bench.runs.store.Store.units`.
     """
     now = Fingerprints()
     found = [

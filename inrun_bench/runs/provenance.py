@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from inrun_bench.unit import Setting, Unit
+from inrun_bench.runs.unit import Setting, Unit
 
 __all__ = ["Provenance"]
 
@@ -18,11 +18,11 @@ class Provenance:
     Attributes
     ----------
     experiment, task, method, seed, settings
-        What defines the unit, see :class:`~inrun_bench.unit.Unit`.
+        What defines the unit, see :class:`~inrun_bench.runs.unit.Unit`.
     needs : tuple of str
         Keys of the units whose rows it read.
     fingerprint : mapping of str to str, or None
-        What the rows follow from, part by part (:mod:`inrun_bench.fingerprint`); None where nobody noted it.
+        What the rows follow from, part by part (:mod:`inrun_bench.runs.fingerprint`); None where nobody noted it.
     run : str
         Name of the run in the folder's manifest; empty where there is none.
     """

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 import tasks
 from baselines import Valuation
-from inrun_bench.plan import Plan
-from inrun_bench.reference import SHIFTS
-from inrun_bench.unit import DEFAULT_RECIPE, REFERENCE, Row, Unit
+from inrun_bench.runs.plan import Plan
+from inrun_bench.reference.blocks import SHIFTS
+from inrun_bench.runs.unit import DEFAULT_RECIPE, REFERENCE, Row, Unit
 
 __all__ = [
     "REFERENCES",

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from inrun_bench.reference import references
-from inrun_bench.store import Overlay
+from inrun_bench.reference.blocks import references
+from inrun_bench.runs.store import Overlay
 from tasks import CATALOG
 
 __all__ = ["PROFILES", "Plan", "Profile"]

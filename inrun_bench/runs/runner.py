@@ -7,7 +7,7 @@ process alone reads and writes the store, so that workers need not share its dis
 - A unit is claimed before it is sent and until its rows are written: of several runs into one folder each does what
   no other is doing.
 - Rows that are there are taken for the unit's own only while what they follow from is what it was when they were
-  measured (:mod:`inrun_bench.fingerprint`); else the unit is measured again, and its rows take the place of the old.
+  measured (:mod:`inrun_bench.runs.fingerprint`); else the unit is measured again, and its rows take the place of the old.
 - A worker whose code or libraries are others than this process's measures nothing.
 - A unit that fails leaves a row that says why, and the others go on.
 - A unit whose worker dies is sent again, and fails when it has cost :data:`LIVES` workers.
@@ -33,12 +33,12 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from baselines import InterruptedEstimateWarning
-from inrun_bench.backends import BACKENDS, Workers
+from inrun_bench.runs.backends import BACKENDS, Workers
 from inrun_bench.experiments import EXPERIMENTS
-from inrun_bench.fingerprint import Fingerprint, changes, code_parts
-from inrun_bench.run_rows import RunRows
-from inrun_bench.store import Store
-from inrun_bench.unit import Row, Unit
+from inrun_bench.runs.fingerprint import Fingerprint, changes, code_parts
+from inrun_bench.runs.run_rows import RunRows
+from inrun_bench.runs.store import Store
+from inrun_bench.runs.unit import Row, Unit
 
 __all__ = ["LIVES", "Outcome", "run"]
 
@@ -101,7 +101,7 @@ def run(
         Units at a time; -1 for one a core of this machine, or of the cluster at `scheduler`. Units of experiments that
         measure time run alone, after all others.
     backend : str
-        Where units run, a name of :data:`inrun_bench.backends.BACKENDS`.
+        Where units run, a name of :data:`inrun_bench.runs.backends.BACKENDS`.
     scheduler : str, optional
         Address of a cluster of that kind that is running already; without it one is started here, and ended.
     progress : bool

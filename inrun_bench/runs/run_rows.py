@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from inrun_bench.fingerprint import Fingerprints, changes
-from inrun_bench.provenance import Provenance
-from inrun_bench.store import Store
-from inrun_bench.unit import Row, Unit
+from inrun_bench.runs.fingerprint import Fingerprints, changes
+from inrun_bench.runs.provenance import Provenance
+from inrun_bench.runs.store import Store
+from inrun_bench.runs.unit import Row, Unit
 
 __all__ = ["RunRows"]
 

@@ -15,7 +15,7 @@ from typing import Any
 import joblib
 import torch
 
-from inrun_bench.atomic import write_text
+from inrun_bench.runs.atomic import write_text
 from inrun_bench.version import __version__, versions
 
 __all__ = ["BrokenFileError", "begin_run", "count_units", "read_json"]

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 import tasks
 from inrun_bench.experiments.reference import Replay, estimate, measure
-from inrun_bench.reference import blocks, read
-from inrun_bench.store import Overlay, Store
-from inrun_bench.unit import DEFAULT_RECIPE, Unit
+from inrun_bench.reference.blocks import blocks, read
+from inrun_bench.runs.store import Overlay, Store
+from inrun_bench.runs.unit import DEFAULT_RECIPE, Unit
 
 __all__ = ["Proof", "verify"]
 

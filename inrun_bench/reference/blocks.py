@@ -1,4 +1,4 @@
-"""Reference values as they are stored; :mod:`~inrun_bench.reference_making` makes them, and ``_proof`` proves them.
+"""Reference values as they are stored; :mod:`~inrun_bench.reference.make` makes them, and ``_proof`` proves them.
 
 The published ones lie beside the package, whatever folder one works in. One's own lie in a folder of one's own, and
 are read together with those (:func:`references`).
@@ -6,7 +6,7 @@ are read together with those (:func:`references`).
 A reference is the mean of independent blocks (:mod:`inrun_bench.experiments.reference`). How far it can be trusted is
 the Spearman correlation between the mean of all even draws and that of all odd ones: its split-half reliability.
 
->>> from inrun_bench.reference import read, references
+>>> from inrun_bench.reference.blocks import read, references
 >>> read(references(), "iris-logreg").valuations["accuracy"].values.shape
 (16,)
 """
@@ -23,8 +23,8 @@ import numpy as np
 import pandas as pd
 
 from baselines import Valuation
-from inrun_bench.store import Overlay, Store
-from inrun_bench.unit import DEFAULT_RECIPE, REFERENCE, Row, Unit, recipe_setting
+from inrun_bench.runs.store import Overlay, Store
+from inrun_bench.runs.unit import DEFAULT_RECIPE, REFERENCE, Row, Unit, recipe_setting
 from tasks import CATALOG
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 A row is a flat record. All rows have the columns of :data:`SCHEMA`; the settings of the experiment stand beside them,
 and two columns that say where a row comes from: ``unit``, the name of its unit, and ``provenance``, what defines it and
-what its rows follow from (:mod:`inrun_bench.provenance`).
+what its rows follow from (:mod:`inrun_bench.runs.provenance`).
 
 What was measured lies *loose*, one Parquet file a unit, until :meth:`Store.pack` puts all units of an experiment into
 one file of the same form. Readers see no difference; a loose unit takes the place of one that is packed.
@@ -26,11 +26,11 @@ import pyarrow.compute as pc
 from filelock import FileLock, Timeout
 
 from inrun_bench import __version__
-from inrun_bench.atomic import replacing, write_text
+from inrun_bench.runs.atomic import replacing, write_text
 from inrun_bench.attribution.ledger.parquet import read_table, sealed
-from inrun_bench.manifest import BrokenFileError, begin_run, count_units, read_json
-from inrun_bench.provenance import Provenance
-from inrun_bench.unit import Row, Unit
+from inrun_bench.runs.manifest import BrokenFileError, begin_run, count_units, read_json
+from inrun_bench.runs.provenance import Provenance
+from inrun_bench.runs.unit import Row, Unit
 
 __all__ = ["SCHEMA", "Overlay", "Store"]
 

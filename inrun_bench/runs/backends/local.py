@@ -18,14 +18,14 @@ from typing import Any
 import joblib
 from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor
 
-from inrun_bench.backends import Workers
+from inrun_bench.runs.backends import Workers
 
 __all__ = ["connect"]
 
 
 @contextmanager
 def connect(jobs: int, scheduler: str | None) -> Iterator[Workers]:
-    """Yield `jobs` processes of this machine; see :mod:`inrun_bench.backends`."""
+    """Yield `jobs` processes of this machine; see :mod:`inrun_bench.runs.backends`."""
     if scheduler is not None:
         raise ValueError(f"scheduler {scheduler!r} goes with a cluster, but the backend is 'local'; choose dask or ray")
     slots = joblib.effective_n_jobs(jobs)

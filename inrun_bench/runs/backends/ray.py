@@ -18,14 +18,14 @@ from typing import Any
 
 import joblib
 
-from inrun_bench.backends import SECONDS_TO_ANSWER, Workers, needed_package
+from inrun_bench.runs.backends import SECONDS_TO_ANSWER, Workers, needed_package
 
 __all__ = ["connect"]
 
 
 @contextmanager
 def connect(jobs: int, scheduler: str | None) -> Iterator[Workers]:
-    """Yield the workers of a Ray cluster; see :mod:`inrun_bench.backends`.
+    """Yield the workers of a Ray cluster; see :mod:`inrun_bench.runs.backends`.
 
     Parameters
     ----------

@@ -14,12 +14,12 @@ from joblib import cpu_count
 
 import tasks
 from inrun_bench.experiments.reference import MOST_ENUMERATED
-from inrun_bench.fingerprint import Fingerprints
-from inrun_bench.provenance import Provenance
-from inrun_bench.reference import Reference, block, blocks, read
-from inrun_bench.runner import run
-from inrun_bench.store import Overlay, Store
-from inrun_bench.unit import DEFAULT_RECIPE
+from inrun_bench.reference.blocks import Reference, block, blocks, read
+from inrun_bench.runs.fingerprint import Fingerprints
+from inrun_bench.runs.provenance import Provenance
+from inrun_bench.runs.runner import run
+from inrun_bench.runs.store import Overlay, Store
+from inrun_bench.runs.unit import DEFAULT_RECIPE
 
 __all__ = ["extend", "note_present_task", "thin"]
 
@@ -50,7 +50,7 @@ def extend(
     seconds : float
         When to stop all the same: no block is started after that.
     jobs, backend, scheduler
-        As in :func:`inrun_bench.runner.run`. A round makes `jobs` blocks, then the halves are compared.
+        As in :func:`inrun_bench.runs.runner.run`. A round makes `jobs` blocks, then the halves are compared.
     earlier : sequence of Store
         Where blocks are read that `store` lacks; nothing is written there.
 

@@ -22,7 +22,7 @@ DEFAULT_RECIPE = "sgd"
 Setting: TypeAlias = str | int | float | bool
 
 Row: TypeAlias = dict[str, Any]
-"""A flat record: a metric, its value, and whatever else says where it holds; see :mod:`inrun_bench.store`."""
+"""A flat record: a metric, its value, and whatever else says where it holds; see :mod:`inrun_bench.runs.store`."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from typing import Any
 
 import joblib
 
-from inrun_bench.backends import SECONDS_TO_ANSWER, Workers, needed_package
+from inrun_bench.runs.backends import SECONDS_TO_ANSWER, Workers, needed_package
 
 __all__ = ["connect"]
 
@@ -39,7 +39,7 @@ ONE_AT_A_TIME = threading.Lock()
 
 @contextmanager
 def connect(jobs: int, scheduler: str | None) -> Iterator[Workers]:
-    """Yield the workers of a Dask cluster; see :mod:`inrun_bench.backends`.
+    """Yield the workers of a Dask cluster; see :mod:`inrun_bench.runs.backends`.
 
     Parameters
     ----------

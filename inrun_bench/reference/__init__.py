@@ -1,0 +1,1 @@
+"""Reference values: read from blocks, made, and verified by retraining."""
