@@ -33,6 +33,7 @@ from tasks.registry import unknown_name
 __all__ = ["main"]
 
 UNITS_FAILED, NOT_PROVED, BAD_INPUT = 1, 1, 2
+DEFAULT_LIMIT = 120.0  # seconds
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,11 +83,16 @@ def _run(options: argparse.Namespace) -> int:
     chosen = EXPERIMENTS.choose(options.experiment or default)
     own = {name: () if options.task else getattr(EXPERIMENTS[name], "TASKS", ()) for name in chosen}
     plans = {name: dataclasses.replace(plan, tasks=own[name] or plan.tasks) for name in chosen}
-    units = [unit for name in chosen for unit in EXPERIMENTS[name].units(plans[name])]
     store = Store(_folder(options))
+    if any(name in _alone() for name in chosen):
+        return _run_alone(chosen, store, options)
+    if options.budget is not None or options.limit is not None:
+        raise ValueError(f"--budget and --limit are for experiments that run alone ({', '.join(_alone())})")
+    units = [unit for name in chosen for unit in EXPERIMENTS[name].units(plans[name])]
     outcome = run(
         units,
         store,
+        EXPERIMENTS,
         jobs=options.jobs,
         backend=options.backend,
         scheduler=options.scheduler,
@@ -99,8 +105,8 @@ def _run(options: argparse.Namespace) -> int:
         print(f"{outcome.done} units done, {outcome.skipped} were there already, {len(outcome.failed)} failed")
     else:
         print(f"nothing to do: the rows of all {outcome.skipped} units are there already")
-    draw_figures(store, drawn())
-    print(f"\n{write_summary(store)}")
+    draw_figures(store, drawn(EXPERIMENTS), EXPERIMENTS)
+    print(f"\n{write_summary(store, EXPERIMENTS)}")
     print(f"rows, figures and this summary are in {store.root}")
     _note_outdated(store)
     for unit, message in outcome.failed:
@@ -108,13 +114,28 @@ def _run(options: argparse.Namespace) -> int:
     return UNITS_FAILED if outcome.failed else 0
 
 
+def _run_alone(chosen: Sequence[str], store: Store, options: argparse.Namespace) -> int:
+    """Run an experiment that minds its units itself."""
+    if len(chosen) > 1:
+        raise ValueError(
+            f"{' and '.join(_alone())} runs alone, got {', '.join(chosen)}; run the others in a command of their own"
+        )
+    limit = DEFAULT_LIMIT if options.limit is None else options.limit
+    code: int = EXPERIMENTS[chosen[0]].run_alone(store, limit=limit, budget=options.budget)  # type: ignore[attr-defined]
+    return code
+
+
+def _alone() -> list[str]:
+    return [name for name, experiment in EXPERIMENTS.items() if hasattr(experiment, "run_alone")]
+
+
 def _figures(options: argparse.Namespace) -> int:
-    names = tuple(dict.fromkeys(options.experiment)) or drawn()
+    names = tuple(dict.fromkeys(options.experiment)) or drawn(EXPERIMENTS)
     for name in names:
-        if name not in drawn():
-            raise ValueError(unknown_name("figure", name, list(drawn())))
+        if name not in drawn(EXPERIMENTS):
+            raise ValueError(unknown_name("figure", name, list(drawn(EXPERIMENTS))))
     store = Store(_folder(options), create=False)
-    for path in draw_figures(store, names):
+    for path in draw_figures(store, names, EXPERIMENTS):
         print(path)
     _note_outdated(store)
     return 0
@@ -122,9 +143,9 @@ def _figures(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     store = Store(_folder(options), create=False)
-    print(write_summary(store))
+    print(write_summary(store, EXPERIMENTS))
     if options.into:
-        update_page(options.into, store)
+        update_page(options.into, store, EXPERIMENTS)
     _note_outdated(store)
     return 0
 
@@ -165,7 +186,7 @@ def _reference(options: argparse.Namespace) -> int:
         reached = "exact" if found.exact else _listed(found.reliability(), ".4f")
         title = title_of(task, found.recipe)
         print(f"{title}: {reached}; {found.evaluations:,} trainings, {found.seconds:,.0f} core seconds", flush=True)
-    print(f"\n{write_summary(store)}")
+    print(f"\n{write_summary(store, EXPERIMENTS)}")
     print(f"rows and this summary are in {store.root}")
     return 0
 
@@ -214,7 +235,7 @@ def _claimed(store: Overlay, options: argparse.Namespace) -> list[tuple[str, str
 
 def _note_outdated(store: Store) -> None:
     """Say on stderr which rows of a folder are not what would be measured now."""
-    count, reasons = outdated(store.units())
+    count, reasons = outdated(store.units(), EXPERIMENTS)
     if count:
         listed = "; ".join(f"{why} ({number})" for why, number in reasons.most_common())
         print(
@@ -255,6 +276,19 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", nargs="+", type=int, default=[], help="seeds (default: the profile's)")
     _add_workers(command)
     command.add_argument("--quiet", action="store_true", help="show no progress bar")
+    command.add_argument(
+        "--budget",
+        type=float,
+        metavar="SECONDS",
+        help=f"of {', '.join(_alone())}: begin no unit that is not planned to end by then",
+    )
+    command.add_argument(
+        "--limit",
+        type=float,
+        metavar="SECONDS",
+        help=f"of {', '.join(_alone())}: what one try at a unit may take, or twice what is planned where that is more "
+        f"(default: {DEFAULT_LIMIT:.0f})",
+    )
     command.add_argument("--force", action="store_true", help="measure anew what is there already, too")
     _add_reference_folder(command)
     _add_place(command)

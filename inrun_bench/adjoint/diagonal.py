@@ -17,8 +17,8 @@ integrated over s. Both are of the order of one player's share of the run: with 
 one sample moves the model far, they show.
 
 **Variance**: none; the run is deterministic. Averaged over runs of several seeds, that of their chance
-(:mod:`inrun_bench.methods.mean_over_runs`). **Cost**: K differentiated runs, batched together, and two plain ones for the
-diagnostics; as many for each seed.
+(:mod:`inrun_bench.methods.mean_over_runs`). **Cost**: K differentiated runs, batched together, and two plain ones for
+the diagnostics; as many for each seed.
 
 **Diagnostics**, in the valuation's `parameters`; none needs retraining on coalitions:
 

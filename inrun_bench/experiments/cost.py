@@ -40,9 +40,13 @@ def units(plan: Plan) -> list[Unit]:
     """One unit a method, task and recipe, and one for the reference itself; seed 0 has references."""
     found = []
     for task in plan.tasks_with_reference:
-        others = [recipe for recipe in reference.recipes(plan.references, task) if recipe != DEFAULT_RECIPE]
+        others = [
+            recipe
+            for recipe in reference.recipes(reference.references(plan.reference_folder), task)
+            if recipe != DEFAULT_RECIPE
+        ]
         for recipe in (DEFAULT_RECIPE, *others):
-            values = reference.as_unit(reference.read(plan.references, task, recipe=recipe))
+            values = reference.as_unit(reference.read(reference.references(plan.reference_folder), task, recipe=recipe))
             found += [
                 Unit("cost", task, method, 0, values.settings, needs=(values,)) for method in (REFERENCE, *plan.methods)
             ]

@@ -42,6 +42,7 @@ from inrun_bench import metrics
 from inrun_bench.adjoint import coalition_gradient_shapley, control_variate_shapley
 from inrun_bench.adjoint.coalitions import COALITIONS_A_DRAW
 from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
+from inrun_bench.methods.monte_carlo import SHIFTS
 from inrun_bench.reference import blocks as reference
 from inrun_bench.report.looks import TASKS_A_ROW, in_order, legend, look, panels
 from inrun_bench.report.markdown import markdown
@@ -84,7 +85,7 @@ Run = Callable[[Task, int, Rng, StoppingRule], Valuation]
 GAME_ESTIMATORS: dict[str, Callable[..., Valuation]] = {
     "permutation": permutation_shapley,
     "permutation-antithetic": partial(permutation_shapley, antithetic=True),
-    "permutation-shifts": partial(permutation_shapley, antithetic=True, shifts=reference.SHIFTS),
+    "permutation-shifts": partial(permutation_shapley, antithetic=True, shifts=SHIFTS),
     "tmc": partial(tmc_shapley, tolerance=0.05, lookahead=10),
     "owen": owen_shapley,
     "complementary": complementary_shapley,
@@ -138,7 +139,7 @@ def units(plan: Plan) -> list[Unit]:
     """One unit an estimator, task and repetition, and one for the reference's own error."""
     found, knobs = [], plan.of_profile(KNOBS)
     for task in plan.tasks_with_reference:
-        values = reference.as_unit(reference.read(plan.references, task))
+        values = reference.as_unit(reference.read(reference.references(plan.reference_folder), task))
         settings: dict[str, Setting] = {
             **values.settings,
             "budget_per_player": knobs.budgets.get(task, knobs.budgets["default"]),

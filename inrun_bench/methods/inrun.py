@@ -40,7 +40,8 @@ def inrun(task: Task, _seed: np.random.SeedSequence, *, order: str) -> Valuation
 def over_seeds(task: Task, seed: np.random.SeedSequence, *, order: str, runs: int) -> Valuation:
     """Return the mean of in-run values over runs of other initial weights and batch orders, with its spread.
 
-    Values of first order under SGD come from one stack of runs (:mod:`inrun_bench.methods.stacked_inrun`), without accounts.
+    Values of first order under SGD come from one stack of runs (:mod:`inrun_bench.methods.stacked_inrun`), without
+    accounts.
     """
     seeds = drawn_seeds(seed, runs)
     if order != "first" or task.recipe.optimizer != "sgd":

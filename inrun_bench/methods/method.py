@@ -26,8 +26,8 @@ class Method:
     label : str
         What tables and figures call it.
     family : str
-        The idea that it shares with others, a name of :data:`inrun_bench.report.looks.FAMILIES`: how it looks follows from
-        it.
+        The idea that it shares with others, a name of :data:`inrun_bench.report.looks.FAMILIES`: how it looks follows
+        from it.
     """
 
     run: Callable[..., Valuation]

@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from baselines import Valuation
+from inrun_bench.methods.monte_carlo import SHIFTS
 from inrun_bench.runs.store import Overlay, Store
 from inrun_bench.runs.unit import DEFAULT_RECIPE, REFERENCE, Row, Unit, recipe_setting
 from tasks import CATALOG
@@ -44,7 +45,6 @@ __all__ = [
 PUBLISHED = Path(__file__).resolve().parent.parent / "results" / "reference"
 """Where published references lie, in a clone and where the package is installed."""
 
-SHIFTS = 5  # of each permutation, and as many reverses: one draw
 DRAWS = 8  # a block
 
 

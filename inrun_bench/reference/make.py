@@ -13,15 +13,17 @@ from collections.abc import Sequence
 from joblib import cpu_count
 
 import tasks
-from inrun_bench.experiments.reference import MOST_ENUMERATED
+from inrun_bench.reference import estimate
 from inrun_bench.reference.blocks import Reference, block, blocks, read
 from inrun_bench.runs.fingerprint import Fingerprints
 from inrun_bench.runs.provenance import Provenance
 from inrun_bench.runs.runner import run
 from inrun_bench.runs.store import Overlay, Store
-from inrun_bench.runs.unit import DEFAULT_RECIPE
+from inrun_bench.runs.unit import DEFAULT_RECIPE, Measured
 
 __all__ = ["extend", "note_present_task", "thin"]
+
+MEASURED: dict[str, Measured] = {"reference": estimate}
 
 
 def extend(
@@ -67,7 +69,7 @@ def extend(
     """
     start = time.perf_counter()
     there = Overlay((store, *earlier))
-    enumerated = tasks.load(task, seed, recipe=recipe).n_train <= MOST_ENUMERATED
+    enumerated = tasks.load(task, seed, recipe=recipe).n_train <= estimate.MOST_ENUMERATED
     at_once = 1 if enumerated else cpu_count() if jobs == -1 else jobs
     while True:
         made = len(blocks(there, task, seed, recipe))
@@ -80,6 +82,7 @@ def extend(
         outcome = run(
             [block(task, seed, number, recipe) for number in range(made, made + at_once)],
             store,
+            MEASURED,
             jobs=jobs,
             backend=backend,
             scheduler=scheduler,
@@ -120,7 +123,7 @@ def note_present_task(store: Store, task: str, seed: int = 0, recipe: str = DEFA
         What the reference is of.
     """
     identity = tasks.load(task, seed, recipe=recipe).trajectory_game().identity()
-    content = Fingerprints().of(block(task, seed, 0, recipe))["task"]
+    content = Fingerprints(MEASURED).of(block(task, seed, 0, recipe))["task"]
     noted = 0
     for unit, rows in blocks(store, task, seed, recipe):
         then = store.provenance(unit) or Provenance.of(unit)

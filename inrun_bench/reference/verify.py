@@ -15,8 +15,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 import tasks
-from inrun_bench.experiments.reference import Replay, estimate, measure
 from inrun_bench.reference.blocks import blocks, read
+from inrun_bench.reference.estimate import Replay, estimate, measure
 from inrun_bench.runs.store import Overlay, Store
 from inrun_bench.runs.unit import DEFAULT_RECIPE, Unit
 

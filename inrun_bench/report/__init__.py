@@ -5,9 +5,10 @@ Each experiment draws its own figure and writes its own tables; here is what put
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from inrun_bench.experiments import EXPERIMENTS
 from inrun_bench.report.overview import headline, methods_table
 from inrun_bench.runs.store import Store
 
@@ -22,25 +23,25 @@ def marks(name: str) -> tuple[str, str]:
 BEGIN, END = marks("summary")
 
 
-def write_summary(store: Store) -> str:
+def write_summary(store: Store, experiments: Mapping[str, Any]) -> str:
     """Write ``summary.md`` into the store's folder and return its text."""
-    parts = [headline(store), methods_table(store), *_tables(store).values()]
+    parts = [headline(store), methods_table(store), *_tables(store, experiments).values()]
     text = "\n\n".join(part for part in parts if part)
     (store.root / "summary.md").write_text(text + "\n")
     return text
 
 
-def _tables(store: Store) -> dict[str, str]:
+def _tables(store: Store, experiments: Mapping[str, Any]) -> dict[str, str]:
     """Return what the experiments have to tell of their rows, by name."""
     found = {}
-    for name, experiment in EXPERIMENTS.items():
+    for name, experiment in experiments.items():
         table, rows = getattr(experiment, "table", None), store.read_all(name)
         if table is not None and not rows.empty:
             found[name] = table(rows)
     return found
 
 
-def update_page(path: Path, store: Store) -> None:
+def update_page(path: Path, store: Store, experiments: Mapping[str, Any]) -> None:
     """Put tables of a folder between their marks in a Markdown file, as far as it has them.
 
     Raises
@@ -48,7 +49,7 @@ def update_page(path: Path, store: Store) -> None:
     ValueError
         If it has none.
     """
-    page, tables = path.read_text(), {"summary": headline(store), **_tables(store)}
+    page, tables = path.read_text(), {"summary": headline(store), **_tables(store, experiments)}
     marked = [name for name, told in tables.items() if told and marks(name)[0] in page] or ["summary"]
     for name in marked:
         update_section(path, tables[name], *marks(name))

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import matplotlib as mpl
 
-from inrun_bench.experiments import EXPERIMENTS, Drawn
 from inrun_bench.report.looks import showing
 from inrun_bench.runs.store import Store
 
 __all__ = ["draw_figures", "drawn"]
 
 
-def drawn() -> tuple[str, ...]:
+def drawn(experiments: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of the experiments that have a figure."""
-    return tuple(name for name, experiment in EXPERIMENTS.items() if hasattr(experiment, "draw"))
+    return tuple(name for name, experiment in experiments.items() if hasattr(experiment, "draw"))
 
 
 SETTINGS: dict[Any, Any] = {
@@ -34,8 +33,17 @@ SETTINGS: dict[Any, Any] = {
 }
 
 
-def draw_figures(store: Store, names: Iterable[str]) -> list[Path]:
+def draw_figures(store: Store, names: Iterable[str], experiments: Mapping[str, Any]) -> list[Path]:
     """Draw figures as PNG and SVG into the store's folder; experiments without rows are passed over.
+
+    Parameters
+    ----------
+    store : Store
+        The folder.
+    names : iterable of str
+        The experiments whose figures are drawn.
+    experiments : mapping
+        Experiments by name.
 
     Returns
     -------
@@ -50,7 +58,7 @@ def draw_figures(store: Store, names: Iterable[str]) -> list[Path]:
         if rows.empty:
             continue
         with mpl.rc_context(SETTINGS), showing(rows["method"].dropna()):
-            figure = cast(Drawn, EXPERIMENTS[name]).draw(rows)
+            figure = experiments[name].draw(rows)
             if not figure.axes:
                 continue
             for suffix, metadata in ((".png", None), (".svg", {"Date": None})):

@@ -23,10 +23,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cache
 
-from inrun_bench.experiments import EXPERIMENTS
 from inrun_bench.methods import METHODS, method_of
 from inrun_bench.runs.provenance import Provenance
-from inrun_bench.runs.unit import Unit
+from inrun_bench.runs.unit import Measure, Measured, Unit
 from inrun_bench.version import versions
 from tasks import CATALOG
 from tasks.code_identity import CodeIdentityError, code_identity
@@ -42,16 +41,24 @@ NOBODY_NOTED = "nobody noted what they follow from"
 
 
 class Fingerprints:
-    """Fingerprints of units; what several have in common is computed once."""
+    """Fingerprints of units; what several have in common is computed once.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    experiments : mapping of str to Measured
+        What measures units, by the name of their experiment; rows of others were handed over.
+    """
+
+    def __init__(self, experiments: Mapping[str, Measured]) -> None:
+        self._experiments = experiments
         self._whole: dict[str, Fingerprint] = {}
         self._contents: dict[tuple[str, int, str], str] = {}
 
     def of(self, unit: Unit) -> Fingerprint:
         """Return what rows of the unit would follow from if it were measured now."""
         if unit.key not in self._whole:
-            found = dict(code_parts(unit))
+            measured = unit.experiment in self._experiments
+            found = dict(code_parts(unit, self._experiments[unit.experiment].measure)) if measured else {}
             if unit.task in CATALOG:
                 found["task"] = self._content_of(unit)
             if unit.needs:
@@ -70,13 +77,8 @@ class Fingerprints:
         return self._contents[definition]
 
 
-def code_parts(unit: Unit) -> Fingerprint:
+def code_parts(unit: Unit, measure: Measure) -> Fingerprint:
     """Return those parts of a unit's fingerprint that depend on the code and the libraries of this process."""
-    if (
-        unit.experiment not in EXPERIMENTS
-    ):  # rows that were handed over, and not measured: their unit says what they are
-        return {}
-    measure = EXPERIMENTS[unit.experiment].measure
     parts = {"experiment": _code(measure, reached_alone=True), "libraries": _libraries()}
     return parts | ({"method": _code(method_of(unit.method).run)} if unit.method in METHODS else {})
 
@@ -95,15 +97,19 @@ def changes(unit: Unit, then: Fingerprint | None, now: Fingerprint) -> list[str]
     return [words[p] for p in words if then.get(p) != now.get(p) or now.get(p, "").startswith(UNKNOWN)]
 
 
-def outdated(stored: Mapping[Unit, Provenance]) -> tuple[int, Counter[str]]:
+def outdated(
+    stored: Mapping[Unit, Provenance], experiments: Mapping[str, Measured]
+) -> tuple[int, Counter[str]]:
     """Return how many stored units are out of date, and for how many of them each thing has changed.
 
     Parameters
     ----------
     stored : mapping of Unit to Provenance
         Where their rows come from, see :meth:`inrun_bench.runs.store.Store.units`.
+    experiments : mapping of str to Measured
+        As for :class:`Fingerprints`.
     """
-    now = Fingerprints()
+    now = Fingerprints(experiments)
     found = [
         changes(unit, provenance.fingerprint, {} if provenance.fingerprint is None else now.of(unit))
         for unit, provenance in stored.items()

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from inrun_bench.reference.blocks import references
-from inrun_bench.runs.store import Overlay
 from tasks import CATALOG
 
 __all__ = ["PROFILES", "Plan", "Profile"]
@@ -95,11 +93,6 @@ class Plan:
         if self.profile in knobs:
             return knobs[self.profile]
         return knobs[PROFILES[self.profile].like]
-
-    @property
-    def references(self) -> Overlay:
-        """The references that can be read; ValueError if the folder holds no results."""
-        return references(self.reference_folder)
 
     @property
     def tasks_with_reference(self) -> tuple[str, ...]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from inrun_bench.runs.fingerprint import Fingerprints, changes
 from inrun_bench.runs.provenance import Provenance
 from inrun_bench.runs.store import Store
-from inrun_bench.runs.unit import Row, Unit
+from inrun_bench.runs.unit import Measured, Row, Unit
 
 __all__ = ["RunRows"]
 
@@ -19,6 +19,8 @@ class RunRows:
     ----------
     store : Store
         Where they are, and go.
+    experiments : mapping of str to Measured
+        What measures them, by name.
     force : bool
         Whether nothing is up to date but what this run has written.
 
@@ -30,12 +32,12 @@ class RunRows:
         Those that this run has measured.
     """
 
-    def __init__(self, store: Store, *, force: bool = False) -> None:
+    def __init__(self, store: Store, experiments: Mapping[str, Measured], *, force: bool = False) -> None:
         self.store = store
         self.run = ""
         self.written: set[Unit] = set()
         self._force = force
-        self._fingerprints = Fingerprints()
+        self._fingerprints = Fingerprints(experiments)
 
     def up_to_date(self, unit: Unit) -> bool:
         """Return whether the unit need not be measured."""

@@ -34,11 +34,10 @@ from tqdm import tqdm
 
 from baselines import InterruptedEstimateWarning
 from inrun_bench.runs.backends import BACKENDS, Workers
-from inrun_bench.experiments import EXPERIMENTS
 from inrun_bench.runs.fingerprint import Fingerprint, changes, code_parts
 from inrun_bench.runs.run_rows import RunRows
 from inrun_bench.runs.store import Store
-from inrun_bench.runs.unit import Row, Unit
+from inrun_bench.runs.unit import Measure, Measured, Row, Unit
 
 __all__ = ["LIVES", "Outcome", "run"]
 
@@ -47,9 +46,6 @@ LIVES = 3
 
 POLL_SECONDS = 0.2  # between looks at who is there: workers, and other runs that hold claims
 PATIENCE_SECONDS = 60  # without a single worker
-
-Measure: TypeAlias = Callable[[Unit, dict[Unit, pd.DataFrame]], list[Row]]
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -82,6 +78,7 @@ class _Answer:
 def run(
     units: Sequence[Unit],
     store: Store,
+    experiments: Mapping[str, Measured],
     *,
     jobs: int = 1,
     backend: str = "local",
@@ -97,6 +94,8 @@ def run(
         In the order in which they should start, needs aside.
     store : Store
         Where rows go.
+    experiments : mapping of str to Measured
+        What measures units, by the name of their experiment.
     jobs : int
         Units at a time; -1 for one a core of this machine, or of the cluster at `scheduler`. Units of experiments that
         measure time run alone, after all others.
@@ -122,7 +121,7 @@ def run(
         If the backend is unknown, its package is not installed, or the scheduler does not go with it.
     """
     everything = _with_needs(units)
-    rows = RunRows(store, force=force)
+    rows = RunRows(store, experiments, force=force)
     missing = [unit for unit in everything if not rows.up_to_date(unit)]
     if not missing:
         return Outcome(0, len(everything), ())
@@ -134,7 +133,7 @@ def run(
     ):
         rows.run = store.begin_run(jobs, sorted({unit.seed for unit in missing}), backend)
         try:
-            for unit, message in _settle(missing, rows, workers, jobs):
+            for unit, message in _settle(missing, rows, experiments, workers, jobs):
                 bar.set_postfix_str(str(unit), refresh=False)
                 bar.update()
                 if message:
@@ -158,7 +157,9 @@ def _with_needs(units: Iterable[Unit]) -> list[Unit]:
     return list(ordered)
 
 
-def _settle(units: Sequence[Unit], rows: RunRows, workers: Workers, jobs: int) -> Iterator[tuple[Unit, str]]:
+def _settle(
+    units: Sequence[Unit], rows: RunRows, experiments: Mapping[str, Measured], workers: Workers, jobs: int
+) -> Iterator[tuple[Unit, str]]:
     """Run `units`; yield each when its rows are stored, with the message of its error, empty where all went well."""
     todo = set(units)
     order = TopologicalSorter({unit: todo.intersection(unit.needs) for unit in units})
@@ -171,7 +172,7 @@ def _settle(units: Sequence[Unit], rows: RunRows, workers: Workers, jobs: int) -
     try:
         while order.is_active():
             ready += order.get_ready()
-            free = [unit for unit in ready if not _exclusive(unit)]
+            free = [unit for unit in ready if not _exclusive(unit, experiments)]
             room = next(slots) if free else 1  # exclusive units start when no other can, and only while nothing runs
             for unit in free or ready:
                 if len(flights) >= room:
@@ -180,7 +181,7 @@ def _settle(units: Sequence[Unit], rows: RunRows, workers: Workers, jobs: int) -
                 if claim is not None:  # else another run is at it: look again later
                     claims[unit] = claim
                     ready.remove(unit)
-                    flights[_send(unit, rows, workers)] = unit
+                    flights[_send(unit, rows, experiments, workers)] = unit
             for unit, answer in _landed(flights, workers, deaths):
                 message = _keep(answer, unit, rows) if answer else ""
                 claims.pop(unit).release()
@@ -206,11 +207,11 @@ def _slots(workers: Workers, jobs: int) -> Iterator[int]:
         yield max(1, slots if jobs == -1 else min(slots, jobs))
 
 
-def _exclusive(unit: Unit) -> bool:
-    return unit.given is None and EXPERIMENTS[unit.experiment].EXCLUSIVE
+def _exclusive(unit: Unit, experiments: Mapping[str, Measured]) -> bool:
+    return unit.given is None and experiments[unit.experiment].EXCLUSIVE
 
 
-def _send(unit: Unit, rows: RunRows, workers: Workers) -> Future[_Answer]:
+def _send(unit: Unit, rows: RunRows, experiments: Mapping[str, Measured], workers: Workers) -> Future[_Answer]:
     """Have a worker measure the unit, unless there is no need to, or no way."""
     if rows.up_to_date(unit):  # another run was faster
         return _settled(_Answer())
@@ -220,7 +221,8 @@ def _send(unit: Unit, rows: RunRows, workers: Workers) -> Future[_Answer]:
         if not rows.up_to_date(need):
             return _settled(_Answer(message=f"RuntimeError: needs '{need}', which failed"))
     needs = {need: rows.store.read(need) for need in unit.needs}
-    return workers.submit(_measure, EXPERIMENTS[unit.experiment].measure, unit, needs, code_parts(unit))
+    measure = experiments[unit.experiment].measure
+    return workers.submit(_measure, measure, unit, needs, code_parts(unit, measure))
 
 
 def _settled(answer: _Answer) -> Future[_Answer]:
@@ -270,8 +272,9 @@ def _keep(answer: _Answer, unit: Unit, rows: RunRows) -> str:
 
 def _measure(measure: Measure, unit: Unit, needs: dict[Unit, pd.DataFrame], code: Fingerprint) -> _Answer:
     """Measure a unit in this process, whichever it is, if its code and libraries are those of the run."""
-    if code != code_parts(unit):
-        different = changes(unit, code, code_parts(unit))
+    here = code_parts(unit, measure)
+    if code != here:
+        different = changes(unit, code, here)
         return _Answer(message=f"RuntimeError: the worker and the run differ in {' and '.join(different)}")
     torch.set_num_threads(1)
     try:

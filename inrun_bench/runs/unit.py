@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
-__all__ = ["DEFAULT_RECIPE", "REFERENCE", "Row", "Setting", "Unit", "recipe_setting", "title_of"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["DEFAULT_RECIPE", "REFERENCE", "Measure", "Measured", "Row", "Setting", "Unit", "recipe_setting", "title_of"]
 
 REFERENCE = "reference"
 """What stands in the method column for the retraining reference."""
@@ -21,8 +24,22 @@ DEFAULT_RECIPE = "sgd"
 
 Setting: TypeAlias = str | int | float | bool
 
+Measure: TypeAlias = "Callable[[Unit, dict[Unit, pd.DataFrame]], list[Row]]"
+
 Row: TypeAlias = dict[str, Any]
 """A flat record: a metric, its value, and whatever else says where it holds; see :mod:`inrun_bench.runs.store`."""
+
+
+class Measured(Protocol):
+    """What measures units: an experiment, as far as a run has to do with it."""
+
+    @property
+    def EXCLUSIVE(self) -> bool:  # noqa: N802 - a constant of modules
+        """Whether units measure time, and must run alone."""
+
+    @property
+    def measure(self) -> Measure:
+        """What returns the rows of a unit, given those of the units that it needs."""
 
 
 @dataclass(frozen=True)

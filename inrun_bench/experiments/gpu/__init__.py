@@ -1,6 +1,7 @@
 """GPU: what scores cost where training is fast; one command checks, times and writes rows.
 
-``python -m inrun_bench.experiments.gpu --out results/gpu``, or ``tox run -e bench-gpu``, in a clone, installed or not.
+``inrun-bench run gpu --out results/gpu``, or ``tox run -e bench-gpu``; ``python -m inrun_bench.experiments.gpu`` is
+the same in a clone that is not installed.
 Units run one after another in the order of their worth (:mod:`~inrun_bench.experiments.gpu.order`), and each is written
 at once: a run that is cut leaves what it had, and running again goes on. ``--budget SECONDS`` begins no unit that would
 not end in time. They are measured in another process; one that a kernel breaks, or that hangs, is replaced, and the
@@ -74,6 +75,7 @@ from inrun_bench.experiments.gpu.rounds import (
 from inrun_bench.experiments.gpu.steps import measure_steps
 from inrun_bench.experiments.gpu.trainings import measure_trainings
 from inrun_bench.runs.plan import Plan
+from inrun_bench.runs.store import Store
 from inrun_bench.runs.unit import Row, Unit
 
 if TYPE_CHECKING:
@@ -87,6 +89,13 @@ DEFAULT = False
 def units(plan: Plan) -> list[Unit]:
     """Return all units in the order of their worth; tiny ones where there is no GPU."""
     return [planned.unit for planned in in_order(plan.seeds[0])]
+
+
+def run_alone(store: Store, *, limit: float, budget: float | None = None) -> int:
+    """Run the units as :func:`inrun_bench.experiments.gpu.alone.run_alone` does."""
+    from inrun_bench.experiments.gpu import alone  # here: a worker imports this module, and supervises nothing
+
+    return alone.run_alone(store, limit=limit, budget=budget)
 
 
 def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame], attempt: Attempt | None = None) -> list[Row]:
