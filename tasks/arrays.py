@@ -159,6 +159,7 @@ def from_arrays(
         summary="made by tasks.from_arrays",
         learner=learner_of(model, few_x, n_classes),
         classes=classes,
+        defaults={"recipe": next(iter(recipes)), "flipped": flipped, "dtype": dtype},
         held_out={cast(HeldOut, part): range(*each) for part, each in zip(given, pairwise(ends), strict=True)},
     )
     task = spec.build(name, seed=seed, recipe=next(iter(recipes)), n_train=None, flipped=flipped, dtype=dtype)

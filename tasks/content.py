@@ -22,7 +22,7 @@ __all__ = ["content_identity"]
 
 STEPS = (0.0, 0.5**0.5, 0.75**0.5, 1.25**0.5)  # of positions' weights, of which the first are all the same
 DECIMALS = 3  # of a tensor's measures: far above rounding
-LATER_FIELDS = ("classes", "held_out")  # count where they are in use, so that digests of older rows stay as they are
+LATER_FIELDS = ("classes", "held_out", "defaults")  # count where in use, so that digests of older rows stay
 
 
 def content_identity(task: TaskSpec, seed: int, recipe: str) -> str:

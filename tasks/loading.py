@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from tasks import catalog
@@ -9,6 +11,8 @@ from tasks.registry import Registry
 from tasks.task import Task, TaskSpec
 
 __all__ = ["CATALOG", "load", "names"]
+
+DEFAULTS: dict[str, Any] = {"recipe": "sgd", "flipped": 0.1, "dtype": torch.float32}
 
 CATALOG: Registry[TaskSpec] = Registry(
     "task",
@@ -23,10 +27,10 @@ def load(
     name: str,
     seed: int = 0,
     *,
-    recipe: str = "sgd",
+    recipe: str | None = None,
     n_train: int | None = None,
-    flipped: float = 0.1,
-    dtype: torch.dtype = torch.float32,
+    flipped: float | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Task:
     """Build the task `name`.
 
@@ -36,15 +40,17 @@ def load(
         One of :func:`names`.
     seed : int
         Source of the split, the wrong targets, the initial weights and the batch order; not negative.
-    recipe : str
-        One of the task's recipes: ``"sgd"``, ``"momentum"`` or ``"adamw"`` for the embedded ones.
+    recipe : str, optional
+        One of the task's recipes: ``"sgd"``, ``"momentum"`` or ``"adamw"`` for the embedded ones. Default: ``"sgd"``.
     n_train : int, optional
         Number of training samples; the task's own default where None.
-    flipped : float
+    flipped : float, optional
         Share of training samples whose target is made wrong, in [0, 1]: another label, or in regression and of
-        sequences that of another sample.
-    dtype : torch.dtype
-        Of features and weights. The same initial weights are rounded to it. Tokens stay integers.
+        sequences that of another sample. Default: 0.1.
+    dtype : torch.dtype, optional
+        Of features and weights. The same initial weights are rounded to it. Tokens stay integers. Default: float32.
+
+    A task may have defaults of its own (:attr:`tasks.TaskSpec.defaults`).
 
     Returns
     -------
@@ -55,7 +61,10 @@ def load(
     ValueError
         If a name is unknown (the nearest known one is suggested) or a number out of range.
     """
-    return CATALOG[name].build(name, seed=seed, recipe=recipe, n_train=n_train, flipped=flipped, dtype=dtype)
+    spec = CATALOG[name]
+    told = {"recipe": recipe, "flipped": flipped, "dtype": dtype}
+    given = {what: value for what, value in told.items() if value is not None}
+    return spec.build(name, seed=seed, n_train=n_train, **{**DEFAULTS, **spec.defaults, **given})
 
 
 def names(*, large: bool | None = None) -> list[str]:

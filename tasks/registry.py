@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Generic, TypeVar
@@ -72,6 +72,27 @@ class Registry(Mapping[str, T], Generic[T]):
         for name in names:
             self[name]
         return tuple(dict.fromkeys(names)) or tuple(self)
+
+    def lend(self, things: Mapping[str, T]) -> None:
+        """Add things in this process, over what they are called by now.
+
+        Parameters
+        ----------
+        things : mapping of str to object
+            By name, of letters, digits, dashes and underscores.
+        """
+        for name, thing in things.items():
+            if name in self._reserved or not re.fullmatch(NAME, name) or not self._accepts(thing):
+                raise ValueError(
+                    f"{name!r} ({type(thing).__name__}) cannot name a {self._kind}: a name is of letters, digits, "
+                    f"dashes and underscores alone, and none of {', '.join(self._reserved) or 'those that are taken'}"
+                )
+        self._all().update(things)
+
+    def take_back(self, names: Iterable[str]) -> None:
+        """Take out what was lent."""
+        for name in names:
+            self._all().pop(name, None)
 
     @property
     def broken(self) -> Mapping[str, str]:

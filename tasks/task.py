@@ -330,6 +330,8 @@ class TaskSpec:
     held_out : mapping of {"validation", "test"} to range
         Samples of the dataset that are one of these parts as they stand. The other parts are drawn from the rest; where
         all of it is the training set, it keeps the dataset's order.
+    defaults : mapping of {"recipe", "flipped", "dtype"} to object
+        What :func:`tasks.load` takes where it is told nothing, in place of its own defaults.
     """
 
     dataset: Callable[[], tuple[NDArray[Any], NDArray[Any]] | tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]]
@@ -346,6 +348,7 @@ class TaskSpec:
     domains: tuple[str, ...] = ()
     classes: tuple[Hashable, ...] | None = None
     held_out: Mapping[HeldOut, range] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def build(
         self,

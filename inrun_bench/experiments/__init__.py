@@ -68,4 +68,10 @@ def _collect(name: str, module: ModuleType) -> dict[str, Experiment]:
     return {name: cast(Experiment, module)}
 
 
-EXPERIMENTS: Registry[Experiment] = Registry("experiment", sys.modules[__name__], _collect)
+EXPERIMENTS: Registry[Experiment] = Registry(
+    "experiment",
+    sys.modules[__name__],
+    _collect,
+    group="inrun_bench.experiments",
+    accepts=lambda thing: all(hasattr(thing, what) for what in ("SUMMARY", "EXCLUSIVE", "DEFAULT", "units", "measure")),
+)

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 import tasks
+from inrun_bench import metrics
 from inrun_bench.report.intervals import left_out, over_seeds
 from inrun_bench.report.looks import in_order, look, panels
 from inrun_bench.runs.plan import Plan
@@ -44,17 +44,20 @@ def units(plan: Plan) -> list[Unit]:
 def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
     """Score one method's values as detectors of the task's wrong targets."""
     task = tasks.load(unit.task, unit.seed)
+    if not len(task.flipped):
+        raise ValueError(
+            f"task {task.name!r} has no sample whose target was made wrong, which detection looks for: make it with "
+            "flipped= (tasks.from_arrays, tasks.load)"
+        )
     flipped = np.zeros(task.n_train, dtype=bool)
     flipped[task.flipped] = True
     if unit.method == REFERENCE:
         values = read_reference(needs.values()).mean(axis=0)
     else:
         values = read_values(needs[unit.needs[0]])
-    return [
-        {"metric": "auroc", "value": float(roc_auc_score(flipped, -values))},
-        {"metric": "average_precision", "value": float(average_precision_score(flipped, -values))},
-        {"metric": "share_flipped", "value": float(flipped.mean())},
-    ]
+    found = metrics.detection(values, flipped)
+    found["share_flipped"] = found.pop("share_wrong")
+    return [{"metric": name, "value": value} for name, value in found.items()]
 
 
 METRICS = {"auroc": "AUROC", "average_precision": "average precision"}

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.integrate import trapezoid
 
 import tasks
+from inrun_bench import metrics
 from inrun_bench.report.looks import in_order, legend, look, panels
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import read_reference, read_values, reference_blocks, values_unit
@@ -88,10 +89,8 @@ def _curves(
     task: tasks.Task, orders: Mapping[str, NDArray[np.intp]], utilities: Sequence[str]
 ) -> dict[str, NDArray[np.float64]]:
     """Return utilities on the test set, float64 [fractions, utilities], as ever more of each order is removed."""
-    removed = np.round(FRACTIONS * task.n_train).astype(int)
-    places = np.argsort(np.stack(list(orders.values())), axis=1)  # of each sample in each order, [orders, n_train]
-    keep = places[:, None, :] >= removed[:, None]  # [orders, fractions, n_train]
-    outcomes = tasks.retrain(task, keep.reshape(-1, task.n_train), [(utility, "test") for utility in utilities])
+    keep = np.concatenate([metrics.kept_along(order, FRACTIONS) for order in orders.values()])
+    outcomes = tasks.retrain(task, keep, [(utility, "test") for utility in utilities])
     return dict(zip(orders, outcomes.reshape(len(orders), len(FRACTIONS), len(utilities)), strict=True))
 
 

@@ -31,7 +31,7 @@ from tasks import CATALOG
 from tasks.code_identity import CodeIdentityError, code_identity
 from tasks.content import content_identity
 
-__all__ = ["Fingerprint", "Fingerprints", "changes", "code_parts", "outdated"]
+__all__ = ["Fingerprint", "Fingerprints", "changes", "code_of", "code_parts", "outdated"]
 
 Fingerprint = Mapping[str, str]
 
@@ -79,8 +79,8 @@ class Fingerprints:
 
 def code_parts(unit: Unit, measure: Measure) -> Fingerprint:
     """Return those parts of a unit's fingerprint that depend on the code and the libraries of this process."""
-    parts = {"experiment": _code(measure, reached_alone=True), "libraries": _libraries()}
-    return parts | ({"method": _code(method_of(unit.method).run)} if unit.method in METHODS else {})
+    parts = {"experiment": code_of(measure, reached_alone=True), "libraries": _libraries()}
+    return parts | ({"method": code_of(method_of(unit.method).run)} if unit.method in METHODS else {})
 
 
 def changes(unit: Unit, then: Fingerprint | None, now: Fingerprint) -> list[str]:
@@ -118,7 +118,11 @@ def outdated(
 
 
 @cache  # what is in memory stays the same, whatever becomes of its source
-def _code(thing: Callable[..., object], *, reached_alone: bool = False) -> str:
+def code_of(thing: Callable[..., object], *, reached_alone: bool = False) -> str:
+    """Return a digest of a function's code, or that of its own that it carries to where its source is not."""
+    carried: str | None = getattr(thing, "code_identity", None)
+    if carried is not None:
+        return carried
     try:
         return code_identity(getattr(thing, "__func__", thing), reached_alone=reached_alone)
     except CodeIdentityError as error:

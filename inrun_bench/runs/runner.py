@@ -21,9 +21,9 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from graphlib import TopologicalSorter
-from typing import TypeAlias
+from typing import Any
 
 import joblib
 import pandas as pd
@@ -85,6 +85,7 @@ def run(
     scheduler: str | None = None,
     progress: bool = False,
     force: bool = False,
+    prepare: Callable[[], None] | None = None,
 ) -> Outcome:
     """Run `units`, and before them the units that they need, but for those whose rows are there and up to date.
 
@@ -107,6 +108,8 @@ def run(
         Show a bar on stderr.
     force : bool
         Measure all units anew, whatever is there.
+    prepare : callable, optional
+        Called in whichever process measures a unit, before it does; what it holds travels with each unit.
 
     Returns
     -------
@@ -121,6 +124,8 @@ def run(
         If the backend is unknown, its package is not installed, or the scheduler does not go with it.
     """
     everything = _with_needs(units)
+    if prepare is not None:
+        prepare()
     rows = RunRows(store, experiments, force=force)
     missing = [unit for unit in everything if not rows.up_to_date(unit)]
     if not missing:
@@ -128,9 +133,10 @@ def run(
     outdated = Counter(change for unit in missing for change in rows.changes(unit))
     failed: list[tuple[Unit, str]] = []
     with (
-        BACKENDS[backend].connect(jobs, scheduler) as workers,
+        BACKENDS[backend].connect(jobs, scheduler) as connected,
         tqdm(total=len(missing), unit="unit", disable=not progress, smoothing=0) as bar,
     ):
+        workers = connected if prepare is None else _prepared(connected, prepare)
         rows.run = store.begin_run(jobs, sorted({unit.seed for unit in missing}), backend)
         try:
             for unit, message in _settle(missing, rows, experiments, workers, jobs):
@@ -141,6 +147,20 @@ def run(
         finally:
             store.count_units(rows.run, done=len(rows.written), failed=len(failed))
     return Outcome(len(missing) - len(failed), len(everything) - len(missing), tuple(failed), outdated)
+
+
+def _prepared(workers: Workers, prepare: Callable[[], None]) -> Workers:
+    """Return workers that prepare themselves for each call."""
+
+    def submit(call: Callable[..., Any], *arguments: object) -> Future[Any]:
+        return workers.submit(_do_prepared, prepare, call, *arguments)
+
+    return replace(workers, submit=submit)
+
+
+def _do_prepared(prepare: Callable[[], None], call: Callable[..., Any], *arguments: object) -> Any:
+    prepare()
+    return call(*arguments)
 
 
 def _with_needs(units: Iterable[Unit]) -> list[Unit]:
