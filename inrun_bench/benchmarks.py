@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from baselines import InterruptedEstimateWarning, Valuation
-from inrun_bench.experiments import EXPERIMENTS, Experiment
+from inrun_bench.experiments import EXPERIMENTS, Experiment, units_of
 from inrun_bench.methods import METHODS, Method
 from inrun_bench.report import write_summary
 from inrun_bench.report.figures import draw_figures, drawn
@@ -135,8 +135,8 @@ def benchmark(
             seeds=_seeds(seeds),
         )
         chosen = [name if name in lent_experiments else EXPERIMENTS.choose([name])[0] for name in of_experiments]
+        units = [unit for name in chosen for unit in units_of(name, everything[name], plan)]
         store = Store(Path(out))
-        units = [unit for name in chosen for unit in everything[name].units(plan)]
         with warnings.catch_warnings():
             warnings.simplefilter("error", InterruptedEstimateWarning)
             outcome = run(units, store, everything, jobs=jobs, progress=progress, force=force, prepare=lend)

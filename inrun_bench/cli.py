@@ -12,7 +12,7 @@ from pathlib import Path
 
 from baselines import InterruptedEstimateWarning
 from inrun_bench import __version__
-from inrun_bench.experiments import EXPERIMENTS
+from inrun_bench.experiments import EXPERIMENTS, units_of
 from inrun_bench.methods import METHODS, method_of
 from inrun_bench.reference import blocks as reference
 from inrun_bench.reference.blocks import references
@@ -88,7 +88,10 @@ def _run(options: argparse.Namespace) -> int:
         return _run_alone(chosen, store, options)
     if options.budget is not None or options.limit is not None:
         raise ValueError(f"--budget and --limit are for experiments that run alone ({', '.join(_alone())})")
-    units = [unit for name in chosen for unit in EXPERIMENTS[name].units(plans[name])]
+    if options.experiment:
+        units = [unit for name in chosen for unit in units_of(name, EXPERIMENTS[name], plans[name])]
+    else:
+        units = [unit for name in chosen for unit in EXPERIMENTS[name].units(plans[name])]
     outcome = run(
         units,
         store,

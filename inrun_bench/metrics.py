@@ -21,8 +21,10 @@ __all__ = [
     "agreement",
     "ceiling",
     "detection",
+    "foretelling",
     "kept_along",
     "linear_datamodelling_score",
+    "random_subsets",
     "removal_curve",
     "root_mean_square",
 ]
@@ -196,14 +198,27 @@ def linear_datamodelling_score(
     """
     game = task.trajectory_game(utility) if isinstance(task, Task) else task
     values = _finite("values", values, game.n_players)
-    n, size = len(values), round(share * len(values))
+    chosen = random_subsets(len(values), whole_number("subsets", subsets, minimum=3), share, rng)
+    return foretelling(values, chosen, game(chosen))
+
+
+def random_subsets(
+    n: int, subsets: int, share: float, rng: np.random.Generator | np.random.SeedSequence | int | None
+) -> NDArray[np.bool_]:
+    """Return random subsets of a share of n samples, bool [subsets, n]."""
+    size = round(share * n)
     if not 0 < size < n:
         raise ValueError(f"share must leave some of the {n} samples and take some, got {share}")
     draw = np.random.default_rng(rng)
-    chosen = np.zeros((whole_number("subsets", subsets, minimum=3), n), dtype=bool)
+    chosen = np.zeros((subsets, n), dtype=bool)
     for row in chosen:
         row[draw.choice(n, size, replace=False)] = True
-    foretold, utilities = chosen @ values, game(chosen)
+    return chosen
+
+
+def foretelling(values: NDArray[np.float64], chosen: NDArray[np.bool_], utilities: NDArray[np.float64]) -> float:
+    """Return the rank correlation of sums of values [n] with utilities [m] of subsets, bool [m, n]."""
+    foretold = chosen @ values
     if np.ptp(foretold) == 0 or np.ptp(utilities) == 0:
         return float("nan")
     return float(stats.spearmanr(foretold, utilities).statistic)

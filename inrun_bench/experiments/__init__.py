@@ -9,7 +9,8 @@ An experiment is a module with
 ``DEFAULT``
     whether it runs when no experiment is named;
 ``TASKS``
-    where it has its own: the tasks that it runs on when none is named, in place of the profile's;
+    where it has its own: the tasks that it runs on when none is named, in place of the profile's, and that are named
+    where it has nothing to do on others;
 ``KNOBS``
     where it has any: how much work it does, by profile, each a frozen dataclass `Knobs`;
 ``units(plan) -> list[Unit]``
@@ -40,7 +41,7 @@ from tasks.registry import Registry
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["EXPERIMENTS", "Drawn", "Experiment"]
+__all__ = ["EXPERIMENTS", "Drawn", "Experiment", "units_of"]
 
 
 class Experiment(Protocol):
@@ -66,6 +67,22 @@ class Drawn(Protocol):
 
 def _collect(name: str, module: ModuleType) -> dict[str, Experiment]:
     return {name: cast(Experiment, module)}
+
+
+def units_of(name: str, experiment: Experiment, plan: Plan) -> list[Unit]:
+    """Return the units of an experiment that was asked for by name.
+
+    Raises
+    ------
+    ValueError
+        If there are none: the plan's tasks are none that it supports.
+    """
+    found = experiment.units(plan)
+    if not found:
+        own = getattr(experiment, "TASKS", ())
+        those = f"; it runs on {', '.join(own)}" if own else ""
+        raise ValueError(f"experiment {name!r} has nothing to do on {', '.join(plan.tasks)}{those}")
+    return found
 
 
 EXPERIMENTS: Registry[Experiment] = Registry(

@@ -99,7 +99,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     if spearman.empty:
         return Figure()
     ceilings = rows[rows["metric"] == "spearman_ceiling"].set_index("task")["value"]
-    figure, names, axes = panels(spearman, 1, height=3.0, most_columns=TASKS_A_ROW)
+    figure, names, axes = panels(spearman, 1, height=3.0, most_columns=TASKS_A_ROW, sharex=True, sharey=True)
     methods = in_order(m for m in spearman["method"] if m not in NO_TIME)
     for number, (ax, name) in enumerate(zip(axes[0], names, strict=True)):
         own = spearman[spearman["task"] == name].set_index("method")
@@ -111,6 +111,7 @@ def draw(rows: pd.DataFrame) -> Figure:
             ax.axhline(ceilings[name], color="black", linewidth=1, linestyle="--")
         ax.set_xscale("log")
         ax.margins(x=0.1)
+        ax.set_ylim(min(0.0, float(spearman["value"].min())) - 0.03, 1.03)
         ax.set_xlabel("wall time (one training = 1)")
         if number % TASKS_A_ROW == 0:
             ax.set_ylabel("Spearman correlation\nwith the reference")

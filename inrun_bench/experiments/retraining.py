@@ -45,7 +45,7 @@ from inrun_bench.runs.unit import REFERENCE, Row, Setting, Unit
 
 SUMMARY = "agreement with retraining of four kinds, from the run's own game to conventional retraining"
 EXCLUSIVE = False
-DEFAULT = False
+DEFAULT = True
 TASKS = ("breast-cancer-logreg", "digits-mlp")
 
 OWN = "own"

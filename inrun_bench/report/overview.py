@@ -14,34 +14,56 @@ from inrun_bench.runs.unit import REFERENCE
 
 __all__ = ["headline", "methods_table"]
 
+CONVENTIONAL, ANOTHER = "conventional", "another seed"  # a game of the experiment `retraining`, and a row of it
 AGREEMENT = ("Spearman [95 % CI]", "Kendall", "Pearson", "top 10 %")  # columns that need a reference
 
 
 def headline(store: Store) -> str:
-    """Return the one table to look at first: agreement with the reference and its price, by method and task."""
-    agreement = store.read_all("agreement")
+    """Return the one table to look at first: agreement with retraining and its price, by method and task.
+
+    Retraining is that of the run's own game and, where the folder has it, of the conventional one.
+    """
+    agreement, retraining = store.read_all("agreement"), store.read_all("retraining")
     if agreement.empty:
         return ""
     spearman = agreement[agreement["metric"] == "spearman"]
     table, cost = over_seeds(agreement), spearman.groupby(["task", "method"])["seconds"].median()
     names, seeds = list(dict.fromkeys(agreement["task"])), agreement["seed"].nunique()
-    cells = []
-    for method in in_order(m for m in agreement["method"] if m != REFERENCE):
-        found = (
-            of_several(table, (task, method, "spearman"))
-            or f"{interval_cell(table, (task, method, 'spearman'), seeds)}, {cost[task, method]:.2g} s"
-            if (task, method) in cost.index
-            else ""
-            for task in names
-        )
-        cells.append([look(method).label, *found])
-    ceilings = (mean_cell(table, (task, REFERENCE, "spearman_ceiling")) for task in names)
-    times = (f"{cost[task, REFERENCE]:,.0f} s" if (task, REFERENCE) in cost.index else "" for task in names)
-    cells.append(["*noise ceiling; time of the reference*", *map(", ".join, zip(ceilings, times, strict=True))])
+    other, others_of = pd.DataFrame(), []
+    if not retraining.empty:
+        conventional = retraining[retraining.get("judge") == CONVENTIONAL]
+        other = over_seeds(conventional) if len(conventional) else other
+        others_of = [task for task in names if task in set(conventional["task"])]
+    columns = [(task, own) for task in names for own in ((True, False) if task in others_of else (True,))]
+
+    def found(task: str, method: str, own: bool) -> str:
+        if not own:
+            return interval_cell(other, (task, method, "spearman"), seeds)
+        if (task, method) not in cost.index:
+            return ""
+        several = of_several(table, (task, method, "spearman"))
+        return several or f"{interval_cell(table, (task, method, 'spearman'), seeds)}, {cost[task, method]:.2g} s"
+
+    methods = {*agreement["method"], *(retraining["method"] if others_of else ())} - {REFERENCE, ANOTHER}
+    cells = [[look(m).label, *(found(task, m, own) for task, own in columns)] for m in in_order(methods)]
+    if others_of:
+        same = (mean_cell(other, (task, ANOTHER, "spearman")) if not own else "" for task, own in columns)
+        cells.append(["*the reference under another seed*", *same])
+    ends = []
+    for task, own in columns:
+        ceiling = mean_cell(table if own else other, (task, REFERENCE, "spearman_ceiling"))
+        time = f", {cost[task, REFERENCE]:,.0f} s" if own and (task, REFERENCE) in cost.index else ""
+        ends.append(f"{ceiling}{time}")
+    cells.append(["*noise ceiling; time of the reference*", *ends])
+    heads = [task if own else f"{task}, conventional" for task, own in columns]
+    about = (
+        " A column of a task's name is of the run's own game, which flatters what follows the run; *conventional* is "
+        "of training on the subset alone, in its own batches, by runs of other seeds."
+    )
     return (
-        "**Spearman correlation with the retraining reference** [95 % confidence interval over "
-        f"{seeds} seeds], and wall time for the values of all samples on one core.\n\n"
-        f"{markdown(cells, ['method', *names])}"
+        "**Spearman correlation with Shapley values by retraining** [95 % confidence interval over "
+        f"{count(seeds, 'seed')}], and wall time for the values of all samples on one core."
+        f"{about if others_of else ''}\n\n{markdown(cells, ['method', *heads])}"
     )
 
 

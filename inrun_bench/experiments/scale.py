@@ -1,0 +1,286 @@
+"""Scale: how agreement with retraining fares with more samples and longer training.
+
+Two hundred samples and fifty steps say little of a thousand of each. So each method values the same task at several
+sizes of its training set, and after several lengths of training, and is judged in two ways:
+
+- by random halves of the training set, retrained: the linear datamodelling score, the rank correlation between the
+  utility of a subset and the sum of its samples' values (:func:`inrun_bench.linear_datamodelling_score`), in the run's
+  own game and by conventional retraining, where each subset is trained alone, in batches of its own, by runs of other
+  seeds. It takes some hundred trainings at any size, and has no ceiling of 1: values are a sum, and utilities are not;
+- where enough permutations can be afforded, by Shapley values of the run's own game, as in
+  :mod:`~inrun_bench.experiments.agreement`, with their noise ceiling.
+
+Utility: minus the validation loss. Means over seeds of the task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+import tasks
+from baselines import permutation_shapley
+from inrun_bench import metrics
+from inrun_bench.methods import valued
+from inrun_bench.methods.monte_carlo import SHIFTS
+from inrun_bench.report.intervals import over_seeds
+from inrun_bench.report.looks import in_order, legend, look
+from inrun_bench.report.markdown import interval_cell, markdown, mean_cell
+from inrun_bench.runs.plan import Plan
+from inrun_bench.runs.stored_values import warm_up
+from inrun_bench.runs.unit import REFERENCE, Row, Unit
+
+SUMMARY = "agreement with retraining over the number of samples and the length of training"
+EXCLUSIVE = False
+DEFAULT = True
+
+Point = tuple[int, int]
+"""Training samples and epochs."""
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """Where agreement is looked at, and how much work the truth is.
+
+    Attributes
+    ----------
+    points : mapping of str to tuple of (int, int)
+        Numbers of training samples and of epochs, by task.
+    subsets : int
+        Random halves that are retrained, in each game.
+    runs : int
+        Of other seeds, over which conventional retraining is averaged.
+    training_steps : float
+        What Shapley values may take: trainings times their steps; there are none where that is not enough.
+    methods : tuple of str
+        Which of the plan's are judged; all where empty.
+    """
+
+    points: Mapping[str, tuple[Point, ...]]
+    subsets: int
+    runs: int
+    training_steps: float
+    methods: tuple[str, ...] = ()
+
+
+KNOBS = {
+    "quick": Knobs(
+        points={"digits-mlp": ((100, 5), (400, 5), (100, 40))},
+        subsets=60,
+        runs=1,
+        training_steps=2.5e5,
+        methods=("inrun-first", "inrun-integrated", "few-run-4", "knn"),
+    ),
+    "standard": Knobs(
+        points={
+            "breast-cancer-logreg": ((50, 5), (100, 5), (100, 25), (100, 100)),
+            "digits-mlp": ((100, 5), (200, 5), (500, 5), (1000, 5), (200, 25), (200, 100)),
+        },
+        subsets=200,
+        runs=4,
+        training_steps=6e6,
+    ),
+}
+FEWEST_DRAWS = 4  # behind a reference: an even number, of SHIFTS permutations and their reverses each
+
+OWN, CONVENTIONAL = "own", "conventional"
+MEASURES = {
+    ("spearman", OWN): "Spearman correlation with\nShapley values, own game",
+    ("lds", OWN): "random halves, own game\n(datamodelling score)",
+    ("lds", CONVENTIONAL): "random halves, conventional\n(datamodelling score)",
+}
+CEILING = "spearman_ceiling"
+SHARE = 0.5
+
+
+def units(plan: Plan) -> list[Unit]:
+    """One unit a method and point, and one for what is true there."""
+    knobs = plan.of_profile(KNOBS)
+    chosen = [method for method in plan.methods if not knobs.methods or method in knobs.methods]
+    found = []
+    for task in plan.tasks:
+        for n, epochs in knobs.points.get(task, ()):
+            for seed in plan.seeds:
+                own = {"n": n, "epochs": epochs}
+                work = {"subsets": knobs.subsets, "runs": knobs.runs, "training_steps": knobs.training_steps}
+                truth = Unit("scale", task, REFERENCE, seed, {**own, **work})
+                found += [truth, *(Unit("scale", task, method, seed, own, needs=(truth,)) for method in chosen)]
+    return found
+
+
+TASKS = tuple(KNOBS["standard"].points)
+
+
+def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
+    """Find what is true at a point, or judge a method by it."""
+    task = _task(unit)
+    steps = task.recipe.n_steps(task.n_train)
+    if unit.method == REFERENCE:
+        rows = list(_truth(unit, task))
+    else:
+        (truth,) = unit.needs
+        warm_up(unit.task)
+        valuation = valued(unit.method, task, unit.random_seed)
+        cost = {"evaluations": valuation.evaluations, "seconds": valuation.seconds}
+        rows = [{**row, **cost} for row in _judged(valuation.values, truth, needs[truth])]
+    return [{**row, "steps": steps} for row in rows]
+
+
+def _task(unit: Unit) -> tasks.Task:
+    """Return the task with another number of samples and of epochs; the test set, which judges nothing here, gives."""
+    n, epochs, spec = int(unit.settings["n"]), int(unit.settings["epochs"]), tasks.CATALOG[unit.task]
+    room = len(spec.dataset()[0]) - n - spec.n_validation
+    if room < 1:
+        raise ValueError(f"task {unit.task!r} has {room + n} samples to train on, of which one must be left, got n={n}")
+    recipes = {name: replace(recipe, epochs=epochs) for name, recipe in spec.recipes.items()}
+    spec = replace(spec, n_test=min(spec.n_test, room), recipes=recipes)
+    return tasks.load_spec(unit.task, spec, unit.seed, n_train=n)
+
+
+def _truth(unit: Unit, task: tasks.Task) -> Iterable[Row]:
+    """Yield utilities of random halves, and Shapley values by halves of the draws."""
+    streams = unit.random_seed.spawn(3)
+    games = {OWN: task.trajectory_game(), CONVENTIONAL: task.conventional_game(seeds=int(unit.settings["runs"]))}
+    chosen = _halves(unit, task.n_train)
+    utilities = {name: game(chosen) for name, game in games.items()}
+    for judge, found in utilities.items():
+        for subset, utility in enumerate(found):
+            yield {"metric": "utility", "judge": judge, "subset": subset, "value": float(utility)}
+    a_draw = 2 * SHIFTS * task.n_train * task.recipe.n_steps(task.n_train)
+    draws = int(float(unit.settings["training_steps"]) // a_draw) // 2
+    if 2 * draws < FEWEST_DRAWS:
+        return
+    halves = [
+        permutation_shapley(
+            games[OWN], n_permutations=2 * SHIFTS * draws, antithetic=True, shifts=SHIFTS, rng=stream
+        ).values
+        for stream in streams[:2]
+    ]
+    for half, values in enumerate(halves):
+        for sample, value in enumerate(values):
+            yield {"metric": "value", "half": half, "sample": sample, "value": float(value)}
+    seen = metrics.agreement(*halves)["spearman"]
+    yield {"metric": CEILING, "judge": OWN, "value": metrics.ceiling(seen)}
+    for judge, found in utilities.items():
+        yield {"metric": "lds", "judge": judge, "value": metrics.foretelling(np.mean(halves, axis=0), chosen, found)}
+
+
+def _halves(truth: Unit, n: int) -> np.ndarray:
+    return metrics.random_subsets(n, int(truth.settings["subsets"]), SHARE, truth.random_seed.spawn(3)[2])
+
+
+def _judged(values: np.ndarray, truth: Unit, rows: pd.DataFrame) -> Iterable[Row]:
+    chosen = _halves(truth, len(values))
+    for judge, own in rows[rows["metric"] == "utility"].groupby("judge"):
+        utilities = own.sort_values("subset")["value"].to_numpy()
+        yield {"metric": "lds", "judge": judge, "value": metrics.foretelling(values, chosen, utilities)}
+    stored = rows[rows["metric"] == "value"]
+    if len(stored):
+        reference = stored.groupby("sample")["value"].mean().to_numpy()
+        yield {"metric": "spearman", "judge": OWN, "value": metrics.agreement(values, reference)["spearman"]}
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """Draw a column for each task and what grows in it, samples or steps, and a row for each measure."""
+    rows = rows[rows["metric"].isin(["lds", "spearman", CEILING])]
+    sweeps = [] if rows.empty else list(_sweeps(rows))
+    measures = [key for key in MEASURES if ((rows["metric"] == key[0]) & (rows["judge"] == key[1])).any()]
+    if not sweeps or not measures:
+        return Figure()
+    figure = Figure(figsize=(3.1 * len(sweeps) + 0.6, 2.3 * len(measures) + 0.6), layout="constrained")
+    axes = figure.subplots(len(measures), len(sweeps), squeeze=False, sharex="col", sharey="row")
+    methods = in_order(m for m in rows["method"] if m not in (REFERENCE, "random"))
+    for column, (title, axis, own) in enumerate(sweeps):
+        means = over_seeds(own, (axis, "method", "metric", "judge"))
+        ticks = sorted(own[axis].unique())
+        for row, key in enumerate(measures):
+            ax = axes[row, column]
+            for method in methods:
+                _line(ax, means, ticks, (method, *key), look(method))
+            metric = CEILING if key[0] == "spearman" else key[0]
+            _line(ax, means, ticks, (REFERENCE, metric, key[1]), None)
+            ax.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+            ax.set_ylim(min(0.0, float(rows["value"].min())) - 0.03, 1.05)
+            ax.set_xscale("log")
+            ax.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+            ax.minorticks_off()
+            if column == 0:
+                ax.set_ylabel(MEASURES[key])
+        axes[0, column].set_title(title)
+        axes[-1, column].set_xlabel({"n": "training samples", "steps": "steps of training"}[axis])
+    extra = [
+        Line2D(
+            [],
+            [],
+            color="black",
+            linestyle="--",
+            marker="_",
+            label="the reference: its noise ceiling, or its own score",
+        )
+    ]
+    legend(figure, methods, extra)
+    return figure
+
+
+def _line(ax: object, means: pd.DataFrame, ticks: list[float], key: tuple[str, str, str], style: object) -> None:
+    found = [(tick, *means.loc[(tick, *key), ["mean", "low", "high"]]) for tick in ticks if (tick, *key) in means.index]
+    if not found:
+        return
+    x, mean, low, high = np.array(found).T
+    if style is None:
+        ax.plot(x, mean, color="black", linestyle="--", marker="_", markersize=12, linewidth=1.2)  # type: ignore[attr-defined]
+        return
+    ax.fill_between(x, low, high, color=style.color, alpha=0.12, linewidth=0)  # type: ignore[attr-defined]
+    ax.plot(x, mean, color=style.color, marker=style.marker, markersize=5, linewidth=1.2)  # type: ignore[attr-defined]
+
+
+def _sweeps(rows: pd.DataFrame) -> Iterable[tuple[str, str, pd.DataFrame]]:
+    """Yield title, axis and rows of each task's points of one length, and of those of one size."""
+    for task, own in rows.groupby("task", sort=False):
+        points = own[["n", "epochs", "steps"]].drop_duplicates()
+        for axis, fixed in (("n", "epochs"), ("steps", "n")):
+            kept, count = max(
+                ((value, len(same)) for value, same in points.groupby(fixed)), key=lambda each: (each[1], -each[0])
+            )
+            if count > 1:
+                about = f"{kept:,.0f} epochs" if fixed == "epochs" else f"{kept:,.0f} samples"
+                yield f"{task}, {about}", axis, own[own[fixed] == kept]
+
+
+def table(rows: pd.DataFrame) -> str:
+    """Return one table a task: a row a method, a column a point, each with both scores by random halves."""
+    rows = rows[rows["metric"].isin(["lds", "spearman", CEILING])]
+    if rows.empty:
+        return ""
+    means = over_seeds(rows, ("task", "n", "epochs", "method", "metric", "judge"))
+    parts = []
+    for task, own in rows.groupby("task", sort=False):
+        points = own[["n", "epochs", "steps"]].drop_duplicates().sort_values(["n", "epochs"]).itertuples(index=False)
+        points = list(points)
+        seeds = own["seed"].nunique()
+        for (metric, judge), label in MEASURES.items():
+            cells = [
+                [
+                    look(method).label,
+                    *(interval_cell(means, (task, p.n, p.epochs, method, metric, judge), seeds) for p in points),
+                ]
+                for method in in_order(m for m in own["method"] if m != REFERENCE)
+            ]
+            of_reference = CEILING if metric == "spearman" else metric
+            name = "*noise ceiling*" if metric == "spearman" else "*the reference itself*"
+            cells.append(
+                [name, *(mean_cell(means, (task, p.n, p.epochs, REFERENCE, of_reference, judge)) for p in points)]
+            )
+            heads = [f"{p.n:,.0f} samples, {p.steps:,.0f} steps" for p in points]
+            title = label.replace("\n", " ")
+            parts.append(f"{task}, {seeds} seeds: {title}\n\n{markdown(cells, ['method', *heads])}")
+    return (
+        "**Scale**: agreement with retraining [95 % confidence interval over seeds] over the number of training "
+        "samples and the length of training. The reference is that of the run's own game, where there is one.\n\n"
+        + "\n\n".join(parts)
+    )
