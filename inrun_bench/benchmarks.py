@@ -135,7 +135,7 @@ def benchmark(
             seeds=_seeds(seeds),
         )
         chosen = [name if name in lent_experiments else EXPERIMENTS.choose([name])[0] for name in of_experiments]
-        units = [unit for name in chosen for unit in units_of(name, everything[name], plan)]
+        units = [unit for name in chosen for unit in units_of(name, everything[name], plan, tasks_named=bool(of_tasks))]
         store = Store(Path(out))
         with warnings.catch_warnings():
             warnings.simplefilter("error", InterruptedEstimateWarning)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
 import sys
 import warnings
@@ -81,17 +80,13 @@ def _run(options: argparse.Namespace) -> int:
     )
     default = [name for name, experiment in EXPERIMENTS.items() if experiment.DEFAULT]
     chosen = EXPERIMENTS.choose(options.experiment or default)
-    own = {name: () if options.task else getattr(EXPERIMENTS[name], "TASKS", ()) for name in chosen}
-    plans = {name: dataclasses.replace(plan, tasks=own[name] or plan.tasks) for name in chosen}
-    store = Store(_folder(options))
     if any(name in _alone() for name in chosen):
-        return _run_alone(chosen, store, options)
+        return _run_alone(chosen, options)
     if options.budget is not None or options.limit is not None:
         raise ValueError(f"--budget and --limit are for experiments that run alone ({', '.join(_alone())})")
-    if options.experiment:
-        units = [unit for name in chosen for unit in units_of(name, EXPERIMENTS[name], plans[name])]
-    else:
-        units = [unit for name in chosen for unit in EXPERIMENTS[name].units(plans[name])]
+    store = Store(_folder(options))
+    asked = {"tasks_named": bool(options.task), "asked_for": bool(options.experiment)}
+    units = [unit for name in chosen for unit in units_of(name, EXPERIMENTS[name], plan, **asked)]
     outcome = run(
         units,
         store,
@@ -117,13 +112,14 @@ def _run(options: argparse.Namespace) -> int:
     return UNITS_FAILED if outcome.failed else 0
 
 
-def _run_alone(chosen: Sequence[str], store: Store, options: argparse.Namespace) -> int:
+def _run_alone(chosen: Sequence[str], options: argparse.Namespace) -> int:
     """Run an experiment that minds its units itself."""
     if len(chosen) > 1:
         raise ValueError(
             f"{' and '.join(_alone())} runs alone, got {', '.join(chosen)}; run the others in a command of their own"
         )
     limit = DEFAULT_LIMIT if options.limit is None else options.limit
+    store = Store(_folder(options))
     code: int = EXPERIMENTS[chosen[0]].run_alone(store, limit=limit, budget=options.budget)  # type: ignore[attr-defined]
     return code
 

@@ -43,3 +43,20 @@ def test_no_modules_import_each_other_in_a_circle(folder):
     """Packages themselves are left out: they only say what is public."""
     own = {name: path for name, path in modules(folder).items() if path.name != "__init__.py"}
     TopologicalSorter({name: own.keys() & set(imported(path)) for name, path in own.items()}).prepare()
+
+
+HANDED = ("runs", "reference", "report", "methods")  # the experiments, by whoever calls them
+
+
+@pytest.mark.parametrize("room", HANDED)
+def test_what_is_handed_the_experiments_imports_none(room):
+    for name, path in modules(f"inrun_bench/{room}").items():
+        for target in imported(path):
+            assert not f"{target}.".startswith("inrun_bench.experiments."), f"{name} imports {target}"
+
+
+def test_runs_know_neither_references_nor_reports():
+    for name, path in modules("inrun_bench/runs").items():
+        for target in imported(path):
+            above = f"{target}.".startswith(("inrun_bench.reference.", "inrun_bench.report."))
+            assert not above, f"{name} imports {target}"

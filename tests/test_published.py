@@ -9,7 +9,7 @@ import pytest
 
 import tasks
 from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
-from inrun_bench.experiments import EXPERIMENTS
+from inrun_bench.experiments import EXPERIMENTS, units_of
 from inrun_bench.experiments.estimators import ESTIMATORS, efficiencies
 from inrun_bench.reference.blocks import blocks, read, recipes
 from inrun_bench.reference.verify import verify
@@ -40,11 +40,14 @@ SUMMARISED = sorted(path.name for path in (ROOT / "results").iterdir() if path.i
 @pytest.mark.parametrize("folder", SUMMARISED)  # tables of a GPU's rows are in docs/kernels.md, and checked with them
 def test_the_published_summaries_are_those_of_the_published_rows(folder, tmp_path):
     shutil.copytree(ROOT / "results" / folder, tmp_path / "copy")
-    assert write_summary(Store(tmp_path / "copy")) + "\n" == (ROOT / "results" / folder / "summary.md").read_text()
+    assert (
+        write_summary(Store(tmp_path / "copy"), EXPERIMENTS) + "\n"
+        == (ROOT / "results" / folder / "summary.md").read_text()
+    )
 
 
 def test_every_figure_is_published(published):
-    for name in (name for name in drawn() if EXPERIMENTS[name].DEFAULT):
+    for name in (name for name in drawn(EXPERIMENTS) if EXPERIMENTS[name].DEFAULT):
         for suffix in (".png", ".svg"):
             assert (published.root / "figures" / f"{name}{suffix}").stat().st_size > 1000
 
@@ -52,7 +55,9 @@ def test_every_figure_is_published(published):
 def test_the_published_rows_are_those_of_the_quick_profile_and_none_failed(published):
     profile = PROFILES["quick"]
     plan = Plan("quick", profile.tasks, profile.methods, profile.seeds)
-    units = [unit for experiment in EXPERIMENTS.values() if experiment.DEFAULT for unit in experiment.units(plan)]
+    default = {name: experiment for name, experiment in EXPERIMENTS.items() if experiment.DEFAULT}
+    asked = {"tasks_named": False, "asked_for": False}
+    units = [unit for name, experiment in default.items() for unit in units_of(name, experiment, plan, **asked)]
     everything = {*units, *(need for unit in units for need in unit.needs)}
     assert set(published.units()) == everything
     assert all(published.has(unit) for unit in everything)
@@ -71,7 +76,7 @@ def test_published_rows_are_packed(folder):
 def test_the_readme_shows_what_the_published_rows_say_of_retraining(tmp_path):
     copy = tmp_path / "README.md"
     copy.write_text((ROOT / "README.md").read_text())
-    update_page(copy, Store(ROOT / "results" / "retraining", create=False))
+    update_page(copy, Store(ROOT / "results" / "retraining", create=False), EXPERIMENTS)
     assert copy.read_text() == (ROOT / "README.md").read_text()
     assert "*noise ceiling*" in copy.read_text()
 

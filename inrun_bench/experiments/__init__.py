@@ -27,6 +27,7 @@ Rows are out of date when what `measure` reaches has changed; how they are drawn
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Mapping
 from types import ModuleType
@@ -69,17 +70,34 @@ def _collect(name: str, module: ModuleType) -> dict[str, Experiment]:
     return {name: cast(Experiment, module)}
 
 
-def units_of(name: str, experiment: Experiment, plan: Plan) -> list[Unit]:
-    """Return the units of an experiment that was asked for by name.
+def units_of(
+    name: str, experiment: Experiment, plan: Plan, *, tasks_named: bool = True, asked_for: bool = True
+) -> list[Unit]:
+    """Return the units of an experiment.
+
+    Parameters
+    ----------
+    name : str
+        What it is called.
+    experiment : Experiment
+        It.
+    plan : Plan
+        What to run.
+    tasks_named : bool
+        Whether the plan's tasks were named; where not, those of the experiment take their place, if it has its own.
+    asked_for : bool
+        Whether the experiment was named, so that it must have something to do.
 
     Raises
     ------
     ValueError
-        If there are none: the plan's tasks are none that it supports.
+        If it was asked for and has no units: the plan's tasks are none that it supports.
     """
+    own = getattr(experiment, "TASKS", ())
+    if own and not tasks_named:
+        plan = dataclasses.replace(plan, tasks=own)
     found = experiment.units(plan)
-    if not found:
-        own = getattr(experiment, "TASKS", ())
+    if not found and asked_for:
         those = f"; it runs on {', '.join(own)}" if own else ""
         raise ValueError(f"experiment {name!r} has nothing to do on {', '.join(plan.tasks)}{those}")
     return found

@@ -42,7 +42,7 @@ __all__ = [
     "value_rows",
 ]
 
-PUBLISHED = Path(__file__).resolve().parent.parent / "results" / "reference"
+PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "reference"
 """Where published references lie, in a clone and where the package is installed."""
 
 DRAWS = 8  # a block

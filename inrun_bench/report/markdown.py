@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import pandas as pd
-from tabulate import tabulate
 
 __all__ = ["cell", "count", "interval_cell", "markdown", "mean_cell", "of_several", "percent", "seconds_cell"]
 
@@ -14,6 +13,8 @@ SMALLEST = 1e-6  # smaller shares are nothing but rounding
 
 def markdown(cells: list[list[str]], heads: list[str]) -> str:
     """Return a table, its first column to the left and the others to the right."""
+    from tabulate import tabulate  # here: a clone that is not installed measures without it
+
     align = ["left"] + ["right"] * (len(heads) - 1)
     return str(tabulate(cells, heads, tablefmt="pipe", colalign=align, disable_numparse=True))
 

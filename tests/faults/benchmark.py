@@ -29,7 +29,7 @@ FAULTS = [
     Fault(
         "a worker of other code measures",
         "inrun_bench/runs/runner.py",
-        "if code != code_parts(unit):",
+        "if code != here:",
         "if False:",
         f"{TESTS}/test_runner.py::test_a_worker_with_other_code_or_libraries_measures_nothing",
     ),
@@ -64,7 +64,7 @@ FAULTS = [
     Fault(
         "timed units run beside others",
         "inrun_bench/runs/runner.py",
-        "EXPERIMENTS[unit.experiment].EXCLUSIVE",
+        "experiments[unit.experiment].EXCLUSIVE",
         "False",
         f"{TESTS}/test_runner.py::test_exclusive_units_come_last_and_alone",
     ),
@@ -329,16 +329,16 @@ FAULTS = [
     ),
     Fault(
         "one sample too few is removed",
-        "inrun_bench/experiments/removal.py",
-        "places[:, None, :] >= removed[:, None]",
-        "places[:, None, :] >= removed[:, None] - 1",
+        "inrun_bench/metrics.py",
+        "places[None, :] >= removed[:, None]",
+        "places[None, :] >= removed[:, None] - 1",
         f"{TESTS}/test_experiments.py::test_removal_retrains_without_the_share_that_it_names",
     ),
     Fault(
         "high values are taken for wrong labels",
-        "inrun_bench/experiments/detection.py",
-        "average_precision_score(flipped, -values)",
-        "average_precision_score(flipped, values)",
+        "inrun_bench/metrics.py",
+        "average_precision_score(mask, -values)",
+        "average_precision_score(mask, values)",
         f"{TESTS}/test_experiments.py::test_detection_counts_pairs_and_searches_from_below",
     ),
     Fault(

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import settings
 
 from inrun_bench.runs.plan import PROFILES
-from inrun_bench.runs.runner import run
 from inrun_bench.runs.store import Store
-from tests.inrun_bench.tiny import KNOBS, PROFILE, units_of
+from tests.inrun_bench.tiny import KNOBS, PROFILE, run, units_of
 
 # the same examples at each run, and no time limit on an example: a slow machine is no defect
 settings.register_profile("deterministic", derandomize=True, deadline=None)

@@ -27,11 +27,10 @@ def run_beside_another(store, log):
     while len(list(log.parent.glob("ready-*"))) < 2:  # both start at once
         assert time.monotonic() < deadline
         time.sleep(0.001)
-    return runner.run(UNITS, store)
+    return runner.run(UNITS, store, experiments(log))
 
 
 def run_here(root, log, answer):
     """The same in a process of its own, which puts the counts into a queue."""
-    runner.EXPERIMENTS = experiments(log)
     outcome = run_beside_another(Store(root), log)
     answer.put((outcome.done, outcome.skipped, outcome.failed))

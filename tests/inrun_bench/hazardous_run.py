@@ -19,6 +19,17 @@ NEED = hazard("need")
 UNITS = [hazard(f"method-{i}", NEED, seconds=0.1) for i in range(20)]
 
 
+def _never(_unit, _needs):
+    raise AssertionError("measured")
+
+
+EXPERIMENTS = {"hazards": SimpleNamespace(EXCLUSIVE=False, measure=_never)}
+
+
+def run(units, store, **how):
+    return runner.run(units, store, EXPERIMENTS, **how)
+
+
 def send_hazards_alone(put=setattr):
     """Have the runner send workers hazards in place of units, whose rows are made here; return the ids of processes.
 
@@ -26,12 +37,12 @@ def send_hazards_alone(put=setattr):
     """
     send, answer, values, pids = runner._send, runner._answer, {}, []
 
-    def send_a_hazard(unit, rows, workers):
+    def send_a_hazard(unit, rows, experiments, workers):
         def submit(_call, _measure, unit, needs, _code):
             values[unit] = 1 + sum(own["value"].sum() for own in needs.values())
             return workers.submit(hazards.strike, *unit.settings.values())
 
-        return send(unit, rows, dataclasses.replace(workers, submit=submit))
+        return send(unit, rows, experiments, dataclasses.replace(workers, submit=submit))
 
     def answer_with_rows(future, unit, workers, deaths):
         said = answer(future, unit, workers, deaths)
@@ -40,19 +51,14 @@ def send_hazards_alone(put=setattr):
         pids.append(said)
         return runner._Answer([{"metric": "sum", "value": values[unit]}])
 
-    put(runner, "EXPERIMENTS", {"hazards": SimpleNamespace(EXCLUSIVE=False, measure=_never)})
     put(runner, "_send", send_a_hazard)
     put(runner, "_answer", answer_with_rows)
     put(dask, "_do", hazards.do)  # which a worker would import from here
     return pids
 
 
-def _never(_unit, _needs):
-    raise AssertionError("measured")
-
-
 def run_in_a_group_of_its_own(root):
     """Take two workers, and be killed with them."""
     os.setsid()
     send_hazards_alone()
-    runner.run(UNITS, Store(root), jobs=2)
+    run(UNITS, Store(root), jobs=2)

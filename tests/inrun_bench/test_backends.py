@@ -15,11 +15,11 @@ import pytest
 from inrun_bench.cli import main
 from inrun_bench.runs import runner
 from inrun_bench.runs.backends import BACKENDS, dask
-from inrun_bench.runs.runner import run
 from inrun_bench.runs.store import Store
 from inrun_bench.runs.unit import Unit
-from tests.inrun_bench.hazardous_run import hazard, send_hazards_alone
+from tests.inrun_bench.hazardous_run import hazard, run, send_hazards_alone
 from tests.inrun_bench.tiny import TASK, files, units_of, without_timings
+from tests.inrun_bench.tiny import run as run_experiments
 
 OF_RAY = r"ignore:(unclosed file .*/session_|subprocess \d+ is still running):ResourceWarning"
 CLUSTERS = ("dask", pytest.param("ray", marks=pytest.mark.filterwarnings(OF_RAY)))
@@ -83,7 +83,7 @@ def test_rows_do_not_depend_on_where_they_are_made_and_no_process_is_left(backen
     before = set(psutil.Process().children(recursive=True))
     chosen = [u for u in units_of("agreement", "detection") if u.seed == 0]
     store = Store(tmp_path / "out")
-    outcome = run(chosen, store, jobs=2 if backend == "local" else 1, backend=backend)
+    outcome = run_experiments(chosen, store, jobs=2 if backend == "local" else 1, backend=backend)
     assert (outcome.skipped, outcome.failed) == (0, ())
     assert json.loads((store.root / "manifest.json").read_text())[-1]["backend"] == backend
     experiments = ("values", "agreement", "detection")

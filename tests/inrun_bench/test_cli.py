@@ -96,7 +96,7 @@ def test_list_names_everything(command):
         (["run", "values", "--profile", "quik"], "profile", "quik", "quick", PROFILES),
         (["figures", "--profile", "quik"], "profile", "quik", "quick", PROFILES),
         (["report", "--profile", "standart"], "profile", "standart", "standard", PROFILES),
-        (["figures", "fidelty"], "figure", "fidelty", "fidelity", drawn()),
+        (["figures", "fidelty"], "figure", "fidelty", "fidelity", drawn(EXPERIMENTS)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -119,6 +119,10 @@ def test_an_unknown_name_is_refused_with_the_nearest_and_all_known_ones(
         (["run", "--seed", "first"], "first"),
         (["reference", "--minutes", "nan"], "--minutes must be a number of at least 0, got nan"),
         (["reference", "--minutes", "-1"], "--minutes must be a number of at least 0, got -1.0"),
+        (["run", "gpu", "agreement"], "gpu runs alone, got gpu, agreement; run the others in a command of their own"),
+        (["run", "agreement", "gpu", "--budget", "5"], "gpu runs alone, got agreement, gpu"),
+        (["run", "agreement", "--budget", "5"], "--budget and --limit are for experiments that run alone (gpu)"),
+        (["run", "--limit", "5"], "--budget and --limit are for experiments that run alone (gpu)"),
         (["figures"], "no results in 'runs/quick'"),
         (["report"], "no results in 'runs/quick'"),
         (["report", "--profile", "standard"], "no results in 'runs/standard'"),
@@ -300,7 +304,7 @@ def test_figures_are_drawn_from_rows_alone_those_that_are_named_and_the_same_eac
     assert err.startswith("inrun-bench: note: the rows of ")  # what measured them has been taken out
     paths = sorted((copied / "figures").iterdir())
     assert sorted(printed.split()) == [str(path) for path in paths]
-    names = [name for name in drawn() if EXPERIMENTS[name].DEFAULT]
+    names = [name for name in drawn(EXPERIMENTS) if EXPERIMENTS[name].DEFAULT]
     assert {path.name for path in paths} == {f"{name}.{end}" for name in names for end in ("png", "svg")}
     pictures = {path.name: path.read_bytes() for path in paths}
     shutil.rmtree(copied / "figures")

@@ -20,7 +20,7 @@ from inrun_bench.report.looks import in_order, look
 from inrun_bench.runs.store import Store
 from inrun_bench.runs.unit import Unit
 
-DEFAULT = sorted(name for name in drawn() if EXPERIMENTS[name].DEFAULT)
+DEFAULT = sorted(name for name in drawn(EXPERIMENTS) if EXPERIMENTS[name].DEFAULT)
 figure_names = pytest.mark.parametrize("name", DEFAULT)
 
 
@@ -118,7 +118,7 @@ def test_tasks_need_not_have_the_same_methods(results, name):
 
 def test_fidelity_is_passed_over_when_only_the_judge_is_done(tmp_path, results):
     store = only_files(tmp_path, results, "fidelity.*.step-shapley.*")
-    assert draw_figures(store, ["fidelity"]) == []
+    assert draw_figures(store, ["fidelity"], EXPERIMENTS) == []
 
 
 def test_fidelity_can_be_drawn_at_other_learning_rates_than_the_recipes(results):
@@ -287,7 +287,7 @@ def test_experiments_without_rows_are_passed_over(tmp_path, results):
     rows = results.read_all("detection").query("method == 'knn'")
     unit = Unit("detection", "task", "knn", 0)
     store.write(unit, rows[["metric", "value"]].to_dict("records"))
-    written = draw_figures(store, sorted(drawn()))
+    written = draw_figures(store, sorted(drawn(EXPERIMENTS)), EXPERIMENTS)
     assert [path.name for path in written] == ["detection.png", "detection.svg"]
     assert all(path.stat().st_size > 1000 for path in written)
 

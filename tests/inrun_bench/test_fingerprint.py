@@ -23,7 +23,7 @@ UNIT = Unit("values", TASK, "random", 0)
 
 
 def now(unit=UNIT):
-    return dict(Fingerprints().of(unit))
+    return dict(Fingerprints(EXPERIMENTS).of(unit))
 
 
 @pytest.fixture
@@ -189,10 +189,11 @@ def test_versions_of_libraries_count_but_not_how_they_were_built(before, monkeyp
 
 
 def test_every_experiment_and_every_method_has_code_that_can_be_seen():
-    for experiment in EXPERIMENTS:
-        assert not code_parts(Unit(experiment, TASK, "", 0))["experiment"].startswith(fingerprint.UNKNOWN)
-    for method in METHODS:
-        assert not code_parts(Unit("values", TASK, method, 0))["method"].startswith(fingerprint.UNKNOWN)
+    for name, experiment in EXPERIMENTS.items():
+        assert not code_parts(Unit(name, TASK, "", 0), experiment.measure)["experiment"].startswith(fingerprint.UNKNOWN)
+    for name in METHODS:
+        parts = code_parts(Unit("values", TASK, name, 0), EXPERIMENTS["values"].measure)
+        assert not parts["method"].startswith(fingerprint.UNKNOWN)
 
 
 # --- folders ---
@@ -205,7 +206,7 @@ def test_a_note_counts_what_is_out_of_date_and_why(before):
         other: Provenance.of(other, {**now(other), "libraries": "torch 1.0", "method": "0"}),
         old: Provenance.of(old),
     }
-    count, reasons = outdated(stored)
+    count, reasons = outdated(stored, EXPERIMENTS)
     assert count == 2
     assert sorted(reasons.values()) == [1, 1, 1]
     assert "nobody noted what they follow from" in reasons

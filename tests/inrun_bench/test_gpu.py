@@ -18,9 +18,10 @@ from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
 from inrun_bench.attribution.products.backend import interpreter_obstacle
+from inrun_bench.cli import main
 from inrun_bench.experiments import gpu
 from inrun_bench.experiments.gpu import kernels, steps, supervisor
-from inrun_bench.experiments.gpu.__main__ import main
+from inrun_bench.experiments.gpu.alone import MEASURED
 from inrun_bench.experiments.gpu.checks import TOLERANCE
 from inrun_bench.experiments.gpu.figure import draw
 from inrun_bench.experiments.gpu.order import Planned, in_order
@@ -58,7 +59,7 @@ def measured(tmp_path_factory, forking):
     """Everything, once; for reading only."""
     folder = tmp_path_factory.mktemp("gpu") / "results"
     with started_by(forking):
-        return main(["--out", str(folder)]), Store(folder, create=False)
+        return main(["run", "gpu", "--out", str(folder)]), Store(folder, create=False)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,7 @@ def test_every_step_is_compared_with_the_regular_one(measured):
 
 def test_what_is_there_is_not_measured_again(measured, capsys):
     before = files(measured[1].root)
-    assert main(["--out", str(measured[1].root)]) == 0
+    assert main(["run", "gpu", "--out", str(measured[1].root)]) == 0
     assert files(measured[1].root) == before
     assert "0 units done" in capsys.readouterr().out
 
@@ -218,10 +219,10 @@ def test_without_ceilings_all_is_measured_but_their_shares(layer):
 
 @pytest.mark.usefixtures("here")
 def test_failures_make_the_command_fail(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("inrun_bench.experiments.gpu.__main__.measure", gpu_hazards.measure)
+    monkeypatch.setattr(gpu, "measure", gpu_hazards.measure)
     unit = Unit("gpu", "task", "raising", 0, {"device": "made up", "breaks": "raises"})
-    monkeypatch.setattr("inrun_bench.experiments.gpu.__main__.in_order", lambda seed: [Planned(unit, 1.0)])
-    assert main(["--out", str(tmp_path / "out")]) == 1
+    monkeypatch.setattr("inrun_bench.experiments.gpu.alone.in_order", lambda seed: [Planned(unit, 1.0)])
+    assert main(["run", "gpu", "--out", str(tmp_path / "out")]) == 1
     assert "task bad: ZeroDivisionError: by zero" in capsys.readouterr().err
 
 
@@ -280,7 +281,12 @@ def broken(tmp_path_factory, forking):
     names = ("first", *BREAKING, "second", "raises", "last")
     todo = {name: hazard(name.replace(" ", "-"), 1.0, breaks=name) for name in names}
     with started_by(forking):
-        assert supervise(list(todo.values()), RunRows(store), gpu_hazards.measure, limit=2.0, say=finished.append) == []
+        assert (
+            supervise(
+                list(todo.values()), RunRows(store, MEASURED), gpu_hazards.measure, limit=2.0, say=finished.append
+            )
+            == []
+        )
     return store, todo, finished
 
 
@@ -340,7 +346,7 @@ class Dying(Here):
 def test_a_unit_that_every_process_dies_of_ends(monkeypatch, store):
     monkeypatch.setattr(supervisor, "Worker", Dying)
     unit = hazard("hopeless")
-    assert supervise([unit], RunRows(store), gpu_hazards.measure, limit=60.0) == []
+    assert supervise([unit], RunRows(store, MEASURED), gpu_hazards.measure, limit=60.0) == []
     assert outcome(store, unit)[0] == {"method 0": "error", "method 1": "error", "method 2": "error"}
 
 
@@ -352,27 +358,27 @@ def here(monkeypatch):
 @pytest.mark.usefixtures("here")
 def test_the_budget_begins_nothing_that_would_not_end_and_the_next_run_goes_on(store):
     todo = [hazard("short", 1.0), hazard("long", 1000.0), hazard("short too", 1.0)]
-    left = supervise(todo, RunRows(store), gpu_hazards.measure, limit=60.0, budget=START_SECONDS + 60.0)
+    left = supervise(todo, RunRows(store, MEASURED), gpu_hazards.measure, limit=60.0, budget=START_SECONDS + 60.0)
     assert [one.planned.unit.method for one in left] == ["long"]
     assert "more than the budget has left" in left[0].reason
     finished = []
-    assert supervise(todo, RunRows(store), gpu_hazards.measure, limit=60.0, say=finished.append) == []
+    assert supervise(todo, RunRows(store, MEASURED), gpu_hazards.measure, limit=60.0, say=finished.append) == []
     assert [one.planned.unit.method for one in finished] == ["long"]
 
 
 @pytest.mark.usefixtures("here")
 def test_a_process_that_must_be_started_counts_against_the_budget(store):
     todo = [hazard("first", 10.0), hazard("second", 10.0)]
-    assert len(supervise(todo, RunRows(store), gpu_hazards.measure, limit=60.0, budget=START_SECONDS)) == 2
-    assert supervise(todo, RunRows(store), gpu_hazards.measure, limit=60.0, budget=START_SECONDS + 11.0) == []
+    assert len(supervise(todo, RunRows(store, MEASURED), gpu_hazards.measure, limit=60.0, budget=START_SECONDS)) == 2
+    assert supervise(todo, RunRows(store, MEASURED), gpu_hazards.measure, limit=60.0, budget=START_SECONDS + 11.0) == []
 
 
 @pytest.mark.usefixtures("here")
 def test_what_failed_is_tried_again_after_what_was_never_tried(store):
     failing, fresh = hazard("raising", breaks="raises"), hazard("fresh")
-    supervise([failing], RunRows(store), gpu_hazards.measure, limit=60.0)
+    supervise([failing], RunRows(store, MEASURED), gpu_hazards.measure, limit=60.0)
     finished = []
-    supervise([failing, fresh], RunRows(store), gpu_hazards.measure, limit=60.0, say=finished.append)
+    supervise([failing, fresh], RunRows(store, MEASURED), gpu_hazards.measure, limit=60.0, say=finished.append)
     assert [one.planned.unit.method for one in finished] == ["fresh", "raising"]
 
 
@@ -380,7 +386,9 @@ def test_a_stop_ends_at_once_what_is_being_measured_and_begins_no_more(store, fo
     pid = tmp_path / "pid"
     todo = [hazard("first"), hazard("hanging", breaks="hangs", pid=str(pid)), hazard("last")]
     with started_by(forking):
-        left = supervise(todo, RunRows(store), gpu_hazards.measure, limit=1000.0, stopped=lambda: written(pid))
+        left = supervise(
+            todo, RunRows(store, MEASURED), gpu_hazards.measure, limit=1000.0, stopped=lambda: written(pid)
+        )
     assert [one.planned.unit.method for one in left] == ["hanging", "last"]
     assert not gpu_hazards.alive(int(pid.read_text()))
     assert [store.has(planned.unit) for planned in todo] == [True, False, False]
@@ -563,7 +571,7 @@ def test_measurements_take_the_place_of_the_interpreters(measured):
 def test_nothing_is_drawn_of_nothing(tmp_path, measured):
     assert draw(SCHEMA.empty_table().to_pandas()).axes == []
     assert draw(measured[1].read_all("gpu").query("metric == 'error'")).axes == []
-    assert draw_figures(Store(tmp_path / "empty"), ["gpu"]) == []
+    assert draw_figures(Store(tmp_path / "empty"), ["gpu"], MEASURED) == []
 
 
 def test_approximations_are_measured_against_the_exact_product(measured):

@@ -17,11 +17,11 @@ from inrun_bench.methods import METHODS
 from inrun_bench.report import write_summary
 from inrun_bench.report.looks import look
 from inrun_bench.runs.plan import PROFILES
-from inrun_bench.runs.runner import Outcome, run
+from inrun_bench.runs.runner import Outcome
 from inrun_bench.runs.store import Store
 from inrun_bench.runs.unit import REFERENCE, Unit
 from tests.baselines.known_games import Table
-from tests.inrun_bench.tiny import PLAN
+from tests.inrun_bench.tiny import PLAN, run
 
 TASK = "iris-logreg"  # three classes
 PLANNED = dataclasses.replace(PLAN, tasks=(TASK,), seeds=(0,))
@@ -130,7 +130,7 @@ def test_tasks_are_the_experiments_own_where_none_is_named(options, expected, mo
 
 def test_table_and_figure_say_what_the_rows_say(store):
     rows = store.read_all("groups")
-    summary = write_summary(store)
+    summary = write_summary(store, EXPERIMENTS)
     assert f"{TASK}, classes: 3 players, 1 seed\n" in summary
     assert f"{TASK}, random: 4 players, 1 seed\n" in summary
     for kind, method in itertools.product(("classes", "random"), groups.GROUP_METHODS):

@@ -11,11 +11,11 @@ from inrun_bench.experiments import EXPERIMENTS
 from inrun_bench.report import headline, write_summary
 from inrun_bench.report.looks import look
 from inrun_bench.runs.plan import PROFILES
-from inrun_bench.runs.runner import Outcome, run
+from inrun_bench.runs.runner import Outcome
 from inrun_bench.runs.store import Store
 from inrun_bench.runs.unit import REFERENCE
 from tests.inrun_bench.test_report import tables_in
-from tests.inrun_bench.tiny import METHODS, PLAN, TASK, units_of
+from tests.inrun_bench.tiny import METHODS, PLAN, TASK, run, units_of
 
 LARGE = ("mnist-mlp-4000", "stdlib-gpt")
 
@@ -76,7 +76,7 @@ def test_methods_are_reported_without_a_reference(grown, tmp_path):
     store = Store(tmp_path / "large")
     plan = dataclasses.replace(PLAN, seeds=(0,))
     assert run(units_of("values", "removal", "detection", plan=plan), store).failed == ()
-    summary = write_summary(store)
+    summary = write_summary(store, EXPERIMENTS)
     assert headline(store) == ""
     assert f"**{TASK}**, 1 seed. Not compared with a retraining reference" in summary
     (table,) = tables_in(summary)

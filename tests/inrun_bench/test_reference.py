@@ -13,10 +13,10 @@ from baselines import exact_shapley, permutation_shapley
 from inrun_bench.adjoint import relaxed_game
 from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
 from inrun_bench.cli import main
-from inrun_bench.experiments import cost, estimators
-from inrun_bench.experiments import reference as experiment
+from inrun_bench.experiments import EXPERIMENTS, cost, estimators
 from inrun_bench.methods import METHODS
 from inrun_bench.reference import blocks as reference
+from inrun_bench.reference import estimate as reference_estimate
 from inrun_bench.reference import make as reference_making
 from inrun_bench.reference import verify as reference_proof
 from inrun_bench.reference.make import extend, thin
@@ -24,10 +24,10 @@ from inrun_bench.reference.verify import verify
 from inrun_bench.report import write_summary
 from inrun_bench.report.figures import draw_figures
 from inrun_bench.runs.plan import Plan
-from inrun_bench.runs.runner import Outcome, run
+from inrun_bench.runs.runner import Outcome
 from inrun_bench.runs.store import Store
 from inrun_bench.runs.unit import Unit
-from tests.inrun_bench.tiny import TASK, files
+from tests.inrun_bench.tiny import TASK, files, run
 
 N = 10
 FEW = dataclasses.replace(tasks.CATALOG[TASK], n_train=N)
@@ -117,7 +117,7 @@ def test_no_block_is_started_when_the_time_is_up(medium, store):
 
 def test_a_block_that_fails_says_why_and_those_before_it_are_kept(medium, store, monkeypatch):
     extend(store, TASK, seconds=0, jobs=1)
-    monkeypatch.setattr(experiment, "estimate", lambda *_: 1 / 0)
+    monkeypatch.setattr(reference_estimate, "estimate", lambda *_: 1 / 0)
     with pytest.raises(RuntimeError, match=f"{TASK}.*block=1.*division by zero"):
         extend(store, TASK, reliability=1 - 1e-12, jobs=1)
     monkeypatch.undo()
@@ -455,7 +455,7 @@ def test_bad_input_of_the_commands(store, capsys, arguments, message):
 
 
 def test_a_replay_answers_in_order_and_no_more_than_it_has():
-    replay = experiment.Replay(3, np.arange(4.0), frozenset({2}))
+    replay = reference_estimate.Replay(3, np.arange(4.0), frozenset({2}))
     coalitions = np.eye(3, dtype=bool)
     assert replay(coalitions).tolist() == [0, 1, 2]
     assert replay.seen[2].tolist() == [False, False, True]
@@ -539,8 +539,8 @@ def test_methods_are_compared_with_the_stored_reference(with_reference, tmp_path
     assert rows.loc["few-run-4", "value"] == pytest.approx(spearmanr(values, with_reference.values).statistic)
     assert rows.loc["reference", "value"] == 1.0
     assert (rows["trainings"] > 0).all()
-    draw_figures(found, ["cost"])
-    assert "| 4 differentiated runs" in write_summary(found)
+    draw_figures(found, ["cost"], EXPERIMENTS)
+    assert "| 4 differentiated runs" in write_summary(found, EXPERIMENTS)
 
 
 def test_methods_are_judged_by_every_recipe_that_has_a_reference(with_reference, store, tmp_path):
@@ -563,8 +563,8 @@ def test_methods_are_judged_by_every_recipe_that_has_a_reference(with_reference,
         assert ours[diagnostic] == pytest.approx(valuation.parameters[diagnostic])
     of_reference = rows.query("method == 'reference'").groupby("metric")["value"].unique()
     assert of_reference.map(list).to_dict() == {"spearman": [1.0], "spearman_ceiling": [1.0]}
-    draw_figures(found, ["cost"])
-    summary = write_summary(found)
+    draw_figures(found, ["cost"], EXPERIMENTS)
+    summary = write_summary(found, EXPERIMENTS)
     assert f"| {TASK} |    adamw |" in summary.partition("**Diagnostics**")[2]
 
 

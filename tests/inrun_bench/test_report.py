@@ -3,6 +3,7 @@ import pytest
 from scipy import stats
 
 from baselines import Valuation
+from inrun_bench.experiments import EXPERIMENTS
 from inrun_bench.reference.blocks import block, value_rows
 from inrun_bench.report import BEGIN, END, headline, markdown, update_section, write_summary
 from inrun_bench.report.figures import draw_figures
@@ -35,7 +36,7 @@ def fisher_interval(values):
 def summary(results, tmp_path_factory):
     store = Store(tmp_path_factory.mktemp("report") / "results")
     (store.root / "rows").symlink_to(results.root / "rows")
-    text = write_summary(store)
+    text = write_summary(store, EXPERIMENTS)
     assert (store.root / "summary.md").read_text() == text + "\n"
     return text
 
@@ -169,7 +170,7 @@ def test_the_cost_tables_say_what_the_rows_say_one_a_recipe(tmp_path):
         if method == "reference":
             rows.append({"metric": "spearman_ceiling", "value": ceilings[recipe]})
         store.write(Unit("cost", "some-task", method, 0, recipe_setting(recipe)), rows)
-    for table, recipe in zip(tables_in(write_summary(store)), ceilings, strict=True):
+    for table, recipe in zip(tables_in(write_summary(store, EXPERIMENTS)), ceilings, strict=True):
         assert list(table) == [look("reference").label, look("knn").label, "*noise ceiling*"]
         assert table[look("knn").label]["some-task"] == f"{spearman[recipe, 'knn']:.3f}, 12.3"
         assert table["*noise ceiling*"]["some-task"] == f"{ceilings[recipe]:.3f}"
@@ -181,10 +182,10 @@ def test_the_diagnostics_table_says_what_the_rows_say(tmp_path):
     diagnostics = {"sum": 0.3, "gain": 0.4, "roughness": 0.25}
     parameters = [{"metric": name, "value": value} for name, value in diagnostics.items()]
     store.write(Unit("cost", "some-task", "few-run-8", 0), agreement)
-    assert "**Diagnostics**" not in write_summary(store)  # rows that are older than diagnostics
+    assert "**Diagnostics**" not in write_summary(store, EXPERIMENTS)  # rows that are older than diagnostics
     store.write(Unit("cost", "some-task", "few-run-8", 0, recipe_setting("adamw")), agreement + parameters)
     store.write(Unit("cost", "some-task", "few-run-4", 0, recipe_setting("adamw")), agreement + parameters)
-    (line,) = lines_of(write_summary(store), "Diagnostics")
+    (line,) = lines_of(write_summary(store, EXPERIMENTS), "Diagnostics")
     assert line == {
         "task": "some-task",
         "recipe": "adamw",
@@ -200,7 +201,7 @@ def test_diagnostics_are_told_without_a_reference_too(tmp_path):
         diagnostics = {"sum": 0.3, "gain": 0.4, "roughness": roughness}
         rows = [{"metric": name, "value": value} for name, value in diagnostics.items()]
         store.write(Unit("values", "some-task", "few-run-8", seed), rows)
-    (line,) = lines_of(write_summary(store), "Diagnostics")
+    (line,) = lines_of(write_summary(store, EXPERIMENTS), "Diagnostics")
     assert line == {"task": "some-task", "recipe": "sgd", "sum / gain": "0.750", "roughness": "0.200"}
 
 
@@ -215,7 +216,7 @@ def test_the_efficiency_table_compares_trainings_for_the_same_standard_error(tmp
                 for metric in ("error", "stderr")
             ]
             store.write(Unit("estimators", "some-task", method, 0, {"repetition": repetition}), rows)
-    found = {line["estimator"]: line["some-task"] for line in lines_of(write_summary(store), "Efficiency")}
+    found = {line["estimator"]: line["some-task"] for line in lines_of(write_summary(store, EXPERIMENTS), "Efficiency")}
     assert found == {look("permutation").label: "1", look("owen").label: "4", look("kernel").label: "2"}
 
 
@@ -223,7 +224,7 @@ def test_estimators_without_standard_errors_have_no_efficiency(tmp_path):
     store = Store(tmp_path / "results")
     row = {"metric": "error", "value": 0.5, "look": 0, "evaluations": 10, "seconds": 1.0}
     store.write(Unit("estimators", "some-task", "permutation", 0, {"repetition": 0}), [row])
-    summary = write_summary(store)
+    summary = write_summary(store, EXPERIMENTS)
     assert "**Estimators**" in summary
     assert "**Efficiency**" not in summary
 
@@ -239,7 +240,7 @@ def test_times_are_medians_over_seeds_and_what_is_measured_is_a_mean(tmp_path):
             rows = [{"metric": metric, "value": value, **cost} for metric in ("error", "spearman", "cost")]
             rows.append({"metric": "value", "player": 0, "name": "a", "value": 1.0})
             store.write(Unit("groups", "some-task", method, seed, {"groups": "classes"}), rows)
-    summary = write_summary(store)
+    summary = write_summary(store, EXPERIMENTS)
     by_task, groups = tables_in(headline(store))[0], tables_in(summary[summary.index("**Groups**") :])[0]
     methods = next(t for t in tables_in(summary) if "trainings" in t[look("knn").label])
     assert by_task[look("knn").label]["some-task"] == "0.500 [0.500, 0.500], 2 s"
@@ -253,7 +254,7 @@ def test_long_times_are_whole_seconds_and_short_ones_have_two_digits(tmp_path):
         store = Store(tmp_path / f"results-{seconds}")
         row = {"metric": "spearman", "value": 0.5, "evaluations": 1, "seconds": seconds}
         store.write(Unit("agreement", "some-task", "acme", 0), [row])
-        (table,) = tables_in(write_summary(store).partition("\n\n**some-task**")[2])
+        (table,) = tables_in(write_summary(store, EXPERIMENTS).partition("\n\n**some-task**")[2])
         assert table["acme"]["time (s)"] == shown
 
 
@@ -270,12 +271,12 @@ def test_the_noise_of_a_reference_is_a_root_mean_square_in_units_of_the_spread(t
     values, stderr = np.array([1.0, 2.0, 6.0]), np.array([0.1, 0.2, 0.5])
     valuation = Valuation(values, stderr, 30, 1.0, "reference", halves=np.stack([values, values]))
     store.write(block("iris-logreg", 0, 0), [{**row, "identity": "x"} for row in value_rows(valuation, "loss")])
-    (line,) = lines_of(write_summary(store), "Reference values")
+    (line,) = lines_of(write_summary(store, EXPERIMENTS), "Reference values")
     assert line["standard error"] == f"{np.sqrt(np.mean(stderr**2)) / np.std(values):.2g}"
 
 
 def test_nothing_is_reported_of_nothing(tmp_path):
-    assert write_summary(Store(tmp_path / "results")) == ""
+    assert write_summary(Store(tmp_path / "results"), EXPERIMENTS) == ""
 
 
 def test_one_seed_has_no_interval(tmp_path):
@@ -284,7 +285,7 @@ def test_one_seed_has_no_interval(tmp_path):
     store.write(Unit("agreement", "some-task", "acme", 0), rows)
     (table,) = tables_in(headline(store))
     assert table["acme"]["some-task"] == "0.500, 2 s"
-    assert "acme" in write_summary(store)
+    assert "acme" in write_summary(store, EXPERIMENTS)
 
 
 def test_seeds_are_those_of_the_method_and_rows_of_two_definitions_are_not_pooled(tmp_path):
@@ -298,12 +299,12 @@ def test_seeds_are_those_of_the_method_and_rows_of_two_definitions_are_not_poole
             store.write(Unit("agreement", "some-task", "knn", seed, needs=(need,)), rows)
     store.write(Unit("agreement", "some-task", "random", 0), rows)
     (table,) = tables_in(headline(store))
-    methods = next(t for t in tables_in(write_summary(store)) if "trainings" in t["acme"])
+    methods = next(t for t in tables_in(write_summary(store, EXPERIMENTS)) if "trainings" in t["acme"])
     assert table["acme"]["some-task"].endswith("], 2 s")
     assert table[look("random").label]["some-task"] == "0.700 (1 seed), 2 s"
     assert table[look("knn").label]["some-task"] == "2 definitions"
     assert methods[look("knn").label]["Spearman [95 % CI]"] == methods[look("knn").label]["time (s)"] == "2 definitions"
-    draw_figures(store, ["agreement"])
+    draw_figures(store, ["agreement"], EXPERIMENTS)
 
 
 def test_experiments_stand_alone(results, tmp_path):
@@ -312,7 +313,7 @@ def test_experiments_stand_alone(results, tmp_path):
         (store.root / "rows").mkdir()
         for path in (results.root / "rows").glob(f"{experiment}.*"):
             (store.root / "rows" / path.name).symlink_to(path)
-        assert tables_in(write_summary(store))
+        assert tables_in(write_summary(store, EXPERIMENTS))
 
 
 def test_a_section_is_replaced_and_nothing_else_even_twice(tmp_path):

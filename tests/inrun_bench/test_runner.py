@@ -19,12 +19,18 @@ from baselines import permutation_shapley
 from inrun_bench.runs import fingerprint, runner
 from inrun_bench.runs.backends import BACKENDS, Workers
 from inrun_bench.runs.run_rows import RunRows
-from inrun_bench.runs.runner import run
 from inrun_bench.runs.store import Store
 from inrun_bench.runs.unit import Unit
 from tests.baselines.known_games import Table
 from tests.inrun_bench import counted_run, hazardous_run
 from tests.inrun_bench.tiny import files
+
+EXPERIMENTS = {}
+"""Those of the laboratory in use."""
+
+
+def run(units, store, **how):
+    return runner.run(units, store, EXPERIMENTS, **how)
 
 
 class Laboratory:
@@ -64,7 +70,8 @@ def laboratory(monkeypatch):
         "free": SimpleNamespace(EXCLUSIVE=False, measure=found.measure),
         "alone": SimpleNamespace(EXCLUSIVE=True, measure=found.measure),
     }
-    monkeypatch.setattr(runner, "EXPERIMENTS", experiments)
+    for name, experiment in experiments.items():
+        monkeypatch.setitem(EXPERIMENTS, name, experiment)
     return found
 
 
@@ -192,7 +199,7 @@ def code(monkeypatch):
     """What stands for the code of each unit's method; a test may change it."""
     found = {}
 
-    def parts(unit):
+    def parts(unit, _measure):
         return {"method": found.get(unit.method, "old")}
 
     monkeypatch.setattr(fingerprint, "code_parts", parts)
@@ -223,7 +230,7 @@ def test_what_another_run_has_measured_in_the_meantime_is_not_measured_again(lab
     child = unit("child", GRANDPARENT)
 
     def another_run():
-        run_rows = RunRows(Store(store.root))
+        run_rows = RunRows(Store(store.root), EXPERIMENTS)
         run_rows.write(GRANDPARENT, [{"metric": "needed", "value": 1.0}])
         run_rows.write(child, [{"metric": "needed", "value": 5.0}])
         return [{"metric": "needed", "value": 1.0}]
@@ -367,7 +374,8 @@ def test_a_unit_takes_one_thread_whatever_it_calls(laboratory, two_threads):
         }
     ]
     assert any(library["num_threads"] == 2 for library in threadpool_info())
-    answer = runner._measure(laboratory.measure, GRANDPARENT, {}, runner.code_parts(GRANDPARENT))
+    code = runner.code_parts(GRANDPARENT, laboratory.measure)
+    answer = runner._measure(laboratory.measure, GRANDPARENT, {}, code)
     assert {kind: set(numbers) for kind, numbers in answer.rows[0].items()} == {
         "libraries": {1},
         "torch": {1},
@@ -531,7 +539,7 @@ def test_units_in_flight_are_no_more_than_jobs_and_no_more_than_there_are_worker
 
 def test_a_worker_with_other_code_or_libraries_measures_nothing(laboratory, store, local, monkeypatch):
     here = {"libraries": "torch 2.13.0", "experiment": "as it is"}
-    monkeypatch.setattr(runner, "code_parts", lambda _: here)
+    monkeypatch.setattr(runner, "code_parts", lambda _unit, _measure: here)
 
     @contextlib.contextmanager
     def connect(jobs, scheduler):
@@ -560,12 +568,11 @@ def test_a_unit_keeps_to_one_process_whatever_it_asks_joblib_for(laboratory, sto
 # --- processes ---
 
 
-def test_two_runs_at_once_compute_each_unit_once(tmp_path, forking, monkeypatch):
+def test_two_runs_at_once_compute_each_unit_once(tmp_path, forking):
     """One is here, the other in a process of its own."""
     store, log, answer = Store(tmp_path / "results"), tmp_path / "log", forking.Queue()
     other = forking.Process(target=counted_run.run_here, args=(store.root, log, answer))
     other.start()
-    monkeypatch.setattr(runner, "EXPERIMENTS", counted_run.experiments(log))
     outcome = counted_run.run_beside_another(store, log)
     _, _, failed = answer.get(timeout=300)
     other.join()
@@ -594,7 +601,7 @@ def test_killing_a_run_loses_the_units_in_flight_and_nothing_else(tmp_path, fork
     assert 3 <= len(before) < everything
 
     pids = hazardous_run.send_hazards_alone(monkeypatch.setattr)
-    outcome = run(hazardous_run.UNITS, store)
+    outcome = hazardous_run.run(hazardous_run.UNITS, store)
     assert (outcome.done, outcome.skipped, outcome.failed) == (everything - len(before), len(before), ())
     assert len(pids) == outcome.done
     after = files(store.root)

@@ -109,7 +109,7 @@ def test_the_ratio_is_that_of_a_differentiated_run_to_a_plain_one(monkeypatch):
 def test_the_table_says_what_the_rows_say(measured):
     rows = measured.read_all("sweeps")
     values = rows.pivot_table(index=["recipe", "way"], columns="metric", values="value")
-    lines = lines_of(write_summary(measured), "Differentiated runs")
+    lines = lines_of(write_summary(measured, EXPERIMENTS), "Differentiated runs")
     assert [line["recipe"] for line in lines] == list(tasks.CATALOG[TASK].recipes)
     for line in lines:
         assert line["task"] == TASK

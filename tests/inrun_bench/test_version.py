@@ -56,7 +56,7 @@ def version(name):
         raise importlib.metadata.PackageNotFoundError(name)
     return ours(name)
 importlib.metadata.version = version
-from inrun_bench.experiments.gpu.__main__ import main
+from inrun_bench.cli import main
 from inrun_bench.runs.store import Store
 from pathlib import Path
 import inrun_bench, json, tasks
@@ -66,6 +66,7 @@ store.begin_run(jobs=1, seeds=[0])
 (run,) = json.loads((store.root / "manifest.json").read_text())
 assert (run["versions"]["inrun-bench"], run["versions"]["mlxtend"]) == (inrun_bench.__version__, None), run
 assert inrun_bench.__version__ == "0+unknown"
+assert main(["run", "gpu", "--budget", "0", "--out", str(store.root)]) == 0
 assert "mnist-mlp" in tasks.names()
 tasks.load("digits-mlp")
 try:

@@ -1,11 +1,13 @@
 """A plan that takes seconds, and ways to look at what it left behind."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from inrun_bench.experiments import EXPERIMENTS, estimators, fidelity, overhead, removal, retraining
-from inrun_bench.runs import stored_values
+from inrun_bench.runs import runner, stored_values
 from inrun_bench.runs.plan import Plan, Profile
 from inrun_bench.runs.store import Store
 from inrun_bench.runs.unit import Unit
@@ -36,6 +38,11 @@ TIMINGS = ["seconds", "peak_bytes"]
 
 def units_of(*experiments: str, plan: Plan = PLAN) -> list[Unit]:
     return [unit for name in experiments for unit in EXPERIMENTS[name].units(plan)]
+
+
+def run(units: Sequence[Unit], store: Store, **how: Any) -> runner.Outcome:
+    """Run units of the experiments that there are."""
+    return runner.run(units, store, EXPERIMENTS, **how)
 
 
 def files(root: Path) -> dict[str, tuple[int, bytes]]:

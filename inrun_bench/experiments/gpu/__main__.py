@@ -2,7 +2,7 @@
 
 import sys
 
-from inrun_bench.cli import main
-
 if __name__ == "__main__":
+    from inrun_bench.cli import main  # here: a worker imports this module, and draws nothing
+
     sys.exit(main(["run", "gpu", "--out", "runs/gpu", *sys.argv[1:]]))
