@@ -5,10 +5,6 @@
 >>> from inrun_bench import benchmark  # all of it, on tasks and methods of your own, too
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from inrun_bench.adjoint import (
     coalition_gradient_shapley,
     control_variate_shapley,
@@ -18,17 +14,6 @@ from inrun_bench.adjoint import (
 from inrun_bench.attribution import InRunShapley
 from inrun_bench.version import __version__
 from tasks.lazy_names import lazy_names
-
-if TYPE_CHECKING:
-    from inrun_bench.benchmarks import Results, benchmark
-    from inrun_bench.methods import Method
-    from inrun_bench.metrics import (
-        RemovalCurve,
-        agreement,
-        detection,
-        linear_datamodelling_score,
-        removal_curve,
-    )
 
 __all__ = [
     "InRunShapley",
@@ -47,7 +32,9 @@ __all__ = [
     "unrolled_influence",
 ]
 
-__getattr__ = lazy_names(  # which need more than an engine does: scikit-learn, pandas, matplotlib
+# Names that need more than an engine does: scikit-learn, pandas, matplotlib. Their types stand in __init__.pyi: an import
+# here, be it for a type checker alone, would make all that they need part of every method's code.
+__getattr__ = lazy_names(
     __name__,
     {
         "Method": "methods",

@@ -118,8 +118,15 @@ def _run_alone(chosen: Sequence[str], options: argparse.Namespace) -> int:
         raise ValueError(
             f"{' and '.join(_alone())} runs alone, got {', '.join(chosen)}; run the others in a command of their own"
         )
+    others = ("task", "method", "seed", "force", "quiet", "scheduler", "reference")
+    given = [f"--{name}" for name in others if getattr(options, name)]
+    given += [
+        f"--{name}" for name, default in (("jobs", -1), ("backend", "local")) if getattr(options, name) != default
+    ]
+    if given:
+        raise ValueError(f"{chosen[0]} says itself what it measures, and runs it one by one; leave {given[0]} away")
     limit = DEFAULT_LIMIT if options.limit is None else options.limit
-    store = Store(_folder(options))
+    store = Store(options.out or Path("runs", chosen[0]))
     code: int = EXPERIMENTS[chosen[0]].run_alone(store, limit=limit, budget=options.budget)  # type: ignore[attr-defined]
     return code
 
@@ -303,7 +310,7 @@ def _parser() -> argparse.ArgumentParser:
         "--into",
         type=Path,
         help="also put the first of them between the 'summary' marks of this Markdown file, and those of experiments "
-        "between marks of their names, where it has any",
+        "between marks of their names, where it has any; marks that name the folder, too, are for it alone",
     )
     _add_place(command)
     command.set_defaults(command=_report)

@@ -60,3 +60,10 @@ def test_runs_know_neither_references_nor_reports():
         for target in imported(path):
             above = f"{target}.".startswith(("inrun_bench.reference.", "inrun_bench.report."))
             assert not above, f"{name} imports {target}"
+
+
+def test_the_package_itself_imports_nothing_that_draws_or_asks():
+    """What it imports is part of every method's code: a colour would make all rows stale."""
+    taken = set(imported(ROOT / "inrun_bench" / "__init__.py"))
+    above = {"inrun_bench.benchmarks", "inrun_bench.cli", "inrun_bench.experiments", "inrun_bench.report"}
+    assert not taken & above

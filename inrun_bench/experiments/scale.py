@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -29,7 +30,7 @@ from inrun_bench import metrics
 from inrun_bench.methods import valued
 from inrun_bench.methods.monte_carlo import SHIFTS
 from inrun_bench.report.intervals import over_seeds
-from inrun_bench.report.looks import in_order, legend, look
+from inrun_bench.report.looks import Look, in_order, legend, look
 from inrun_bench.report.markdown import interval_cell, markdown, mean_cell
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import warm_up
@@ -96,6 +97,7 @@ MEASURES = {
 }
 CEILING = "spearman_ceiling"
 SHARE = 0.5
+SPREAD = 1.15  # between the first method's place and the last one's, on a logarithmic axis
 
 
 def units(plan: Plan) -> list[Unit]:
@@ -200,10 +202,11 @@ def draw(rows: pd.DataFrame) -> Figure:
         ticks = sorted(own[axis].unique())
         for row, key in enumerate(measures):
             ax = axes[row, column]
-            for method in methods:
-                _line(ax, means, ticks, (method, *key), look(method))
+            for place, method in enumerate(methods):
+                apart = SPREAD ** (place / max(len(methods) - 1, 1) - 0.5)  # so that intervals do not hide each other
+                _line(ax, means, ticks, (method, *key), look(method), apart)
             metric = CEILING if key[0] == "spearman" else key[0]
-            _line(ax, means, ticks, (REFERENCE, metric, key[1]), None)
+            _line(ax, means, ticks, (REFERENCE, metric, key[1]), None, 1.0)
             ax.axhline(0, color="0.8", linewidth=0.8, zorder=0)
             ax.set_ylim(min(0.0, float(rows["value"].min())) - 0.03, 1.05)
             ax.set_xscale("log")
@@ -227,16 +230,26 @@ def draw(rows: pd.DataFrame) -> Figure:
     return figure
 
 
-def _line(ax: object, means: pd.DataFrame, ticks: list[float], key: tuple[str, str, str], style: object) -> None:
+def _line(
+    ax: Axes, means: pd.DataFrame, ticks: list[float], key: tuple[str, str, str], style: Look | None, apart: float
+) -> None:
     found = [(tick, *means.loc[(tick, *key), ["mean", "low", "high"]]) for tick in ticks if (tick, *key) in means.index]
     if not found:
         return
     x, mean, low, high = np.array(found).T
     if style is None:
-        ax.plot(x, mean, color="black", linestyle="--", marker="_", markersize=12, linewidth=1.2)  # type: ignore[attr-defined]
+        ax.plot(x, mean, color="black", linestyle="--", marker="_", markersize=12, linewidth=1.2)
         return
-    ax.fill_between(x, low, high, color=style.color, alpha=0.12, linewidth=0)  # type: ignore[attr-defined]
-    ax.plot(x, mean, color=style.color, marker=style.marker, markersize=5, linewidth=1.2)  # type: ignore[attr-defined]
+    ax.errorbar(
+        apart * x,
+        mean,
+        yerr=[mean - low, high - mean],
+        color=style.color,
+        marker=style.marker,
+        markersize=5,
+        linewidth=1.2,
+        elinewidth=0.6,
+    )
 
 
 def _sweeps(rows: pd.DataFrame) -> Iterable[tuple[str, str, pd.DataFrame]]:

@@ -44,15 +44,23 @@ def _tables(store: Store, experiments: Mapping[str, Any]) -> dict[str, str]:
 def update_page(path: Path, store: Store, experiments: Mapping[str, Any]) -> None:
     """Put tables of a folder between their marks in a Markdown file, as far as it has them.
 
+    Marks are of an experiment's name, or of ``summary``, the headline. Those that name the folder, too (``scale of
+    FOLDER``), are for that folder alone, and where a page has some, others are left as they are.
+
     Raises
     ------
     ValueError
         If it has none.
     """
     page, tables = path.read_text(), {"summary": headline(store), **_tables(store, experiments)}
-    marked = [name for name, told in tables.items() if told and marks(name)[0] in page] or ["summary"]
-    for name in marked:
-        update_section(path, tables[name], *marks(name))
+    own = {f"{name} of {store.root.name}": told for name, told in tables.items()}
+    for found in (own, tables):
+        marked = [name for name, told in found.items() if told and marks(name)[0] in page]
+        for name in marked:
+            update_section(path, found[name], *marks(name))
+        if marked:
+            return
+    update_section(path, tables["summary"])
 
 
 def update_section(path: Path, summary: str, begin: str = BEGIN, end: str = END) -> None:

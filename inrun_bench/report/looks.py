@@ -6,7 +6,7 @@ import colorsys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import pandas as pd
@@ -146,13 +146,16 @@ def in_order(methods: Iterable[str]) -> list[str]:
     return sorted(set(methods), key=lambda m: (known.index(m) if m in known else len(known), m))
 
 
-@cache
 def _known() -> Mapping[str, Look]:
-    """Return how all that is known looks, in the order in which it is shown."""
+    """Return how all that is known by now looks, in the order in which it is shown."""
+    return _looks(tuple((name, (own := method_of(name)).label, own.family) for name in METHODS))
+
+
+@lru_cache(maxsize=8)
+def _looks(methods: tuple[tuple[str, str, str], ...]) -> Mapping[str, Look]:
     members: dict[str, dict[str, str]] = {family: {} for family in FAMILIES}
-    for name in METHODS:
-        own = method_of(name)
-        members[own.family if own.family in FAMILIES else "other"][name] = own.label
+    for name, label, family in methods:
+        members[family if family in FAMILIES else "other"][name] = label
     for family, labels in OTHERS.items():
         members[family] |= labels
     return {

@@ -14,7 +14,7 @@ from inrun_bench.runs.unit import REFERENCE
 
 __all__ = ["headline", "methods_table"]
 
-CONVENTIONAL, ANOTHER = "conventional", "another seed"  # a game of the experiment `retraining`, and a row of it
+OWN, CONVENTIONAL, ANOTHER = "own", "conventional", "another seed"  # games of the experiment `retraining`, and a row
 AGREEMENT = ("Spearman [95 % CI]", "Kendall", "Pearson", "top 10 %")  # columns that need a reference
 
 
@@ -29,18 +29,19 @@ def headline(store: Store) -> str:
     spearman = agreement[agreement["metric"] == "spearman"]
     table, cost = over_seeds(agreement), spearman.groupby(["task", "method"])["seconds"].median()
     names, seeds = list(dict.fromkeys(agreement["task"])), agreement["seed"].nunique()
-    other, others_of = pd.DataFrame(), []
-    if not retraining.empty:
-        conventional = retraining[retraining.get("judge") == CONVENTIONAL]
-        other = over_seeds(conventional) if len(conventional) else other
-        others_of = [task for task in names if task in set(conventional["task"])]
+    judged = {
+        game: over_seeds(retraining[retraining["judge"] == game]) if len(retraining) else pd.DataFrame()
+        for game in (OWN, CONVENTIONAL)
+    }
+    other, again = judged[CONVENTIONAL], judged[OWN]
+    others_of = {task for task, *_ in other.index} if len(other) else set()
     columns = [(task, own) for task in names for own in ((True, False) if task in others_of else (True,))]
 
     def found(task: str, method: str, own: bool) -> str:
         if not own:
             return interval_cell(other, (task, method, "spearman"), seeds)
-        if (task, method) not in cost.index:
-            return ""
+        if (task, method) not in cost.index:  # the other experiment judges more methods, by the same reference
+            return interval_cell(again, (task, method, "spearman"), seeds)
         several = of_several(table, (task, method, "spearman"))
         return several or f"{interval_cell(table, (task, method, 'spearman'), seeds)}, {cost[task, method]:.2g} s"
 

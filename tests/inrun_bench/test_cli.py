@@ -121,6 +121,11 @@ def test_an_unknown_name_is_refused_with_the_nearest_and_all_known_ones(
         (["reference", "--minutes", "-1"], "--minutes must be a number of at least 0, got -1.0"),
         (["run", "gpu", "agreement"], "gpu runs alone, got gpu, agreement; run the others in a command of their own"),
         (["run", "agreement", "gpu", "--budget", "5"], "gpu runs alone, got agreement, gpu"),
+        (
+            ["run", "gpu", "--task", "iris-logreg"],
+            "gpu says itself what it measures, and runs it one by one; leave --task",
+        ),
+        (["run", "gpu", "--jobs", "1"], "gpu says itself what it measures, and runs it one by one; leave --jobs away"),
         (["run", "agreement", "--budget", "5"], "--budget and --limit are for experiments that run alone (gpu)"),
         (["run", "--limit", "5"], "--budget and --limit are for experiments that run alone (gpu)"),
         (["figures"], "no results in 'runs/quick'"),

@@ -5,7 +5,7 @@ from scipy import stats
 from baselines import Valuation
 from inrun_bench.experiments import EXPERIMENTS
 from inrun_bench.reference.blocks import block, value_rows
-from inrun_bench.report import BEGIN, END, headline, markdown, update_section, write_summary
+from inrun_bench.report import BEGIN, END, headline, markdown, marks, update_page, update_section, write_summary
 from inrun_bench.report.figures import draw_figures
 from inrun_bench.report.looks import look
 from inrun_bench.runs.store import Store
@@ -50,6 +50,32 @@ def methods_table(summary):
 def values_of(results, experiment, method, metric):
     rows = results.read_all(experiment)
     return rows[(rows["method"] == method) & (rows["metric"] == metric)]["value"].to_numpy()
+
+
+def test_differences_are_paired_by_seed(results, summary):
+    """With two seeds the interval shows the pairs: its middle is the mean, its half width t times half the gap."""
+    (table,) = (t for t in tables_in(summary) if any("of 2)" in cell for row in t.values() for cell in row.values()))
+    assert look("inrun-first").label not in table
+    base = values_of(results, "agreement", "inrun-first", "spearman")
+    for method in ("inrun-integrated", "knn"):
+        gaps = values_of(results, "agreement", method, "spearman") - base
+        half = stats.t.ppf(0.975, 1) * gaps.std(ddof=1) / np.sqrt(2)
+        told = f"{gaps.mean():+.3f} [{gaps.mean() - half:+.3f}, {gaps.mean() + half:+.3f}] ({(gaps > 0).sum()} of 2)"
+        assert table[look(method).label][TASK] == told
+
+
+def test_the_headline_shows_the_run_s_own_game_beside_conventional_retraining(results, summary):
+    table = tables_in(summary)[0]
+    rows = results.read_all("retraining")
+    conventional = rows[(rows["judge"] == "conventional") & (rows["metric"] == "spearman")]
+    for method in METHODS:
+        own = conventional[conventional["method"] == method]["value"]
+        assert table[look(method).label][f"{TASK}, conventional"] == fisher_interval(own)
+        assert table[look(method).label][TASK].startswith(
+            fisher_interval(values_of(results, "agreement", method, "spearman"))
+        )
+    again = conventional[conventional["method"] == "another seed"]["value"]
+    assert table["*the reference under another seed*"][f"{TASK}, conventional"] == fisher_interval(again).split()[0]
 
 
 @pytest.mark.parametrize("method", ["reference", *METHODS])
@@ -322,3 +348,18 @@ def test_a_section_is_replaced_and_nothing_else_even_twice(tmp_path):
     for words in ("new", "newer \\1 words"):
         update_section(page, words)
         assert page.read_text() == f"before {BEGIN}\n\n{words}\n\n{END} after {END}"
+
+
+def test_marks_that_name_a_folder_are_for_it_alone(results, tmp_path):
+    store = Store(tmp_path / "mine")
+    (store.root / "rows").rmdir()
+    (store.root / "rows").symlink_to(results.root / "rows")
+    between = "\n\n".join(
+        f"{begin}\nold\n{end}" for begin, end in map(marks, ("summary", "agreement of mine", "agreement of yours"))
+    )
+    page = tmp_path / "page.md"
+    page.write_text(between)
+    update_page(page, store, EXPERIMENTS)
+    told = EXPERIMENTS["agreement"].table(results.read_all("agreement"))
+    begin, end = marks("agreement of mine")
+    assert page.read_text() == between.replace(f"{begin}\nold\n{end}", f"{begin}\n\n{told}\n\n{end}")
