@@ -32,8 +32,8 @@ __all__ = [
     "unrolled_influence",
 ]
 
-# Names that need more than an engine does: scikit-learn, pandas, matplotlib. Their types stand in __init__.pyi: an import
-# here, be it for a type checker alone, would make all that they need part of every method's code.
+# Names that need more than an engine does (scikit-learn, pandas, matplotlib). Their types stand in __init__.pyi: an
+# import here, be it for a type checker alone, would make all that they need part of every method's code.
 __getattr__ = lazy_names(
     __name__,
     {
