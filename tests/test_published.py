@@ -242,3 +242,57 @@ def test_what_is_claimed_of_large_problems_and_of_estimators_themselves():
     rows = Store(ROOT / "results" / "rivals", create=False).read_all("rivals")
     assert rows.query("metric == 'peak_gib'")["value"].item() <= 8
     assert rows.query("metric == 'microseconds'")["value"].max() <= 2
+
+
+def retrained(judge):
+    """Mean Spearman correlation with a game of retraining, by task and method."""
+    rows = Store(ROOT / "results" / "retraining", create=False).read_all("retraining")
+    own = rows[(rows["metric"] == "spearman") & (rows["judge"] == judge)]
+    return own.groupby(["task", "method"])["value"].mean().unstack("method")
+
+
+def follows_one_run_less():
+    own, conventional = retrained("own"), retrained("conventional")
+    of_one_run = ["inrun-first", "inrun-second", "inrun-integrated", "few-run-4"]
+    return len(own) == 4 and (conventional[of_one_run] < own[of_one_run]).all(axis=None)
+
+
+def averages_agree_more():
+    found = retrained("conventional")
+    pairs = [("inrun-first", "inrun-first-seeds-20"), ("few-run-4", "few-run-4-seeds-20")]
+    return len(found) == 4 and all((found[one] < found[mean]).all() for one, mean in pairs)
+
+
+def no_more_than_another_seed():
+    found = retrained("conventional").drop(index="iris-logreg")
+    most = found["another seed"] + 0.02
+    return len(found) == 3 and all((found[method] <= most).all() for method in ("inrun-first", "few-run-4"))
+
+
+def sizes_of_the_headline():
+    found = [tasks.load(name, 0) for name in PROFILES["quick"].tasks]
+    steps = {task.recipe.n_steps(task.n_train) for task in found}
+    return {task.n_train for task in found} == {100, 200} and steps == {50}
+
+
+def seeds_of_agreement():
+    rows = Store(ROOT / "results" / "agreement", create=False).read_all("agreement")
+    return rows["seed"].nunique() == 10 and rows["task"].nunique() == 6 and "digits-sgd-large-lr" in set(rows["task"])
+
+
+SENTENCES = {
+    "every method that follows one run agrees less with it than with the run's own game": follows_one_run_less,
+    "values averaged over 20 seeds agree more with it than those of one run, on all four": averages_agree_more,
+    "Means over 20 seeds agree more with conventional retraining, on all four": averages_agree_more,
+    "on the three larger tasks about as much as the run's own reference does under another seed, or less than that": (
+        no_more_than_another_seed
+    ),
+    "The tasks of this table have 100 to 200 training samples and 50 steps": sizes_of_the_headline,
+    "Over ten, with paired differences, on six tasks, a hard one among them": seeds_of_agreement,
+}
+
+
+@pytest.mark.parametrize("sentence", SENTENCES)
+def test_sentences_of_the_readme_are_true_of_the_rows(sentence):
+    assert sentence in " ".join((ROOT / "README.md").read_text().split())
+    assert SENTENCES[sentence]()

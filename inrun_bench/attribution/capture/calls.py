@@ -219,7 +219,7 @@ class ObservedCalls:
         if linked is not None:
             inputs = _numbered((args, kwargs), linked.arguments)
             with self._operations.paused():
-                self._links.enter(self._form, self._name_of(module), inputs, self.micro_batch.size)
+                self._links.enter(self._form, partial(self._name_of, module), inputs, self.micro_batch.size)
 
     def expect_known(self, *leaves: Any) -> None:
         """Refuse a graph of a call of the model, with such arguments beside tensors, that has never been observed."""
@@ -238,7 +238,7 @@ class ObservedCalls:
         if module is self._outermost:
             linked = self._linked(module)
             if linked is not None:
-                self._links.leave(self._form, self._name_of(module), _numbered(output, linked.outputs))
+                self._links.leave(self._form, partial(self._name_of, module), _numbered(output, linked.outputs))
             self._outermost = self._going = None
         if module is self._again:
             self._again = None

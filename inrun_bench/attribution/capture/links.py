@@ -10,7 +10,7 @@ each pair of calls; hooks that the loop has put on tensors between the two are c
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,15 +34,16 @@ class Numbered:
 
 @dataclass(frozen=True)
 class _Made:
-    """An output: of which call, where it stands in the graph, and the calls whose outputs it was made of."""
+    """An output: of which call, where it stands in the graph, and the numbers of the calls that it was made of."""
 
+    number: int
     call: Any
-    name: str
+    name: Callable[[], str]
     tensor: weakref.ref[Tensor]  # a graph may be freed, and memory with it, before the next call
     edge: GradientEdge
     shape: tuple[int, ...]
     axis: BatchAxis
-    before: frozenset[Any]
+    before: frozenset[int]
 
 
 class Links:
@@ -58,22 +59,22 @@ class Links:
         self.looking = False
         self._made: list[_Made] = []
         self._sound: set[tuple[Any, ...]] = set()
-        self._before: frozenset[Any] = frozenset()
+        self._before: frozenset[int] = frozenset()
 
     def forget(self) -> None:
         """Begin anew, with other samples."""
         self._made.clear()
         self._before = frozenset()
 
-    def enter(self, call: Any, name: str, inputs: Sequence[Numbered], size: int) -> None:
+    def enter(self, call: Any, name: Callable[[], str], inputs: Sequence[Numbered], size: int) -> None:
         """Check that each sample's rows of the inputs are made of its own rows of the outputs of calls before.
 
         Parameters
         ----------
         call : hashable
             What the call is known by: links between calls are looked at once.
-        name : str
-            Of the module that is called, for messages.
+        name : callable
+            Returns that of the module that is called, for messages.
         inputs : sequence of Numbered
             What it is given.
         size : int
@@ -87,21 +88,22 @@ class Links:
         self._before = frozenset()
         for position, given in enumerate(inputs if self._made else ()):
             nearest = list(self._nearest(given.tensor))
-            further = frozenset().union(*(one.before for one in nearest))
-            self._before |= further.union(one.call for one in nearest)
+            further: frozenset[int] = frozenset().union(*(one.before for one in nearest))
+            self._before |= further.union(one.number for one in nearest)
             for one in nearest:
                 link = one.call, one.edge.output_nr, one.axis, call, position, given.axis
-                if one.call not in further and link not in self._sound:  # a detour: told by the calls on the way
+                if one.number not in further and link not in self._sound:  # else a detour, told by the calls on the way
                     self._check(one, given, size, name)
                     self._sound.add(link)
 
-    def leave(self, call: Any, name: str, outputs: Sequence[Numbered]) -> None:
+    def leave(self, call: Any, name: Callable[[], str], outputs: Sequence[Numbered]) -> None:
         """Note what a call returned."""
+        number = len(self._made)
         for output in outputs:
             if output.tensor.grad_fn is not None:
                 edge = get_gradient_edge(output.tensor)
                 shape = tuple(output.tensor.shape)
-                made = _Made(call, name, weakref.ref(output.tensor), edge, shape, output.axis, self._before)
+                made = _Made(number, call, name, weakref.ref(output.tensor), edge, shape, output.axis, self._before)
                 self._made.append(made)
 
     def _nearest(self, tensor: Tensor) -> Iterator[_Made]:
@@ -121,7 +123,7 @@ class Links:
             met.update(further)
             waiting += further
 
-    def _check(self, one: _Made, given: Numbered, size: int, name: str) -> None:
+    def _check(self, one: _Made, given: Numbered, size: int, name: Callable[[], str]) -> None:
         for mask in masks_of(size):
             along = torch.rand(given.tensor.shape, dtype=given.tensor.dtype, device=given.tensor.device) + 0.5
             rows = batch_first(along, given.axis)
@@ -133,8 +135,8 @@ class Links:
             others = back[~mask.repeat_interleave(len(back) // size).to(back.device)]
             if bool((others > RESOLUTION * back.max()).any()):
                 raise ValueError(
-                    f"what {one.name} returned, of shape {list(one.shape)}, was taken for {size} samples along axis "
-                    f"{one.axis}, but what was made of it and handed to {name}, of shape {list(given.tensor.shape)}, "
+                    f"what {one.name()} returned, of shape {list(one.shape)}, was taken for {size} samples along axis "
+                    f"{one.axis}, but what was made of it and handed to {name()}, of shape {list(given.tensor.shape)}, "
                     "does not keep them apart: the loop mixes them, or it called the part on something else "
                     "(positions, noise, a table). In the second case say so with batch_axis={'': axis, layer: None}: "
                     "the axis of the samples elsewhere, and None for the part's layers"

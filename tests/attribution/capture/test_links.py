@@ -69,6 +69,22 @@ def test_a_loop_that_mixes_samples_between_parts_is_refused(between):
         score_error(Parts(), x, y, B, call=lambda model, x: model(between(model.stem(x))))
 
 
+@pytest.mark.parametrize("where", [1, 2])
+def test_a_part_that_is_called_again_is_looked_at_each_time(where):
+    """What it returned the second time goes on to another part than what it returned the first time."""
+    x, y = samples(3, WIDTH)
+
+    def call(model, x):
+        h = model.stem(x)
+        for time in (1, 2):
+            h = h + torch.tanh(model.block(h))
+            h = mixed(h) if time == where else h
+        return model(h)
+
+    with pytest.raises(ValueError, match="does not keep them apart"):
+        score_error(Parts(), x, y, B, call=call)
+
+
 def residual(model, x):
     h = model.stem(x)
     h = h + torch.tanh(model.block(h))
