@@ -30,6 +30,9 @@ __all__ = ["Results", "benchmark"]
 
 Named: TypeAlias = "str | Any"
 
+ASKED = ("agreement", "removal", "detection")
+"""What is asked where nobody says."""
+
 
 @dataclass(frozen=True)
 class Results:
@@ -60,7 +63,7 @@ class Results:
 def benchmark(
     tasks: Iterable[str | Task] | str | Task = (),
     methods: Iterable[Named] | Mapping[str, Callable[..., Any]] | Named = (),
-    experiments: Iterable[Named] | Mapping[str, Experiment] | Named = ("agreement", "removal", "detection"),
+    experiments: Iterable[Named] | Mapping[str, Experiment] | Named | None = None,
     *,
     out: str | Path,
     seeds: Iterable[int] = (0,),
@@ -81,7 +84,8 @@ def benchmark(
         :class:`baselines.Valuation` or an array with a value for each training sample, and take all chance from `seed`,
         a ``numpy.random.SeedSequence``. Functions are called by their name. All of the profile where empty.
     experiments : names and modules, or a mapping of names to these
-        What is asked; a module, or any object, that offers what :mod:`inrun_bench.experiments` lists.
+        What is asked; a module, or any object, that offers what :mod:`inrun_bench.experiments` lists. Those of
+        :data:`ASKED`, as far as they have to do with the tasks, where None.
     out : path
         Where rows go; what is there and up to date is not measured again.
     seeds : iterable of int
@@ -120,7 +124,7 @@ def benchmark(
         raise ValueError(unknown_name("profile", profile, list(PROFILES)))
     of_tasks, lent_tasks = _told("task", tasks, _task)
     of_methods, lent_methods = _told("method", methods, _method)
-    of_experiments, lent_experiments = _told("experiment", experiments, _experiment)
+    of_experiments, lent_experiments = _told("experiment", ASKED if experiments is None else experiments, _experiment)
     for kind, registry, lent in (("tasks", CATALOG, lent_tasks), ("methods", METHODS, lent_methods)):
         _refuse_taken(kind, registry, lent)
     _refuse_taken("experiments", EXPERIMENTS, lent_experiments)
@@ -135,7 +139,8 @@ def benchmark(
             seeds=_seeds(seeds),
         )
         chosen = [name if name in lent_experiments else EXPERIMENTS.choose([name])[0] for name in of_experiments]
-        units = [unit for name in chosen for unit in units_of(name, everything[name], plan, tasks_named=bool(of_tasks))]
+        asked = {"tasks_named": bool(of_tasks), "asked_for": experiments is not None}
+        units = [unit for name in chosen for unit in units_of(name, everything[name], plan, **asked)]
         store = Store(Path(out))
         with warnings.catch_warnings():
             warnings.simplefilter("error", InterruptedEstimateWarning)

@@ -11,6 +11,8 @@ An experiment is a module with
 ``TASKS``
     where it has its own: the tasks that it runs on when none is named, in place of the profile's, and that are named
     where it has nothing to do on others;
+``NEEDS``
+    where it does not run on every task: what a task must have;
 ``KNOBS``
     where it has any: how much work it does, by profile, each a frozen dataclass `Knobs`;
 ``units(plan) -> list[Unit]``
@@ -98,7 +100,8 @@ def units_of(
         plan = dataclasses.replace(plan, tasks=own)
     found = experiment.units(plan)
     if not found and asked_for:
-        those = f"; it runs on {', '.join(own)}" if own else ""
+        needs = getattr(experiment, "NEEDS", "")
+        those = (f"; it needs {needs}" if needs else "") + (f"; it runs on {', '.join(own)}" if own else "")
         raise ValueError(f"experiment {name!r} has nothing to do on {', '.join(plan.tasks)}{those}")
     return found
 

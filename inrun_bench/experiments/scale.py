@@ -37,6 +37,7 @@ from inrun_bench.runs.stored_values import warm_up
 from inrun_bench.runs.unit import REFERENCE, Row, Unit
 
 SUMMARY = "agreement with retraining over the number of samples and the length of training"
+NEEDS = "sizes and lengths of its own for the task, in its KNOBS"
 EXCLUSIVE = False
 DEFAULT = True
 

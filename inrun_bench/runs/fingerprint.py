@@ -97,9 +97,7 @@ def changes(unit: Unit, then: Fingerprint | None, now: Fingerprint) -> list[str]
     return [words[p] for p in words if then.get(p) != now.get(p) or now.get(p, "").startswith(UNKNOWN)]
 
 
-def outdated(
-    stored: Mapping[Unit, Provenance], experiments: Mapping[str, Measured]
-) -> tuple[int, Counter[str]]:
+def outdated(stored: Mapping[Unit, Provenance], experiments: Mapping[str, Measured]) -> tuple[int, Counter[str]]:
     """Return how many stored units are out of date, and for how many of them each thing has changed.
 
     Parameters

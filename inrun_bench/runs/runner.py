@@ -7,7 +7,8 @@ process alone reads and writes the store, so that workers need not share its dis
 - A unit is claimed before it is sent and until its rows are written: of several runs into one folder each does what
   no other is doing.
 - Rows that are there are taken for the unit's own only while what they follow from is what it was when they were
-  measured (:mod:`inrun_bench.runs.fingerprint`); else the unit is measured again, and its rows take the place of the old.
+  measured (:mod:`inrun_bench.runs.fingerprint`); else the unit is measured again, and its rows take the place of the
+  old.
 - A worker whose code or libraries are others than this process's measures nothing.
 - A unit that fails leaves a row that says why, and the others go on.
 - A unit whose worker dies is sent again, and fails when it has cost :data:`LIVES` workers.
@@ -46,6 +47,7 @@ LIVES = 3
 
 POLL_SECONDS = 0.2  # between looks at who is there: workers, and other runs that hold claims
 PATIENCE_SECONDS = 60  # without a single worker
+
 
 @dataclass(frozen=True)
 class Outcome:

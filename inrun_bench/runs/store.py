@@ -26,8 +26,8 @@ import pyarrow.compute as pc
 from filelock import FileLock, Timeout
 
 from inrun_bench import __version__
-from inrun_bench.runs.atomic import replacing, write_text
 from inrun_bench.attribution.ledger.parquet import read_table, sealed
+from inrun_bench.runs.atomic import replacing, write_text
 from inrun_bench.runs.manifest import BrokenFileError, begin_run, count_units, read_json
 from inrun_bench.runs.provenance import Provenance
 from inrun_bench.runs.unit import Row, Unit

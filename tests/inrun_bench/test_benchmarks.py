@@ -102,15 +102,19 @@ def test_a_unit_that_fails_says_why_and_the_others_are_there(mine, tmp_path):
 
 def test_a_task_without_wrong_labels_has_none_to_detect(tmp_path):
     task = tasks.load("iris-logreg", seed=0, flipped=0.0)
-    found = benchmark({"clean": task}, "random", "detection", out=tmp_path, jobs=1)
-    assert all("task 'clean' has no sample whose target was made wrong" in why for why in found.failed.values())
+    with pytest.raises(ValueError, match=r"'detection' has nothing to do on clean; it needs .* made wrong \(flipped="):
+        benchmark({"clean": task}, "random", "detection", out=tmp_path, jobs=1)
+    found = benchmark({"clean": task}, "random", out=tmp_path, jobs=1)  # of what is asked by itself, the rest
+    assert found.failed == {}
+    assert found.rows("detection").empty
+    assert set(found.rows("removal")["task"]) == {"clean"}
 
 
 @pytest.mark.parametrize(
     ("asked", "error", "match"),
     [
         ({"tasks": "iris-logrg"}, ValueError, "iris-logreg"),
-        ({"experiments": "scale"}, ValueError, "nothing to do on iris-logreg; it runs on breast-cancer"),
+        ({"experiments": "scale"}, ValueError, "nothing to do on iris-logreg; it needs .*breast-cancer"),
         ({"methods": "knnn"}, ValueError, "knn"),
         ({"experiments": "detecton"}, ValueError, "detection"),
         ({"methods": {"knn": drawn}}, ValueError, "'knn' is already the name of one"),
