@@ -41,7 +41,7 @@ def headline(store: Store) -> str:
         if not own:
             return interval_cell(other, (task, method, "spearman"), seeds)
         if (task, method) not in cost.index:  # the other experiment judges more methods, by the same reference
-            return interval_cell(again, (task, method, "spearman"), seeds)
+            return interval_cell(again, (task, method, "spearman"), seeds) if len(again) else ""
         several = of_several(table, (task, method, "spearman"))
         return several or f"{interval_cell(table, (task, method, 'spearman'), seeds)}, {cost[task, method]:.2g} s"
 

@@ -352,7 +352,6 @@ def test_a_section_is_replaced_and_nothing_else_even_twice(tmp_path):
 
 def test_marks_that_name_a_folder_are_for_it_alone(results, tmp_path):
     store = Store(tmp_path / "mine")
-    (store.root / "rows").rmdir()
     (store.root / "rows").symlink_to(results.root / "rows")
     between = "\n\n".join(
         f"{begin}\nold\n{end}" for begin, end in map(marks, ("summary", "agreement of mine", "agreement of yours"))
