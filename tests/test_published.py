@@ -280,7 +280,19 @@ def seeds_of_agreement():
     return rows["seed"].nunique() == 10 and rows["task"].nunique() == 6 and "digits-sgd-large-lr" in set(rows["task"])
 
 
+def neighbours_win_where_it_is_hard():
+    rows = Store(ROOT / "results" / "agreement", create=False).read_all("agreement")
+    own = rows[(rows["metric"] == "spearman") & (rows["task"] == "digits-sgd-large-lr")]
+    found = own.groupby("method")["value"].mean()
+    hard, easy = (tasks.load(name).recipe.learning_rate for name in ("digits-sgd-large-lr", "digits-mlp"))
+    orders = ["inrun-first", "inrun-second", "inrun-integrated"]
+    return hard == 5 * easy and (found[orders] < found["knn"]).all()
+
+
 SENTENCES = {
+    "KNN-Shapley, which trains nothing, agrees more with the run's own game than In-Run values of any order do": (
+        neighbours_win_where_it_is_hard
+    ),
     "every method that follows one run agrees less with it than with the run's own game": follows_one_run_less,
     "values averaged over 20 seeds agree more with it than those of one run, on all four": averages_agree_more,
     "Means over 20 seeds agree more with conventional retraining, on all four": averages_agree_more,

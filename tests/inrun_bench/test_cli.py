@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from baselines import Valuation, permutation_shapley
 from inrun_bench import cli
 from inrun_bench.cli import main
 from inrun_bench.experiments import EXPERIMENTS
-from inrun_bench.methods import METHODS
+from inrun_bench.methods import METHODS, method_of
 from inrun_bench.report import BEGIN, END
 from inrun_bench.report.figures import drawn
 from inrun_bench.runs.backends import BACKENDS
@@ -299,7 +300,7 @@ def nothing_runs(monkeypatch):
         monkeypatch.setattr(experiment, "measure", refuse)
         monkeypatch.setattr(experiment, "units", refuse)
     for name in METHODS:
-        monkeypatch.setitem(METHODS._all(), name, refuse)
+        monkeypatch.setitem(METHODS._all(), name, replace(method_of(name), run=refuse))
 
 
 @pytest.mark.usefixtures("nothing_runs")
