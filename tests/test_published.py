@@ -118,11 +118,13 @@ def test_what_is_claimed_of_steps(published, task, where):
     assert residual.empty or residual.median() <= 0.01
 
 
-@pytest.mark.parametrize("folder", ["quick", "overhead"])
-def test_what_is_claimed_of_the_cost_of_scores(folder):
+@pytest.mark.parametrize(
+    ("folder", "most"), [("quick", 1.4), ("overhead", 1.12)]
+)  # since every step is checked; before
+def test_what_is_claimed_of_the_cost_of_scores(folder, most):
     rows = Store(ROOT / "results" / folder, create=False).read_all("overhead")
     gpt = rows.query("task == 'gpt-256' and method == 'inrun-first'").set_index("metric")["value"]
-    assert gpt["net_ratio"] <= 1.12
+    assert gpt["net_ratio"] <= most
     assert gpt["peak_ratio"] <= 1.25
 
 
@@ -289,7 +291,43 @@ def neighbours_win_where_it_is_hard():
     return hard == 5 * easy and (found[orders] < found["knn"]).all()
 
 
+def scaled(metric, judge, method):
+    """Means over seeds, by task, number of samples and steps."""
+    rows = Store(ROOT / "results" / "scale", create=False).read_all("scale")
+    own = rows[(rows["metric"] == metric) & (rows["judge"] == judge) & (rows["method"] == method)]
+    return own.groupby(["task", "n", "epochs", "steps"])["value"].mean()
+
+
+def agreement_falls():
+    found = scaled("spearman", "own", "inrun-first").reset_index()
+    found = found[(found["epochs"] == 5) | ~found["n"].isin([50, 500, 1000])]
+    sweeps = [own for _, own in found[found["epochs"] == 5].groupby("task")]
+    sweeps += [own for _, own in found.groupby(["task", "n"]) if len(own) > 1]
+    falling = [(own.sort_values(["n", "steps"])["value"].diff().dropna() < 0).all() for own in sweeps]
+    return len(falling) == 4 and all(falling)
+
+
+def neighbours_catch_up():
+    found = [scaled("spearman", "own", method)["digits-mlp", 500, 5].item() for method in ("knn", "inrun-first")]
+    return found[0] > found[1]
+
+
+def halves_are_foretold():
+    ends = [("breast-cancer-logreg", 100, 100), ("digits-mlp", 200, 100), ("digits-mlp", 1000, 5)]
+    for judge in ("own", "conventional"):
+        first, permutations = (scaled("lds", judge, method) for method in ("inrun-first", "mc-10"))
+        if not all(first[end].item() > permutations[end].item() for end in ends):
+            return False
+    return True
+
+
 SENTENCES = {
+    "In-Run values of first order agree less with the own game's Shapley values, the more samples there are and the "
+    "longer training is": agreement_falls,
+    "with 500 samples of digits KNN-Shapley agrees more": neighbours_catch_up,
+    "In-Run values of first order foretell them better than ten permutations do, in the own game and by conventional "
+    "retraining": halves_are_foretold,
+    "With more samples, and with longer training, agreement falls": agreement_falls,
     "KNN-Shapley, which trains nothing, agrees more with the run's own game than In-Run values of any order do": (
         neighbours_win_where_it_is_hard
     ),
