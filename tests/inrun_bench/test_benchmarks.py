@@ -77,6 +77,17 @@ def test_rows_that_are_there_are_not_measured_again_unless_the_code_is_other(min
     assert np.array_equal(own, np.arange(float(mine.n_train)))
 
 
+def test_a_function_whose_source_nobody_sees_is_measured_in_each_run_anew(mine, tmp_path):
+    """As in a notebook."""
+    held = {"calls": []}
+    exec("def unseen(task, seed):\n    calls.append(1)\n    return task.train.x.double().mean(1).numpy()", held)  # noqa: S102
+    for run in (1, 2):
+        found = benchmark(mine, held["unseen"], "detection", out=tmp_path, jobs=1)
+        assert found.failed == {}
+        assert set(found.rows("detection")["method"]) == {"unseen", "reference"}
+        assert len(held["calls"]) == run
+
+
 def test_an_experiment_may_be_any_object(mine, tmp_path):
     def units(plan):
         return [Unit("sizes", task, method, plan.seeds[0]) for task in plan.tasks for method in plan.methods]
