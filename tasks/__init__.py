@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tasks.arrays import from_arrays
     from tasks.conventional_game import ConventionalGame
     from tasks.data import Split
-    from tasks.loading import CATALOG, load, load_spec, names
+    from tasks.loading import CATALOG, load, names
     from tasks.recipe import Recipe
     from tasks.retraining_game import DivergedError
     from tasks.step_game import StepGame
@@ -39,7 +39,6 @@ __all__ = [
     "TrajectoryGame",
     "from_arrays",
     "load",
-    "load_spec",
     "names",
     "retrain",
 ]
@@ -58,7 +57,6 @@ __getattr__ = lazy_names(
         "TrajectoryGame": "trajectory_game",
         "from_arrays": "arrays",
         "load": "loading",
-        "load_spec": "loading",
         "names": "loading",
         "retrain": "trajectory_game",
     },

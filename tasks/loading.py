@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from tasks import catalog
 from tasks.registry import Registry
 from tasks.task import Task, TaskSpec
 
-__all__ = ["CATALOG", "load", "load_spec", "names"]
-
-DEFAULTS: dict[str, Any] = {"recipe": "sgd", "flipped": 0.1, "dtype": torch.float32}
+__all__ = ["CATALOG", "load", "names"]
 
 CATALOG: Registry[TaskSpec] = Registry(
     "task",
@@ -61,23 +57,7 @@ def load(
     ValueError
         If a name is unknown (the nearest known one is suggested) or a number out of range.
     """
-    return load_spec(name, CATALOG[name], seed, recipe=recipe, n_train=n_train, flipped=flipped, dtype=dtype)
-
-
-def load_spec(
-    name: str,
-    spec: TaskSpec,
-    seed: int = 0,
-    *,
-    recipe: str | None = None,
-    n_train: int | None = None,
-    flipped: float | None = None,
-    dtype: torch.dtype | None = None,
-) -> Task:
-    """Build a task from what it is made of, as :func:`load` does by name."""
-    told = {"recipe": recipe, "flipped": flipped, "dtype": dtype}
-    given = {what: value for what, value in told.items() if value is not None}
-    return spec.build(name, seed=seed, n_train=n_train, **{**DEFAULTS, **spec.defaults, **given})
+    return CATALOG[name].build(name, seed=seed, recipe=recipe, n_train=n_train, flipped=flipped, dtype=dtype)
 
 
 def names(*, large: bool | None = None) -> list[str]:

@@ -26,6 +26,7 @@ __all__ = ["Task", "TaskSpec"]
 
 Learner = Literal["logistic", "ridge"]
 
+DEFAULTS: dict[str, Any] = {"recipe": "sgd", "flipped": 0.1, "dtype": torch.float32}  # of tasks that have no own ones
 SEEDS_OF_DATA = 1000  # that can be used side by side before two of them share the seed of a run
 
 
@@ -355,12 +356,15 @@ class TaskSpec:
         name: str,
         *,
         seed: int,
-        recipe: str,
-        n_train: int | None,
-        flipped: float,
-        dtype: torch.dtype,
+        recipe: str | None = None,
+        n_train: int | None = None,
+        flipped: float | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Task:
         """Draw the split, make targets wrong, and put the task together; see :func:`tasks.load`."""
+        told = {"recipe": recipe, "flipped": flipped, "dtype": dtype}
+        chosen = {**DEFAULTS, **self.defaults, **{what: value for what, value in told.items() if value is not None}}
+        recipe, flipped, dtype = chosen["recipe"], chosen["flipped"], chosen["dtype"]
         if recipe not in self.recipes:
             raise ValueError(unknown_name("recipe", recipe, list(self.recipes)))
         if seed < 0:

@@ -179,7 +179,7 @@ class AsRead:
 
         def check(others: NDArray[np.float64]) -> None:
             if others.any():
-                raise _refused(number, f"of parameter {list(held)[int(others.argmax()) // 2]!r}")
+                raise _refused(number, f"of one of the parameters {', '.join(map(repr, list(held)[:2]))}, ...")
 
         if held:
             checks.expect(differ(traits(_numbers(held))[0], *self._traits[id(member)]), check)

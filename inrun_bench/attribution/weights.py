@@ -69,13 +69,12 @@ class SeenWeights:
                 )
 
         assert self._traits is not None
-        noted, sizes = self._traits
         now, _ = traits(self.present)
-        checks.expect(differ(now, noted, sizes).any(), refuse)
+        checks.expect(differ(now, *self._traits).any(), refuse)
 
 
 def traits(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return numbers that hardly any other tensors have, and how large what each is a sum of, both [parts, k].
+    """Return numbers that hardly any other tensors have, and what rounding may make of each, both float64 [parts, k].
 
     On a processor, k = 1, and small tensors are one part; on a GPU, k = 3, and each tensor is one.
     """
@@ -83,11 +82,11 @@ def traits(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return (_weighted_sums if all(x.device.type == "cpu" for x in flat) else _norms_and_largest)(flat)
 
 
-def differ(now: Tensor, noted: Tensor, sizes: Tensor) -> Tensor:
+def differ(now: Tensor, noted: Tensor, rounding: Tensor) -> Tensor:
     """Return bool [parts]: whose :func:`traits` are others than was noted, rounding apart."""
     if now.shape != noted.shape:
         return now.new_ones(1, dtype=torch.bool)
-    alike = ((now - noted).abs() <= 8 * torch.finfo(now.dtype).eps * sizes) | (now.isnan() & noted.isnan())
+    alike = ((now - noted).abs() <= rounding) | (now.isnan() & noted.isnan())
     return ~alike.all(1)
 
 
@@ -98,28 +97,30 @@ def _norms_and_largest(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     first = norms([x[:cut] for x, cut in zip(filled, cuts, strict=True)])
     rest = norms([x[cut:] for x, cut in zip(filled, cuts, strict=True)])
     numbers = torch.stack([first, rest, gathered(torch._foreach_max(filled)).to(first)], 1)
-    return numbers, numbers.abs()
+    return numbers.double(), _rounding(numbers.abs())
 
 
 def _weighted_sums(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Return sums in which every number has a factor of its own: one pass, for a processor."""
-    kept = [x if x.dtype == torch.float64 else x.float() for x in tensors]
-    small = [x for x in kept if len(x) <= SMALL]
-    parts = [x for x in kept if len(x) > SMALL]
-    for dtype in dict.fromkeys(x.dtype for x in small):
-        parts.append(torch.cat([x for x in small if x.dtype == dtype]))
+    parts = [x if x.dtype == torch.float64 else x.float() for x in tensors if len(x) > SMALL]
+    small = [x.double() for x in tensors if len(x) <= SMALL]  # no change of one is lost in the rounding of others
+    parts += [torch.cat(small)] if small else []
     with own_precision(torch.device("cpu")):
         pairs = [_weighted_sum(x) for x in parts]
-    return gathered([total for total, _ in pairs])[:, None], gathered([size for _, size in pairs])[:, None]
+    return gathered([total for total, _ in pairs])[:, None], gathered([rounding for _, rounding in pairs])[:, None]
 
 
 def _weighted_sum(w: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``a' W b`` and the norm of ``W b``, for weights [n] folded to a square W, and fixed random a and b."""
+    """Return ``a' W b``, for weights [n] folded to a square W, and fixed random a and b, and what rounding makes."""
     side = math.isqrt(len(w))
     factors = _factors(2 ** (3 * side).bit_length(), w.dtype)
     folded = torch.mv(w[: side * side].view(side, side), factors[:side])
     along = torch.cat([folded, w[side * side :]])
-    return torch.dot(along, factors[: len(along)]), torch.linalg.vector_norm(along)
+    return torch.dot(along, factors[: len(along)]).double(), _rounding(torch.linalg.vector_norm(along))
+
+
+def _rounding(size: Tensor) -> Tensor:
+    return 8 * torch.finfo(size.dtype).eps * size.double()
 
 
 @functools.cache

@@ -33,7 +33,7 @@ import dataclasses
 import sys
 from collections.abc import Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import Protocol, cast
 
 import pandas as pd
 
@@ -41,10 +41,7 @@ from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.unit import Row, Unit
 from tasks.registry import Registry
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = ["EXPERIMENTS", "Drawn", "Experiment", "units_of"]
+__all__ = ["EXPERIMENTS", "Experiment", "units_of"]
 
 
 class Experiment(Protocol):
@@ -59,13 +56,6 @@ class Experiment(Protocol):
 
     def measure(self, unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
         """Return the rows of one unit."""
-
-
-class Drawn(Protocol):
-    """What a module of this package offers that has a figure."""
-
-    def draw(self, rows: pd.DataFrame) -> Figure:
-        """Return the picture of the experiment's rows."""
 
 
 def _collect(name: str, module: ModuleType) -> dict[str, Experiment]:

@@ -16,7 +16,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
-from scipy.integrate import trapezoid
 
 import tasks
 from inrun_bench import metrics
@@ -39,7 +38,7 @@ class Knobs:
 
 KNOBS = {"quick": Knobs(draws=20), "standard": Knobs(draws=100), "large": Knobs(draws=10)}
 
-FRACTIONS = np.arange(0, 0.501, 0.05)
+FRACTIONS = np.array(metrics.FRACTIONS)
 
 
 def units(plan: Plan) -> list[Unit]:
@@ -80,8 +79,11 @@ def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
         for fraction, value in zip(FRACTIONS, -column if utility == "loss" else column, strict=True)
     ]
     if unit.method != "random":
-        areas = trapezoid(curves["bottom"] - curves["top"], FRACTIONS, axis=0)  # > 0 where good is told from bad
-        rows += [{"metric": f"area_{name}", "value": float(area)} for name, area in zip(utilities, areas, strict=True)]
+        ends = zip(utilities, curves["top"].T, curves["bottom"].T, strict=True)
+        rows += [
+            {"metric": f"area_{name}", "value": metrics.RemovalCurve(FRACTIONS, top, bottom).area}
+            for name, top, bottom in ends
+        ]
     return rows
 
 

@@ -142,7 +142,7 @@ def _task(unit: Unit) -> tasks.Task:
         raise ValueError(f"task {unit.task!r} has {room + n} samples to train on, of which one must be left, got n={n}")
     recipes = {name: replace(recipe, epochs=epochs) for name, recipe in spec.recipes.items()}
     spec = replace(spec, n_test=min(spec.n_test, room), recipes=recipes)
-    return tasks.load_spec(unit.task, spec, unit.seed, n_train=n)
+    return spec.build(unit.task, seed=unit.seed, n_train=n)
 
 
 def _truth(unit: Unit, task: tasks.Task) -> Iterable[Row]:

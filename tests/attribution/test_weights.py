@@ -36,3 +36,12 @@ def test_tensors_of_one_number_or_none_are_told_as_well(small, traits):
     numbers, size = traits([*map(torch.ones, small), torch.ones(20_000), torch.ones(0)])
     assert numbers.shape == size.shape
     assert torch.isfinite(numbers).all()
+
+
+def test_no_change_of_a_tiny_tensor_is_lost_beside_large_ones():
+    """As of a gradient beside its weight, or of what an adapter begins with."""
+    tiny = torch.full((3,), 1e-6)
+    others = [100 * torch.randn(10_000), torch.randn(20_000)]
+    noted = _weighted_sums([tiny, *others])
+    tiny[1] *= 1.001
+    assert differ(_weighted_sums([tiny, *others])[0], *noted).sum() == 1

@@ -643,8 +643,8 @@ FAULTS = [
     Fault(
         "weights are known by their norms alone",
         f"{CODE}/weights.py",
-        "    return torch.dot(along, factors[: len(along)]), torch.linalg.vector_norm(along)",
-        "    return torch.linalg.vector_norm(w), torch.linalg.vector_norm(along)",
+        "    return torch.dot(along, factors[: len(along)]).double(), _rounding",
+        "    return torch.linalg.vector_norm(w).double(), _rounding",
         f"{LOOPS}::test_weights_that_are_changed_behind_version_counters_are_refused",
     ),
     Fault(
@@ -720,8 +720,8 @@ FAULTS = [
     Fault(
         "what several optimisers were about to do is told by norms",
         f"{CODE}/weights.py",
-        "    return torch.dot(along, factors[: len(along)]), torch.linalg.vector_norm(along)",
-        "    return torch.linalg.vector_norm(w), torch.linalg.vector_norm(along)",
+        "    return torch.dot(along, factors[: len(along)]).double(), _rounding",
+        "    return torch.linalg.vector_norm(w).double(), _rounding",
         f"{LOOPS}::test_what_is_changed_between_the_steps_of_several_optimisers_is_refused",
     ),
     Fault(
@@ -779,5 +779,12 @@ FAULTS = [
         'if self._declared.everywhere == "observed" and arguments not in known:',
         "if False:",
         f"{LINKS}::test_a_compiled_model_that_goes_another_way_later_is_exact_or_refused",
+    ),
+    Fault(
+        "small tensors are told in the rounding of others",
+        f"{CODE}/weights.py",
+        "    small = [x.double() for x",
+        "    small = [x.float() for x",
+        f"{TESTS}/test_weights.py",
     ),
 ]
