@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,8 +19,9 @@ from inrun_bench.attribution.capture.compiled import announce, expect
 from inrun_bench.attribution.capture.hooks import ForwardAsWritten, LayerHook, has_own_forward, plain_forward
 from inrun_bench.attribution.capture.links import Links, Numbered
 from inrun_bench.attribution.capture.observation import SEVERAL, Observation, Seen, observe
+from inrun_bench.attribution.capture.operation_count import OperationCount
 from inrun_bench.attribution.capture.operations import FollowedOperations
-from inrun_bench.attribution.capture.recorder import OperationKey
+from inrun_bench.attribution.capture.recorder import OperationKey, tensors_in
 from inrun_bench.attribution.capture.saved_tensors import in_backward_pass
 from inrun_bench.attribution.layer_terms import LayerSite, MicroBatch
 from inrun_bench.attribution.random_state import RandomState
@@ -47,6 +48,13 @@ class ObservedCalls:
         What the user says; what is declared is not observed.
     operations : FollowedOperations
         Looks away in the meantime, and looks again at what a checkpoint computes anew.
+
+    Attributes
+    ----------
+    micro_batch : MicroBatch or None
+        Of the forward passes to come; None while nobody watches.
+    count : OperationCount
+        Of the call that is going on; to be paused in layers with rules.
     """
 
     def __init__(
@@ -58,10 +66,12 @@ class ObservedCalls:
         operations: FollowedOperations,
     ) -> None:
         self.micro_batch: MicroBatch | None = None
+        self.count = OperationCount()
         self._declared, self._operations, self._parameters = declared, operations, parameters
         self._layers = {site.layer: site.name for site in sites}
         self._model = model
         self._observations: dict[_Form, Observation] = {}
+        self._ways: dict[_Form, _Ways] = {}
         self._called: set[_Form] = set()  # with the present part of the batch
         self._alone: set[_Form] = set()  # called with a part of a batch that the model was called with in no other way
         # what a part of the model was called on, and with which samples, while it is new
@@ -73,7 +83,7 @@ class ObservedCalls:
         self._in_graph = False  # whether the outermost is a part of a compiled graph that is run as it is written
         self._again: nn.Module | None = None  # the outermost module that a backward pass computes anew
         self._observation: Observation | None = None  # of the present call, or of the last
-        self._going: _Going | None = None  # the present call, where a layer that was not seen may be met in it
+        self._going: _Going | None = None  # the present call, which may have to be observed once more
         self._latest: MicroBatch | None = None  # that were called
         self._waiting: list[Observation] = []  # of calls that may be computed anew, by a checkpoint
         self._calls: Counter[str] = Counter()
@@ -187,7 +197,7 @@ class ObservedCalls:
                 expect(self._number, "expect_known", *[None if isinstance(leaf, Tensor) else leaf for leaf in leaves])
             return
         self._operations.enter_module(module)
-        if self.micro_batch is None or self._outermost is not None:
+        if self.micro_batch is None or self._outermost is not None or self.looking_back:
             return
         if in_backward_pass():  # what a checkpoint computes anew is known
             if any(size != self.micro_batch.size for size in self.micro_batch.beside):
@@ -200,7 +210,6 @@ class ObservedCalls:
                 self._operations.follow_again(True)
             return
         self._outermost = module
-        self._calls.clear()
         if self._latest is not self.micro_batch:
             if len(self._called) == 1:
                 self._alone |= self._called
@@ -210,9 +219,6 @@ class ObservedCalls:
         if not self.micro_batch.beside and self._latest is not self.micro_batch:
             self._waiting.clear()
         self._latest = self.micro_batch
-        if self._observation is not None and self._observation.missing:
-            given = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
-            self._going = _Going(module, args, kwargs, RandomState.now(given, others=True))
         if self._observation is not None and not any(one is self._observation for one in self._waiting):
             self._waiting.append(self._observation)
         linked = self._linked(module)
@@ -220,6 +226,8 @@ class ObservedCalls:
             inputs = _numbered((args, kwargs), linked.arguments)
             with self._operations.paused():
                 self._links.enter(self._form, partial(self._name_of, module), inputs, self.micro_batch.size)
+        self._calls.clear()
+        self.count.begin()
 
     def expect_known(self, *leaves: Any) -> None:
         """Refuse a graph of a call of the model, with such arguments beside tensors, that has never been observed."""
@@ -235,11 +243,17 @@ class ObservedCalls:
     def _leave(self, module: nn.Module, _args: Any, output: Any) -> None:
         if not torch.compiler.is_compiling():
             self._operations.leave_module()
+        if self.looking_back:  # a checkpoint on the way is computed anew
+            return
         if module is self._outermost:
+            going, self._going = self._going, None
+            self._outermost = None
+            if going is not None and output is not None:  # else it raised
+                self._expect_known_way(going, output)
             linked = self._linked(module)
             if linked is not None:
-                self._links.leave(self._form, partial(self._name_of, module), _numbered(output, linked.outputs))
-            self._outermost = self._going = None
+                outputs = _numbered(tensors_in(output), linked.outputs)
+                self._links.leave(self._form, partial(self._name_of, module), outputs)
         if module is self._again:
             self._again = None
             self._operations.follow_again(False)
@@ -262,24 +276,24 @@ class ObservedCalls:
             reason = self._why_not_samples(form, [tensor for tensor in tensors if size in tensor.shape], size)
             if reason is not None:
                 return Observation(failure=Unclear(reason))
-        if form in self._observations:
-            return self._observations[form]
-        settled = self._whatever_the_settings(form)
-        if settled is not None:
-            return settled
+        known = self._observations.get(form) or self._whatever_the_settings(form)
+        if torch.is_grad_enabled():
+            given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            self._going = _Going(form, args, kwargs, size, RandomState.now(given, others=True), new=known is None)
+        if known is not None:
+            return known
         with self._operations.paused():
             observation = observe(module, args, kwargs, size, self._layers, self._parameters)
         if all(self._declared.of(name) != "observed" for name in observation.unclear_layers):
             self._observations[form] = observation  # another batch may tell what this one does not
             return observation
         alike = (one for one in self._alone if form.coincides_more_than(one))
-        known = [self._observations[one] for one in alike if one in self._observations]
-        return known[0] if len(known) == 1 else observation
+        told = [self._observations[one] for one in alike if one in self._observations]
+        return told[0] if len(told) == 1 else observation
 
     def _whatever_the_settings(self, form: _Form) -> Observation | None:
         """Return what was seen of a call under many settings, if it was always the same."""
-        bare = replace(form, settings=())
-        seen = [one for other, one in self._observations.items() if replace(other, settings=()) == bare]
+        seen = [one for other, one in self._observations.items() if other.bare == form.bare]
         return seen[0] if len(seen) >= MANY and all(one == seen[0] for one in seen) else None
 
     def _linked(self, module: nn.Module) -> Observation | None:
@@ -296,17 +310,55 @@ class ObservedCalls:
 
     def _observe_again(self) -> None:
         """Observe the present call once more, which goes another way than the one that was observed."""
-        going, self._going = self._going, None
-        known = self._observation
-        if going is None or known is None or self.micro_batch is None:
+        going, known = self._going, self._observation
+        if going is None or known is None:
             return
-        with self._operations.paused(), going.state.again():
-            found = observe(
-                going.module, going.args, going.kwargs, self.micro_batch.size, self._layers, self._parameters
+        self._going = replace(going, new=True)
+        self._joined(known, self._observed_again(going))
+
+    def _expect_known_way(self, going: _Going, output: Any) -> None:
+        """Observe a call that ends if it went another way than any before, and refuse it where that is not the same."""
+        known, counted = self._observation, self.count.counted
+        form = going.form if going.form in self._observations else going.form.bare
+        ways = self._ways.setdefault(form, self._ways_whatever_the_settings(form))
+        if known is None or counted in ways.counted:
+            return
+        ways.counted.add(counted)
+        if going.new or known.failure is not None:
+            ways.of_twins.add(known.count)
+            return
+        found = self._observed_again(going)
+        if found.count in ways.of_twins and not _was_compiled(output):
+            raise ValueError(
+                f"{self._name_of(going.form.module)} went another way than in any call before, and not when it was run "
+                "beside training to observe where its samples are: something that cannot be repeated decides on it (a "
+                "counter, a generator of random numbers of its own, a hook). Say which axis numbers the samples in "
+                "all layers with batch_axis=axis, if none of its ways mixes samples"
             )
+        ways.of_twins.add(found.count)
+        unclear = self._joined(known, found).unclear_names - known.unclear_names
+        if found.failure is not None or any(self._declared.of(name) == "observed" for name in unclear):
+            reason = "its layers or operations have other axes" if found.failure is None else found.failure.reason
+            raise ValueError(
+                f"{self._name_of(going.form.module)} went another way than in any call before, where it cannot be told "
+                f"which axes number the samples: {', '.join(sorted(unclear))}: {reason}"
+            )
+
+    def _observed_again(self, going: _Going) -> Observation:
+        with self.count.paused(), self._operations.paused(), going.state.again():
+            return observe(going.form.module, going.args, going.kwargs, going.size, self._layers, self._parameters)
+
+    def _joined(self, known: Observation, found: Observation) -> Observation:
+        """Put what was found of the present call beside what is known, wherever that stands."""
         self._observation = joined = known.joined(found)
         self._observations = {form: joined if one is known else one for form, one in self._observations.items()}
         self._waiting = [joined if one is known else one for one in self._waiting]
+        return joined
+
+    def _ways_whatever_the_settings(self, form: _Form) -> _Ways:
+        """Return in which ways calls under other settings have gone, if the present ones are not told apart."""
+        alike: list[_Ways] = [ways for other, ways in self._ways.items() if not form.settings and other.bare == form]
+        return _Ways(set().union(*(one.counted for one in alike)), set().union(*(one.of_twins for one in alike)))
 
     def _why_not_samples(self, form: Any, tensors: list[Tensor], size: int) -> str | None:
         """Return what speaks against samples in a call of a part of the model, which is all that is seen of them."""
@@ -321,7 +373,7 @@ class ObservedCalls:
             self._first_numbers[form] = self.micro_batch, [tensor.detach().clone() for tensor in tensors]
         elif before is not None and of is not self.micro_batch:  # with the same samples once more, they tell nothing
             del self._first_numbers[form]
-            if not all(map(_same, before, tensors)):
+            if self._links.are_sound_after(form) or not all(map(_same, before, tensors)):
                 return None
             del self._observations[form]
             return (
@@ -333,12 +385,22 @@ class ObservedCalls:
 
 @dataclass(frozen=True)
 class _Going:
-    """A call that is going on, and the random numbers with which it began."""
+    """A call that is going on, the random numbers with which it began, and whether it is being observed itself."""
 
-    module: nn.Module
+    form: _Form
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    size: int
     state: RandomState
+    new: bool
+
+
+@dataclass
+class _Ways:
+    """In which ways calls have gone, by the number of their operations: training's, and those of twins."""
+
+    counted: set[int] = field(default_factory=set)
+    of_twins: set[int] = field(default_factory=set)
 
 
 class _TensorForm(NamedTuple):
@@ -360,6 +422,11 @@ class _Form:
         """What is known of arguments that are no tensors."""
         return [each for each in self.arguments[1:] if each is not None and not isinstance(each, _TensorForm)]
 
+    @property
+    def bare(self) -> _Form:
+        """The same under no settings."""
+        return replace(self, settings=())
+
     def coincides_more_than(self, other: _Form) -> bool:
         """Whether it is the same call but for axes that have the batch's length here, and there have not."""
         alike = (self.module, self.arguments, self.settings) == (other.module, other.arguments, other.settings)
@@ -374,6 +441,20 @@ def _numbered(tree: Any, axes: Mapping[int, BatchAxis]) -> list[Numbered]:
         for slot, axis in axes.items()
         if slot < len(leaves) and isinstance(leaves[slot], Tensor) and leaves[slot].requires_grad
     ]
+
+
+def _was_compiled(output: Any) -> bool:
+    """Whether compiled code is behind an output, of which nothing is counted."""
+    waiting = [tensor.grad_fn for tensor in tensors_in(output) if tensor.grad_fn is not None]
+    met = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if "Compiled" in node.name():
+            return True
+        further = {each for each, _ in node.next_functions if each is not None} - met
+        met |= further
+        waiting += further
+    return False
 
 
 def _axes_of_length(leaf: Any, size: int) -> frozenset[int]:

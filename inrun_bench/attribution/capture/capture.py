@@ -143,7 +143,16 @@ class Capture:
 
     def aim(self, aimed: Aimed | None) -> None:
         """Say which probes samples may be scored with on the way, and who takes the scores; None: none is known."""
-        self._fused.aim(*(aimed or (None, None)))
+        if aimed is None:
+            self._fused.aim(None, None)
+            return
+        probes, receive = aimed
+
+        def unless_looking_back(*scores: Any) -> None:
+            if not self._calls.looking_back:
+                receive(*scores)
+
+        self._fused.aim(probes, unless_looking_back)
 
     def worth_factoring(self) -> set[str]:
         """Return the weights whose validation gradient is better left in factors."""

@@ -113,6 +113,7 @@ class WatchedLayers:
             with torch._C.DisableTorchFunction():  # what is asked of tensors here is no operation of the model's
                 replayed = site.replays or seen is None or self._operations.takes_part(args, kwargs)
                 state = RandomState.now(_tensors((args, kwargs))) if replayed else None
+        self._calls.count.pause()
         self._entered.append((site, seen, state))
         self._fused.entered.append(seen)
         self._operations.inside = len(self._entered)
@@ -124,13 +125,12 @@ class WatchedLayers:
         if torch.compiler.is_compiling():
             return None if scored else self._leave_compiled(slot, site, args, kwargs, output)
         seen, state = self._left(site)
-        if output is None or not torch.is_grad_enabled():
-            return None
-        if self.micro_batch is None:
+        if output is not None and torch.is_grad_enabled() and self.micro_batch is None:
             self._factors.note(site, next(iter((*args, *kwargs.values()))), output)
-            return None
-        with torch._C.DisableTorchFunction():
-            self._watch(site, args, kwargs, output[0] if isinstance(output, tuple) else output, seen, state, scored)
+        elif output is not None and torch.is_grad_enabled():
+            with torch._C.DisableTorchFunction():
+                self._watch(site, args, kwargs, output[0] if isinstance(output, tuple) else output, seen, state, scored)
+        self._calls.count.go_on()
         return None
 
     def _watch(

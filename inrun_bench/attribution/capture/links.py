@@ -4,13 +4,14 @@ A loop may call parts of a model by itself. What it does between two calls is wr
 but autograd has noted it: where the next call's input is differentiated along some samples, with respect to the output
 of the call before, nothing may come back for the other samples. So a part that was called on positions, or on noise,
 is told from one that was called on as many samples, and so are samples that the loop mixes. This is looked at once for
-each pair of calls; hooks that the loop has put on tensors between the two are called by it.
+each way from one call to the next; hooks that the loop has put on tensors and modules on the way are called by it, with
+gradients that are next to nothing, lest what they sum up be changed.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ from inrun_bench.attribution.capture.observation import RESOLUTION, masks_of
 
 __all__ = ["Links", "Numbered"]
 
+FAINT = 0.6  # power of the smallest normal number: as large as the gradients are with which it is looked back
+
 
 @dataclass(frozen=True)
 class Numbered:
@@ -34,16 +37,14 @@ class Numbered:
 
 @dataclass(frozen=True)
 class _Made:
-    """An output: of which call, where it stands in the graph, and the numbers of the calls that it was made of."""
+    """An output: of which call, and where it stands in the graph."""
 
-    number: int
     call: Any
     name: Callable[[], str]
     tensor: weakref.ref[Tensor]  # a graph may be freed, and memory with it, before the next call
     edge: GradientEdge
     shape: tuple[int, ...]
     axis: BatchAxis
-    before: frozenset[int]
 
 
 class Links:
@@ -59,12 +60,14 @@ class Links:
         self.looking = False
         self._made: list[_Made] = []
         self._sound: set[tuple[Any, ...]] = set()
-        self._before: frozenset[int] = frozenset()
 
     def forget(self) -> None:
         """Begin anew, with other samples."""
         self._made.clear()
-        self._before = frozenset()
+
+    def are_sound_after(self, call: Any) -> bool:
+        """Return whether what a call returned has been seen to reach another one row by row."""
+        return any(link[0] == call for link in self._sound)
 
     def enter(self, call: Any, name: Callable[[], str], inputs: Sequence[Numbered], size: int) -> None:
         """Check that each sample's rows of the inputs are made of its own rows of the outputs of calls before.
@@ -72,7 +75,7 @@ class Links:
         Parameters
         ----------
         call : hashable
-            What the call is known by: links between calls are looked at once.
+            What the call is known by: links between calls are looked at once for each way from one to the other.
         name : callable
             Returns that of the module that is called, for messages.
         inputs : sequence of Numbered
@@ -83,55 +86,62 @@ class Links:
         Raises
         ------
         ValueError
-            Where they are not.
+            Where they are not, or autograd cannot be asked.
         """
-        self._before = frozenset()
         for position, given in enumerate(inputs if self._made else ()):
-            nearest = list(self._nearest(given.tensor))
-            further: frozenset[int] = frozenset().union(*(one.before for one in nearest))
-            self._before |= further.union(one.number for one in nearest)
+            nearest, way = self._nearest(given.tensor)
             for one in nearest:
-                link = one.call, one.edge.output_nr, one.axis, call, position, given.axis
-                if one.number not in further and link not in self._sound:  # else a detour, told by the calls on the way
+                link = one.call, one.edge.output_nr, one.axis, call, position, given.axis, way
+                if link not in self._sound:
                     self._check(one, given, size, name)
                     self._sound.add(link)
 
     def leave(self, call: Any, name: Callable[[], str], outputs: Sequence[Numbered]) -> None:
         """Note what a call returned."""
-        number = len(self._made)
         for output in outputs:
             if output.tensor.grad_fn is not None:
                 edge = get_gradient_edge(output.tensor)
                 shape = tuple(output.tensor.shape)
-                made = _Made(number, call, name, weakref.ref(output.tensor), edge, shape, output.axis, self._before)
-                self._made.append(made)
+                self._made.append(_Made(call, name, weakref.ref(output.tensor), edge, shape, output.axis))
 
-    def _nearest(self, tensor: Tensor) -> Iterator[_Made]:
-        """Yield the outputs that a tensor was made of, but for those behind others."""
+    def _nearest(self, tensor: Tensor) -> tuple[list[_Made], tuple[str, ...]]:
+        """Return the outputs that a tensor was made of, but for those behind others, and the operations on the way."""
+        found: list[_Made] = []
+        way: list[str] = []
         if tensor.grad_fn is None:
-            return
+            return found, ()
         made: dict[tuple[Any, int], _Made] = {(one.edge.node, one.edge.output_nr): one for one in self._made}
         waiting: list[tuple[Node, int]] = [(tensor.grad_fn, tensor.output_nr)]
         met = set(waiting)
         while waiting:
             edge = waiting.pop()
             if edge in made:
-                yield made[edge]
+                found.append(made[edge])
                 continue
+            way.append(edge[0].name())
             further = [(node, slot) for node, slot in edge[0].next_functions if node is not None]
             further = [each for each in further if each not in met]
             met.update(further)
             waiting += further
+        return found, tuple(way)
 
     def _check(self, one: _Made, given: Numbered, size: int, name: Callable[[], str]) -> None:
         for mask in masks_of(size):
-            along = torch.rand(given.tensor.shape, dtype=given.tensor.dtype, device=given.tensor.device) + 0.5
+            along = _drawn_like(given.tensor)
             rows = batch_first(along, given.axis)
             rows[~mask.repeat_interleave(len(rows) // size).to(rows.device)] = 0
-            back = self._pulled_back(given.tensor, along, one)
+            try:
+                back = self._pulled_back(given.tensor, along, one)
+            except Exception as error:  # whatever may lie between the two: compiled code, checkpoints, hooks
+                raise ValueError(
+                    f"between {one.name()} and {name()} lies something that autograd cannot be asked about before the "
+                    f"loop's own backward pass, so that it is not seen whether samples stay apart: {error!r}. Do it "
+                    "inside of a module's forward (a reentrant checkpoint: with use_reentrant=False), or say which "
+                    "axis numbers the samples in all layers with batch_axis=axis"
+                ) from error
             if back is None:
                 return
-            back = batch_first(back.detach().abs(), one.axis).reshape(one.shape[_number(one.axis)], -1).amax(1)
+            back = batch_first(back.abs(), one.axis).reshape(one.shape[_number(one.axis)], -1).amax(1)
             others = back[~mask.repeat_interleave(len(back) // size).to(back.device)]
             if bool((others > RESOLUTION * back.max()).any()):
                 raise ValueError(
@@ -143,16 +153,33 @@ class Links:
                 )
 
     def _pulled_back(self, tensor: Tensor, along: Tensor, one: _Made) -> Tensor | None:
-        """Return a gradient at an output, and leave those that tensors are told to keep as they are."""
+        """Return a gradient at an output, of some size; leave those that the two tensors are told to keep as they are.
+
+        A faint one, lest it be seen where gradients are summed up on the way, unless nothing comes back of that.
+        """
+        faint = torch.finfo(tensor.dtype).tiny ** FAINT
         keeping = [each for each in (tensor, one.tensor()) if each is not None and each.retains_grad]
         kept = [each.grad for each in keeping]
         self.looking = True
         try:
-            return torch.autograd.grad(tensor, [one.edge], along, retain_graph=True, allow_unused=True)[0]
+            for size in (faint, 1.0):
+                back: Tensor | None = torch.autograd.grad(
+                    tensor, [one.edge], along * size, retain_graph=True, allow_unused=True
+                )[0]
+                if back is None or bool(back.any()):
+                    break
+            return None if back is None else back.detach()
         finally:
             self.looking = False
             for each, gradient in zip(keeping, kept, strict=True):
                 each.grad = gradient
+
+
+def _drawn_like(tensor: Tensor) -> Tensor:
+    """Return numbers between 0.5 and 1.5, always the same, without touching the generators of others."""
+    draw = torch.Generator().manual_seed(tensor.numel())
+    drawn = torch.rand(tensor.shape, generator=draw, dtype=torch.promote_types(tensor.dtype, torch.float32)) + 0.5
+    return drawn.to(tensor)
 
 
 def _number(axis: BatchAxis) -> int:

@@ -14,6 +14,7 @@ the sizes: it is observed once for each form of the arguments, and holds for oth
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -48,6 +49,7 @@ class Observation:
     arguments: dict[int, int] = field(default_factory=dict, compare=False)  # which axes number samples, by slot
     outputs: dict[int, BatchAxis] = field(default_factory=dict, compare=False)  # the same of what is returned
     missing: frozenset[str] = frozenset()  # layers that were not called, and parameters of none that were not used
+    count: int = field(default=0, compare=False)  # of operations outside of layers
 
     @property
     def unclear(self) -> float:
@@ -55,14 +57,20 @@ class Observation:
         if self.failure is not None:
             return math.inf
         everything = [*self.layers.values(), *self.operations.values()]
-        return sum(isinstance(seen, Unclear) for each in everything for seen in each)
+        return sum(map(_is_unclear, itertools.chain(*everything)))
 
     @property
     def unclear_layers(self) -> set[str]:
         """Names of layers of which a call is unclear; all of ``""`` where nothing could be observed."""
         if self.failure is not None:
             return {""}
-        return {name for name, calls in self.layers.items() if any(isinstance(seen, Unclear) for seen in calls)}
+        return {name for name, calls in self.layers.items() if any(map(_is_unclear, calls))}
+
+    @property
+    def unclear_names(self) -> set[str]:
+        """Names of layers, and of parameters of operations, of which a call is unclear."""
+        operations = {name for key, calls in self.operations.items() if any(map(_is_unclear, calls)) for name in key[1]}
+        return self.unclear_layers | operations
 
     def joined(self, other: Observation) -> Observation:
         """Return what was seen in this call and in another of the same form that went another way."""
@@ -163,7 +171,7 @@ class _Call:
         constants: set[tuple[Any, int]] = set()
         for _ in range(ROUNDS):
             try:
-                base, changes = self._exchanged(axes, constants)
+                base, count, changes = self._exchanged(axes, constants)
             except Exception as error:  # whatever a model raises where it is run beside training
                 if "changes its own parameters" in str(error):
                     raise
@@ -177,12 +185,14 @@ class _Call:
                 if output.tainted and not any(change.whole for change in seen)
             }
             if not found:
-                return self._summary(axes, base, changes)
+                return self._summary(axes, base, count, changes)
             constants |= found
         return _failed("constants were made of constants without end, with the help of samples")
 
-    def _summary(self, axes: dict[int, int], base: list[Output], changes: list[list[_Change]]) -> Observation:
-        observation = Observation(arguments=axes)
+    def _summary(
+        self, axes: dict[int, int], base: list[Output], count: int, changes: list[list[_Change]]
+    ) -> Observation:
+        observation = Observation(arguments=axes, count=count)
         for output, seen in zip(base, changes, strict=True):
             axis = _seen(output, seen, self.size)
             if isinstance(output.kind, int):
@@ -198,37 +208,43 @@ class _Call:
 
     def _exchanged(
         self, axes: dict[int, int], constants: set[tuple[Any, int]]
-    ) -> tuple[list[Output], list[list[_Change]] | None]:
-        """Return the outputs, and what each exchange changed in each; None where it changed their forms."""
-        base = self._run(self.leaves, axes, constants)
+    ) -> tuple[list[Output], int, list[list[_Change]] | None]:
+        """Return outputs, the number of operations, and what each exchange changed; None where it changed forms."""
+        base, count = self._run(self.leaves, axes, constants)
         changes: list[list[_Change]] = [[] for _ in base]
         for mask in masks_of(self.size):
             leaves = list(self.leaves)
             for slot, axis in axes.items():
                 leaves[slot] = _with_neighbours(leaves[slot], axis, mask)
-            outputs = self._run(leaves, axes, constants)
+            outputs, _ = self._run(leaves, axes, constants)
             if [(each.kind, each.shape) for each in outputs] != [(each.kind, each.shape) for each in base]:
-                return base, None
+                return base, count, None
             for one, two, seen in zip(base, outputs, changes, strict=True):
                 slices = {axis: _differing(one.slices[axis], two.slices[axis]) for axis in one.slices}
                 seen.append(_Change(mask, bool(_differing(one.whole, two.whole).any()), slices))
-        return base, changes
+        return base, count, changes
 
-    def _run(self, leaves: list[Any], axes: dict[int, int], constants: set[tuple[Any, int]]) -> list[Output]:
+    def _run(
+        self, leaves: list[Any], axes: dict[int, int], constants: set[tuple[Any, int]]
+    ) -> tuple[list[Output], int]:
         memo: dict[int, Any] = {}
         twin = twin_of(self.module, memo)
-        recorder = Recorder({id(p): key for key, p in self.parameters.items()}, self.size, constants)
+        parameters = {key: memo.get(id(p), p) for key, p in self.parameters.items()}
+        recorder = Recorder({id(p): key for key, p in parameters.items()}, self.size, constants)
         given = [_copied(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         for slot in axes:
             recorder.taint(given[slot])
         args, kwargs = tree_unflatten(given, self.spec)
         for layer, name in ((memo[id(layer)], name) for layer, name in self.layers.items() if id(layer) in memo):
-            keys = {key for key, p in self.parameters.items() if any(own is p for own in layer.parameters())}
+            keys = {key for key, p in parameters.items() if any(own is p for own in layer.parameters())}
             layer.register_forward_pre_hook(recorder.enter)
             layer.register_forward_hook(recorder.leave(name, keys), with_kwargs=True)
         with beside_training(self.module), recorder:
-            recorder.leave_model(twin(*args, **kwargs))
-        return recorder.outputs
+            recorder.count.begin()
+            output = twin(*args, **kwargs)
+            count = recorder.count.counted
+            recorder.leave_model(output)
+        return recorder.outputs, count
 
 
 @dataclass(frozen=True)
@@ -238,6 +254,10 @@ class _Change:
     mask: Tensor
     whole: bool
     slices: dict[BatchAxis, Tensor]
+
+
+def _is_unclear(seen: Seen) -> bool:
+    return isinstance(seen, Unclear)
 
 
 def _joined(one: Mapping[Any, list[Seen]], other: Mapping[Any, list[Seen]]) -> dict[Any, list[Seen]]:

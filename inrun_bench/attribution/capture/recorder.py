@@ -14,8 +14,9 @@ from torch.utils._pytree import tree_flatten
 
 from inrun_bench.attribution.capture.batch_axis import BatchAxis, batch_first, candidates
 from inrun_bench.attribution.capture.in_place import results_of
+from inrun_bench.attribution.capture.operation_count import OperationCount
 
-__all__ = ["OperationKey", "Output", "Recorder", "key_of_operation"]
+__all__ = ["OperationKey", "Output", "Recorder", "key_of_operation", "tensors_in"]
 
 DETACHED = (Tensor.detach, Tensor.detach_, torch.detach)
 
@@ -67,11 +68,19 @@ class Recorder(TorchFunctionMode):
         Number of samples.
     constants : set
         Kind and number of outputs that are known to hold no samples, whatever they were computed from.
+
+    Attributes
+    ----------
+    outputs : list of Output
+        What was noted.
+    count : OperationCount
+        Of the operations of the pass.
     """
 
     def __init__(self, parameters: Mapping[int, str], size: int, constants: set[tuple[Any, int]]) -> None:
         super().__init__()
         self.outputs: list[Output] = []
+        self.count = OperationCount()
         self._size, self._constants = size, constants
         self._inside = 0
         self._samples: dict[int, Tensor] = {}  # what holds samples, by id; kept alive, lest an id pass to another
@@ -86,12 +95,14 @@ class Recorder(TorchFunctionMode):
     def enter(self, *_: Any) -> None:
         """Be told that a layer is entered, whose operations are its own affair."""
         self._inside += 1
+        self.count.pause()
 
     def leave(self, name: str, keys: set[str]) -> Callable[..., None]:
         """Return the forward hook of a layer."""
 
         def hook(_layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             self._inside -= 1
+            self.count.go_on()
             given = _tensors((args, kwargs))
             results = _tensors(output)
             tainted = any(id(each) in self._samples for each in given)
@@ -107,7 +118,7 @@ class Recorder(TorchFunctionMode):
 
     def leave_model(self, output: Any) -> None:
         """Note what comes of the whole model, where it can number samples; if nothing can, all but single numbers."""
-        results = {slot: each for slot, each in enumerate(_tensors(output)) if each.is_floating_point()}
+        results = {slot: each for slot, each in enumerate(tensors_in(output)) if each.is_floating_point()}
         numbering = {slot: each for slot, each in results.items() if candidates(tuple(each.shape), self._size)}
         for slot, result in (numbering or results).items():
             if result.numel() > 1:
@@ -175,6 +186,17 @@ def _projected(slices: Tensor) -> Tensor:
         rows = torch.view_as_real(rows).flatten(1)
     draw = torch.Generator(rows.device).manual_seed(rows.shape[1])
     return rows @ (torch.rand(rows.shape[1], generator=draw, dtype=rows.dtype, device=rows.device) + 0.5)
+
+
+def tensors_in(output: Any) -> list[Tensor]:
+    """Return the tensors that a module returned: in trees, and in objects whose attributes they are."""
+    found: list[Tensor] = []
+    for leaf in tree_flatten(output)[0]:
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif not isinstance(leaf, (type, nn.Module)):
+            found += tensors_in(dict(getattr(leaf, "__dict__", {})))
+    return found
 
 
 def _tensors(tree: Any) -> list[Tensor]:

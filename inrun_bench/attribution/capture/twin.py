@@ -1,13 +1,15 @@
 """A twin of a model, to run beside training and without effect on it.
 
-The twin shares the model's parameters. All else is its own: buffers, tensors, counters, lists, generators of random
-numbers. Functions that a user has hooked onto its layers after their forward are left out, since what they collect is
-meant to be training's.
+The twin shares the model's parameters, but for those that are zero throughout: nothing is seen of what a model
+multiplies with them, but soon they will be others, and so the twin has other numbers in their place. All else is its
+own: buffers, tensors, counters, lists, generators of random numbers. Functions that a user has hooked onto its layers
+after their forward are left out, since what they collect is meant to be training's.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import random
 import warnings
 from collections.abc import Iterator
@@ -33,7 +35,7 @@ def twin_of(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     module : torch.nn.Module
         Any; what :mod:`torch.jit` made is taken as it is.
     memo : dict
-        Filled with the twin of each module, by id.
+        Filled with the twin of each module, and what the twin has for each parameter, by id.
 
     Raises
     ------
@@ -43,8 +45,10 @@ def twin_of(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     for child in module.modules():
         if id(child) not in memo:
             memo[id(child)] = child if isinstance(child, torch.jit.ScriptModule) else object.__new__(type(child))
+    shared = {id(p) for child in module.modules() if memo[id(child)] is child for p in child.parameters()}
     for parameter in module.parameters():
-        memo[id(parameter)] = parameter
+        replaced = id(parameter) not in shared and _is_zero(parameter)
+        memo[id(parameter)] = _stand_in(parameter) if replaced else parameter
     for child in module.modules():
         if memo[id(child)] is not child:
             vars(memo[id(child)]).update({name: _own(child, name, value, memo) for name, value in _held(child).items()})
@@ -63,10 +67,25 @@ def _held(module: nn.Module) -> dict[str, Any]:
     return held
 
 
+def _is_zero(parameter: nn.Parameter) -> bool:
+    plain = type(parameter) is nn.Parameter and parameter.layout == torch.strided and not parameter.is_meta
+    return plain and parameter.is_floating_point() and parameter.numel() > 0 and not bool(parameter.any())
+
+
+def _stand_in(parameter: nn.Parameter) -> nn.Parameter:
+    """Return a parameter with numbers of a usual size."""
+    draw = torch.Generator().manual_seed(parameter.numel())
+    size = 1 / math.sqrt(max(parameter[0].numel() if parameter.dim() else 1, 1))
+    drawn = size * torch.randn(parameter.shape, generator=draw, dtype=torch.float32)
+    return nn.Parameter(drawn.to(parameter), requires_grad=parameter.requires_grad)
+
+
 def _own(module: nn.Module, name: str, value: Any, memo: dict[int, Any]) -> Any:
     if name in HOOKS:
         return type(value)()
-    if name == "_parameters" or name.endswith("_hooks") or "_hooks_" in name:
+    if name == "_parameters":
+        return type(value)((key, None if each is None else memo[id(each)]) for key, each in value.items())
+    if name.endswith("_hooks") or "_hooks_" in name:
         return copy.copy(value)
     if name == "forward":
         return MethodType(value.__func__, memo[id(module)])
