@@ -547,7 +547,9 @@ class InRunShapley:
         return Books(self.n_samples, names, self._labels, self._pages)
 
     def _new_loss(self, closure: Closure) -> ValidationLoss:
-        return ValidationLoss(closure, self._capture.parameters, self._capture.factors.collecting)
+        trained = self._capture.parameters
+        others = set(self._model.parameters()) - set(trained.values())
+        return ValidationLoss(closure, trained, others, self._capture.factors.collecting)
 
 
 def _as_written(model: nn.Module) -> nn.Module:

@@ -129,6 +129,16 @@ class LayerSite:
         """The axis of the output that numbers samples in the eyes of the rules."""
         return self.rules[0][0].batch_axis(self.layer)
 
+    @property
+    def frozen(self) -> bool | None:
+        """Whether its trained parameters are frozen at present, for a call of the layer; None where some are."""
+        trainable = {p.requires_grad for p in self._trained}
+        return not trainable.pop() if len(trainable) == 1 else None
+
+    @cached_property
+    def _trained(self) -> list[nn.Parameter]:
+        return [self.layer.get_parameter(parameter) for parameter, key in self._key_of.items() if key]
+
     def key_of(self, parameter: str) -> str | None:
         """Return the name among the model's of the layer's own parameter; None where it is absent or not trained."""
         return self._key_of.get(parameter)

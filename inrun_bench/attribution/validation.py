@@ -41,6 +41,8 @@ class ValidationLoss:
         Returns the validation loss at the model's present weights, a scalar tensor in nats.
     parameters : mapping of str to tensor
         The model's trained parameters by name.
+    others : collection of tensor
+        Those that are not trained, of which a loss is a function, too.
     collecting : callable
         Given names of weights, a context manager that yields a list, to which calls of their linear maps are added.
 
@@ -57,12 +59,13 @@ class ValidationLoss:
         self,
         closure: Callable[[], Tensor],
         parameters: Mapping[str, Tensor],
+        others: Collection[Tensor],
         collecting: Callable[[Collection[str]], AbstractContextManager[list[FactorCall]]],
     ) -> None:
         self.factored: set[str] = set()
         self._closure = closure
         self._names = list(parameters)
-        self._parameters = list(parameters.values())
+        self._parameters, self._others = list(parameters.values()), list(others)
         self._collecting = collecting
         self._trusted: set[str] = set()  # factors that were seen to multiply out to the gradient
         self._refused: set[str] = set()  # those that were seen not to
@@ -208,8 +211,9 @@ class ValidationLoss:
         ]
 
     def _place(self, at: Sequence[Tensor] | None) -> _Place:
-        """Return what tells these weights from others as long as they live."""
-        return tuple((w.data_ptr(), w._version) for w in (self._parameters if at is None else at))
+        """Return what tells these weights, and those not trained, from others as long as they live."""
+        weights = [*(self._parameters if at is None else at), *self._others]
+        return tuple((w.data_ptr(), w._version) for w in weights)
 
     def _note(self, at: Sequence[Tensor] | None, loss: Tensor, gradient: list[Tensor] | None) -> None:
         place = self._place(at)

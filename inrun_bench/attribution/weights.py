@@ -104,7 +104,7 @@ def _weighted_sums(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Return sums in which every number has a factor of its own: one pass, for a processor."""
     parts = [x if x.dtype == torch.float64 else x.float() for x in tensors if len(x) > SMALL]
     small = [x.double() for x in tensors if len(x) <= SMALL]  # no change of one is lost in the rounding of others
-    parts += [torch.cat(small)] if small else []
+    parts += [torch.cat(small).nan_to_num_(1, 2, 3)] if small else []  # else nothing is told beside them
     with own_precision(torch.device("cpu")):
         pairs = [_weighted_sum(x) for x in parts]
     return gathered([total for total, _ in pairs])[:, None], gathered([rounding for _, rounding in pairs])[:, None]

@@ -67,6 +67,8 @@ class FollowedTensors:
             if followed is None:
                 self._refuse_custom_function(leaf)
                 continue
+            if isinstance(leaf, nn.Parameter) and not leaf.requires_grad:  # frozen for this call
+                continue
             if isinstance(followed.source, Operation) and followed.tensor._version != followed.version:
                 raise changed_in_place(followed.source.name, followed.source.keys)
             sources[slot] = followed.source

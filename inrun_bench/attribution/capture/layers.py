@@ -147,6 +147,15 @@ class WatchedLayers:
         assert self.micro_batch is not None
         if not first.requires_grad:
             return
+        frozen = site.frozen
+        if frozen is None:
+            raise ValueError(
+                f"{site.where} was called while some of its parameters were frozen (requires_grad=False) and others "
+                "were not, which its rule does not tell apart; freeze all of them for a call, or none, or freeze some "
+                "before InRunShapley is made"
+            )
+        if frozen and not self._operations.takes_part(args, kwargs):
+            return
         if isinstance(seen, Unclear):
             raise seen.error(site.where, site.name)
         if site.wants_all:
@@ -160,8 +169,8 @@ class WatchedLayers:
             return
         _check_size(site, seen, first, self.micro_batch.size)
         operation = self._operations.through(site.layer, args, kwargs, state)
-        if operation is not None or not scored:
-            call = _WatchedCall(site, self.micro_batch, args, kwargs, seen, state, operation, scored)
+        if operation is not None or not (scored or frozen):
+            call = _WatchedCall(site, self.micro_batch, args, kwargs, seen, state, operation, scored or frozen)
             first.register_hook(call.hook(self._receive, self._operations.apart))
 
     def _left(self, site: LayerSite) -> tuple[Seen, RandomState | None]:

@@ -132,8 +132,12 @@ def observe(
     leaves, spec = tree_flatten((args, dict(kwargs)))
     if any(leaf.is_meta for leaf in leaves if isinstance(leaf, Tensor)):
         return _failed("tensors without numbers cannot be observed")
-    watched = _Call(module, layers, parameters, spec, leaves, size)
-    observations = [watched.observed(axes) for axes in _hypotheses(leaves, size) if _tells(leaves, axes)]
+    observations = []
+    for axes in _hypotheses(leaves, size):
+        given = leaves if _tells(leaves, axes) else _told_apart(leaves, axes)
+        if _tells(given, axes):
+            watched = _Call(module, layers, parameters, spec, given, size)
+            observations.append(watched.observed(axes))
     if not observations:
         return _failed(
             f"index names {size} samples, but no argument of the call, of shapes "
@@ -324,6 +328,17 @@ def _hypotheses(leaves: list[Any], size: int) -> Iterator[dict[int, int]]:
 def _tells(leaves: list[Any], axes: dict[int, int]) -> bool:
     """Whether any sample differs from its neighbour."""
     return any(not torch.equal(leaves[slot], leaves[slot].roll(1, axis)) for slot, axis in axes.items())
+
+
+def _told_apart(leaves: list[Any], axes: dict[int, int]) -> list[Any]:
+    """Return arguments whose rows are alike, what a layer with zero weights returned for instance, with noise added."""
+    told = list(leaves)
+    for slot in axes:
+        if leaves[slot].is_floating_point():
+            draw = torch.Generator().manual_seed(slot)
+            noise = torch.randn(leaves[slot].shape, generator=draw).to(leaves[slot])
+            told[slot] = (leaves[slot].detach() + noise).requires_grad_(leaves[slot].requires_grad)
+    return told
 
 
 def _with_neighbours(tensor: Tensor, axis: int, mask: Tensor) -> Tensor:

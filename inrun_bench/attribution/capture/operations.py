@@ -235,7 +235,7 @@ class FollowedOperations:
     ) -> None:
         """Follow the output of a layer that was called without samples; a compiled graph would have `shown` it."""
         names = {id(p): key for key, p in self._parameters.items()}
-        keys = {name: names[id(p)] for name, p in layer.named_parameters() if id(p) in names}
+        keys = {name: names[id(p)] for name, p in layer.named_parameters() if id(p) in names and p.requires_grad}
         if self._mode is None:
             raise RuntimeError(
                 f"{type(layer).__name__} with parameters {', '.join(map(repr, keys.values()))} was called without "
