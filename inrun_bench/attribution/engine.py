@@ -549,7 +549,7 @@ class InRunShapley:
     def _new_loss(self, closure: Closure) -> ValidationLoss:
         trained = self._capture.parameters
         others = set(self._model.parameters()) - set(trained.values())
-        return ValidationLoss(closure, trained, others, self._capture.factors.collecting)
+        return ValidationLoss(closure, trained, others, self._capture.factors.collecting, self._capture.as_called_last)
 
 
 def _as_written(model: nn.Module) -> nn.Module:

@@ -45,6 +45,9 @@ class ValidationLoss:
         Those that are not trained, of which a loss is a function, too.
     collecting : callable
         Given names of weights, a context manager that yields a list, to which calls of their linear maps are added.
+    as_called : callable
+        Returns a context manager in which the model is in the mode, train or eval, in which the closure has called it:
+        it may have put it back, and a checkpoint computes anew what is differentiated.
 
     Attributes
     ----------
@@ -61,12 +64,13 @@ class ValidationLoss:
         parameters: Mapping[str, Tensor],
         others: Collection[Tensor],
         collecting: Callable[[Collection[str]], AbstractContextManager[list[FactorCall]]],
+        as_called: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.factored: set[str] = set()
         self._closure = closure
         self._names = list(parameters)
         self._parameters, self._others = list(parameters.values()), list(others)
-        self._collecting = collecting
+        self._collecting, self._as_called = collecting, as_called
         self._trusted: set[str] = set()  # factors that were seen to multiply out to the gradient
         self._refused: set[str] = set()  # those that were seen not to
         self._known: dict[_Place, tuple[Tensor, list[Tensor] | None]] = {}
@@ -196,9 +200,10 @@ class ValidationLoss:
                 "validation returned a loss without a graph, so it has no gradient; "
                 "compute it from the model being trained, without torch.no_grad() or detach()"
             )
-        gradients = torch.autograd.grad(
-            loss, self._parameters if inputs is None else inputs, create_graph=create_graph, allow_unused=True
-        )
+        with self._as_called():
+            gradients = torch.autograd.grad(
+                loss, self._parameters if inputs is None else inputs, create_graph=create_graph, allow_unused=True
+            )
         if all(gradient is None for gradient in gradients):
             raise ValueError(
                 "the validation loss depends on none of the model's trained parameters: validation must evaluate the "

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from inrun_bench.attribution.capture.batch_axis import BatchAxis, DeclaredAxes, Unclear
-from inrun_bench.attribution.capture.compiled import announce, expect
-from inrun_bench.attribution.capture.hooks import ForwardAsWritten, LayerHook, has_own_forward, plain_forward
+from inrun_bench.attribution.capture.compiled import announce, expect, graphs_made
+from inrun_bench.attribution.capture.hooks import EagerHook, ForwardAsWritten, has_own_forward, plain_forward
 from inrun_bench.attribution.capture.links import Links, Numbered
 from inrun_bench.attribution.capture.observation import SEVERAL, Observation, Seen, observe
 from inrun_bench.attribution.capture.operation_count import OperationCount
@@ -77,10 +78,12 @@ class ObservedCalls:
         # what a part of the model was called on, and with which samples, while it is new
         self._first_numbers: dict[_Form, tuple[MicroBatch | None, list[Tensor]]] = {}
         self._links = Links()
+        self._modes: list[tuple[nn.Module, bool]] = []  # of all modules, when one was called last, and nobody watched
         self._number = announce(self)
         self._outermost: nn.Module | None = None
         self._form: _Form | None = None  # of the present call, or of the last
-        self._in_graph = False  # whether the outermost is a part of a compiled graph that is run as it is written
+        self._in_graph = False  # whether the outermost is compiled, or a part of a graph that is run as it is written
+        self._graphs = 0  # that had been made when the present call began
         self._again: nn.Module | None = None  # the outermost module that a backward pass computes anew
         self._observation: Observation | None = None  # of the present call, or of the last
         self._going: _Going | None = None  # the present call, which may have to be observed once more
@@ -92,7 +95,7 @@ class ObservedCalls:
         trained = {id(p) for p in parameters.values()}
         for module in model.modules():
             if any(id(p) in trained for p in module.parameters()):
-                enter, leave = LayerHook(module, self._enter), LayerHook(module, self._leave)
+                enter, leave = EagerHook(module, self._enter), EagerHook(module, self._leave)
                 self._handles.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
                 self._handles.append(module.register_forward_hook(leave, always_call=True))
 
@@ -190,13 +193,15 @@ class ObservedCalls:
         seen = [one for form, one in self._observations.items() if form.module is self._model]
         return functools.reduce(Observation.joined, seen) if seen else None
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter(self, module: nn.Module, compiled: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():
             if module is self._model and self.micro_batch is not None and self.micro_batch.size > 1:
                 leaves = tree_flatten((args, kwargs))[0]
                 expect(self._number, "expect_known", *[None if isinstance(leaf, Tensor) else leaf for leaf in leaves])
             return
         self._operations.enter_module(module)
+        if self.micro_batch is None and self._operations.depth == 1 and not in_backward_pass():
+            self._modes = [(each, each.training) for each in self._model.modules()]
         if self.micro_batch is None or self._outermost is not None or self.looking_back:
             return
         if in_backward_pass():  # what a checkpoint computes anew is known
@@ -209,7 +214,7 @@ class ObservedCalls:
                 self._again = module
                 self._operations.follow_again(True)
             return
-        self._outermost = module
+        self._outermost, self._in_graph = module, compiled
         if self._latest is not self.micro_batch:
             if len(self._called) == 1:
                 self._alone |= self._called
@@ -227,7 +232,23 @@ class ObservedCalls:
             with self._operations.paused():
                 self._links.enter(self._form, partial(self._name_of, module), inputs, self.micro_batch.size)
         self._calls.clear()
+        self._graphs = graphs_made()
         self.count.begin()
+
+    @contextmanager
+    def as_called_last(self) -> Iterator[None]:
+        """Put the modules back in this block into the modes, train or eval, in which they were called last.
+
+        What a checkpoint computes anew would be another function in another mode.
+        """
+        present = [(module, module.training) for module in self._model.modules()]
+        try:
+            for module, training in self._modes:
+                module.training = training
+            yield
+        finally:
+            for module, training in present:
+                module.training = training
 
     def expect_known(self, *leaves: Any) -> None:
         """Refuse a graph of a call of the model, with such arguments beside tensors, that has never been observed."""
@@ -240,7 +261,7 @@ class ObservedCalls:
                 "torch.compiler.set_stance('force_eager'), or say which axis numbers the samples with batch_axis=axis"
             )
 
-    def _leave(self, module: nn.Module, _args: Any, output: Any) -> None:
+    def _leave(self, module: nn.Module, _compiled: bool, _args: Any, output: Any) -> None:
         if not torch.compiler.is_compiling():
             self._operations.leave_module()
         if self.looking_back:  # a checkpoint on the way is computed anew
@@ -321,21 +342,24 @@ class ObservedCalls:
         known, counted = self._observation, self.count.counted
         form = going.form if going.form in self._observations else going.form.bare
         ways = self._ways.setdefault(form, self._ways_whatever_the_settings(form))
-        if known is None or counted in ways.counted:
+        made = graphs_made() != self._graphs  # and with them, operations
+        if known is None or (counted in ways.counted and not made):
             return
-        ways.counted.add(counted)
+        if not made:
+            ways.counted.add(counted)
+        as_written = not made and not _was_compiled(output)
         if going.new or known.failure is not None:
-            ways.of_twins.add(known.count)
+            ways.of_twins |= {known.count} if as_written else set()
             return
         found = self._observed_again(going)
-        if found.count in ways.of_twins and not _was_compiled(output):
+        if as_written and found.count in ways.of_twins:
             raise ValueError(
                 f"{self._name_of(going.form.module)} went another way than in any call before, and not when it was run "
                 "beside training to observe where its samples are: something that cannot be repeated decides on it (a "
                 "counter, a generator of random numbers of its own, a hook). Say which axis numbers the samples in "
                 "all layers with batch_axis=axis, if none of its ways mixes samples"
             )
-        ways.of_twins.add(found.count)
+        ways.of_twins |= {found.count} if as_written else set()
         unclear = self._joined(known, found).unclear_names - known.unclear_names
         if found.failure is not None or any(self._declared.of(name) == "observed" for name in unclear):
             reason = "its layers or operations have other axes" if found.failure is None else found.failure.reason

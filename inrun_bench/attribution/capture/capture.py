@@ -6,7 +6,7 @@ Each part attaches and detaches itself; what they have to tell each other, they 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -153,6 +153,10 @@ class Capture:
                 receive(*scores)
 
         self._fused.aim(probes, unless_looking_back)
+
+    def as_called_last(self) -> AbstractContextManager[None]:
+        """Put modules into the modes in which they were called last, to differentiate what they have computed."""
+        return self._calls.as_called_last()
 
     def worth_factoring(self) -> set[str]:
         """Return the weights whose validation gradient is better left in factors."""

@@ -110,7 +110,7 @@ class FusedLayers:
         micro_batch, probes, how = self.micro_batch, self._probes, self._how[site.name]
         if micro_batch is None or probes is None or len(a) != micro_batch.size or not torch.is_grad_enabled():
             return plain_forward(layer, a)
-        if site.frozen is not False and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and site.frozen is not False:
             return plain_forward(layer, a)
         call, rule = self._call_and_rule(site, a, micro_batch.size, len(probes))
         if torch.compiler.is_compiling():

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._C._dynamo.eval_frame import set_eval_frame
 
-__all__ = ["ForwardAsWritten", "LayerForward", "LayerHook", "has_own_forward", "plain_forward"]
+__all__ = ["EagerHook", "ForwardAsWritten", "LayerForward", "LayerHook", "has_own_forward", "plain_forward"]
 
 WHY_AS_WRITTEN = (
     "InRunShapley follows parameters of this module operation by operation, which a compiled graph hides; it is run as "
@@ -34,6 +35,32 @@ class LayerHook:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _no_hook, ()  # a model that is saved while it is watched is saved as if it were not
+
+
+class EagerHook(LayerHook):
+    """A hook that is run as it is written, with the numbers of its call, also where what it is on was compiled.
+
+    The function is told as its second argument whether there is a compiler at work. In a function that is compiled as
+    a whole, the model with it, it is traced all the same.
+    """
+
+    def __init__(self, layer: nn.Module, function: Callable[..., Any]) -> None:
+        from torch._dynamo.eval_frame import skip_code
+
+        super().__init__(layer, function)
+        skip_code(EagerHook.__call__.__code__)
+
+    def __call__(self, layer: nn.Module, *arguments: Any) -> Any:
+        """Call the function, unless it was asked for by a copy."""
+        if layer is not self._layer:
+            return None
+        if torch.compiler.is_compiling():
+            return self._function(layer, True, *arguments)
+        compiler = set_eval_frame(None)
+        try:
+            return self._function(layer, compiler is not None, *arguments)
+        finally:
+            set_eval_frame(compiler)
 
 
 class LayerForward:

@@ -194,6 +194,11 @@ class FollowedOperations:
         """Be told that a module is entered, whose operations are seen as well where a checkpoint runs it again."""
         self._entered.append((module, hooks_on_saved_tensors()))
 
+    @property
+    def depth(self) -> int:
+        """How many modules are being run, one inside of the other."""
+        return len(self._entered)
+
     def leave_module(self) -> None:
         """Be told that it is left."""
         if self._entered:

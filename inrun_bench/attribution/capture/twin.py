@@ -26,6 +26,8 @@ __all__ = ["beside_training", "twin_of"]
 HOOKS = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 """Of a module, left out: those that run before its forward may make its weights."""
 
+FAINT = 0.05  # numbers in place of biases and gates, which shall not saturate what is behind them
+
 
 def twin_of(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Return a module that computes the same from the same parameters, and whose state is its own.
@@ -75,7 +77,7 @@ def _is_zero(parameter: nn.Parameter) -> bool:
 def _stand_in(parameter: nn.Parameter) -> nn.Parameter:
     """Return a parameter with numbers of a usual size."""
     draw = torch.Generator().manual_seed(parameter.numel())
-    size = 1 / math.sqrt(max(parameter[0].numel() if parameter.dim() else 1, 1))
+    size = 1 / math.sqrt(parameter[0].numel()) if parameter.dim() > 1 else FAINT
     drawn = size * torch.randn(parameter.shape, generator=draw, dtype=torch.float32)
     return nn.Parameter(drawn.to(parameter), requires_grad=parameter.requires_grad)
 

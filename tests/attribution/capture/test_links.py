@@ -1,9 +1,15 @@
 """What a loop makes between calls of parts of a model: samples in their own rows, or a refusal."""
 
+import random
+from dataclasses import dataclass
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from inrun_bench import InRunShapley
 from inrun_bench.attribution.capture import calls
 from tests.attribution.watched import score_error
 
@@ -85,6 +91,192 @@ def test_a_part_that_is_called_again_is_looked_at_each_time(where):
         score_error(Parts(), x, y, B, call=call)
 
 
+def behind_a_skip(model, x):
+    h = model.stem(x)
+    return model(model.block(h) + mixed(h))
+
+
+def only_later(model, x):
+    h = model.stem(x)
+    later = model.training and next(model.steps) >= 1
+    return model(mixed(h) if later else h)
+
+
+@dataclass
+class Kept:
+    h: torch.Tensor
+    name: str
+
+
+class Wrapped(Parts):
+    """Its stem returns an object."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = Keeping()
+
+
+class Keeping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, 6)
+
+    def forward(self, x):
+        return Kept(self.inner(x), "h")
+
+
+@pytest.mark.parametrize("call", [behind_a_skip, only_later])
+def test_a_loop_that_mixes_samples_where_it_is_hard_to_see_is_refused(call):
+    x, y = samples(3, WIDTH)
+    model = Parts()
+    model.steps = None
+
+    def called(one, x):
+        one.steps = one.steps or iter(range(100))
+        return call(one, x)
+
+    with pytest.raises(ValueError, match=r"'stem' \(Linear\).*does not keep them apart"):
+        score_error(model, x, y, B, call=called)
+
+
+@pytest.mark.parametrize("between", [mixed, torch.tanh])
+def test_outputs_in_objects_are_looked_at(between):
+    x, y = samples(3, WIDTH)
+
+    def call(model, x):
+        return model(between(model.stem(x).h))
+
+    if between is torch.tanh:
+        assert score_error(Wrapped(), x, y, B, call=call) < 1e-10
+        return
+    with pytest.raises(ValueError, match=r"'stem' \(Keeping\).*does not keep them apart"):
+        score_error(Wrapped(), x, y, B, call=call)
+
+
+def test_random_numbers_behind_a_link_are_those_of_training():
+    """`score_error` compares training to the bit."""
+    x, y = samples(3, WIDTH)
+
+    def call(model, x):
+        h = torch.nn.functional.dropout(model.stem(x), 0.5, model.training)
+        return model(torch.nn.functional.dropout(model.block(h), 0.5, model.training))
+
+    assert score_error(Parts(), x, y, B, call=call) < 1e-10
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_between_parts_is_looked_through_or_refused(reentrant):
+    x, y = samples(3, WIDTH)
+
+    def call(model, x):
+        h = model.stem(x)
+        if not model.training:
+            return model(h + torch.tanh(model.block(h)))
+        return model(h + checkpoint(lambda h: torch.tanh(model.block(h)), h, use_reentrant=reentrant))
+
+    if not reentrant:
+        assert score_error(Parts(), x, y, B, call=call) < 1e-10
+        return
+    with pytest.raises(ValueError, match=r"autograd cannot be asked(.|\n)*use_reentrant=False"):
+        score_error(Parts(), x, y, B, call=call)
+
+
+@pytest.mark.parametrize("order", ["first", "integrated", "second"])
+def test_a_checkpoint_is_computed_anew_in_the_mode_of_its_call(order):
+    """A validation loss is differentiated after its closure has returned, and put the model back into training."""
+    values = []
+    for through in (lambda function, x: function(x), lambda *given: checkpoint(*given, use_reentrant=False)):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(WIDTH, 6), nn.Dropout(0.5), nn.Tanh(), nn.Linear(6, 3)).double()
+        x, y = samples(WIDTH)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+        def loss(rows, training, model=model, through=through, x=x, y=y):
+            model.train(training)
+            value = nn.functional.cross_entropy(model[3](through(model[:3], x[rows])), y[rows])
+            model.train()
+            return value
+
+        engine = InRunShapley(
+            model,
+            optimizer,
+            len(y),
+            order,
+            validation=lambda loss=loss: loss(slice(8, None), training=False),
+            batch_axis=0,
+        )
+        for rows in torch.arange(8).split(B):
+            torch.manual_seed(1)
+            with engine.step(rows):
+                loss(rows, training=True).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        values.append(engine.values())
+    np.testing.assert_allclose(values[1], values[0], rtol=1e-9)
+
+
+def test_parts_of_the_whole_batch_at_each_step_are_exact():
+    """The same numbers once more are no sign of a constant where it is seen whose rows they become."""
+    x, y = samples(3, WIDTH)
+    x, y = x[:B].repeat(4, 1, 1), y[:B].repeat(4)
+    assert score_error(Parts(), x, y, B, call=lambda model, x: model(model.stem(x)), steps=3) < 1e-10
+
+
+@pytest.mark.parametrize("frozen", ["all", "bias"])
+@pytest.mark.parametrize("rules", ["auto", "weight-gradient"])
+def test_a_layer_that_is_frozen_for_a_call_has_no_part_in_it(frozen, rules):
+    """As a discriminator is in the generator's step."""
+    x, y = samples(3, WIDTH)
+
+    def call(model, x):
+        judged = model(model.stem(x))
+        layer = model.head if frozen == "all" else model.head.bias
+        layer.requires_grad_(False)
+        fooled = model(model.block(model.stem(x)))
+        layer.requires_grad_(True)
+        return judged - fooled
+
+    if frozen == "all":
+        last_digits = rules == "weight-gradient"
+        assert score_error(Parts(), x, y, B, call=call, rules=rules, last_digits=last_digits) < 1e-10
+        return
+    with pytest.raises(ValueError, match=r"'head' \(Linear\) was called while some of its parameters were frozen"):
+        score_error(Parts(), x, y, B, call=call, rules=rules)
+
+
+@pytest.mark.parametrize(
+    "way", [lambda model, x: model(model.stem(x)), lambda model, x: model.head(model.stem(x)).mean(1)]
+)
+def test_a_layer_whose_weights_begin_with_zero_is_exact(way):
+    torch.manual_seed(0)
+    model = Parts()
+    for p in (*model.head.parameters(), *model.stem.parameters()):
+        nn.init.zeros_(p)
+    x, y = samples(3, WIDTH)
+    assert score_error(model, x, y, B, call=way, steps=3) < 1e-10
+
+
+class Gated(nn.Module):
+    """A branch that mixes samples, or positions, behind a gate that is closed at first."""
+
+    def __init__(self, axis):
+        super().__init__()
+        self.inner, self.head, self.gate, self.axis = nn.Linear(WIDTH, 4), nn.Linear(4, 3), nn.Linear(4, 4), axis
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+
+    def forward(self, x):
+        h = torch.tanh(self.inner(x))
+        return self.head(h + self.gate(h.mean(self.axis, keepdim=True))).mean(1)
+
+
+def test_what_a_closed_gate_hides_is_seen():
+    x, y = samples(3, WIDTH)
+    assert score_error(Gated(1), x, y, B, steps=3) < 1e-10
+    with pytest.raises(ValueError, match="changes in other places than their rows"):
+        score_error(Gated(0), x, y, B, steps=3)
+
+
 def residual(model, x):
     h = model.stem(x)
     h = h + torch.tanh(model.block(h))
@@ -124,6 +316,23 @@ def test_gradients_that_a_loop_keeps_are_its_own():
     assert score_error(Parts(), x, y, B, call=call, steps=1) < 1e-10
     for plain, watched in zip(*made, strict=True):  # the plain run has passed back twice: by sample, and for its step
         torch.testing.assert_close(2 * watched.grad, plain.grad)
+
+
+def test_gradients_that_a_loop_keeps_on_the_way_are_its_own():
+    """Where autograd is asked, it adds to what tensors between two calls keep: next to nothing."""
+    x, y = samples(3, WIDTH)
+    made = []
+
+    def call(model, x):
+        h = torch.tanh(model.stem(x))
+        if model.training:
+            h.retain_grad()
+            made.append(h)
+        return model(h * 2)
+
+    assert score_error(Parts(), x, y, B, call=call, steps=1) < 1e-10
+    plain, watched = made
+    assert torch.equal(2 * watched.grad, plain.grad) or (2 * watched.grad - plain.grad).abs().max() < 1e-16
 
 
 class Switched(nn.Module):
@@ -174,6 +383,78 @@ def test_settings_that_always_change_are_not_observed_for_ever(monkeypatch):
     assert len(counted) == calls.MANY
 
 
+class Secret(nn.Module):
+    """Goes another way where something says so that is no switch: with samples along the second axis, or not."""
+
+    def __init__(self, turned):
+        super().__init__()
+        self.inner, self.head, self.turned, self.says = nn.Linear(WIDTH, 4), nn.Linear(4, 3), turned, lambda: False
+
+    def forward(self, x):
+        if not self.says():
+            return self.head(torch.tanh(self.inner(x)).cumsum(1)).mean(1)
+        if not self.turned:
+            return self.head(2 * torch.tanh(self.inner(x)).cumsum(1)).mean(1)
+        return self.head(torch.tanh(self.inner(x.transpose(0, 1))).cumsum(0).transpose(0, 1)).mean(1)
+
+
+SECRETS = {
+    "a number": lambda model, on: setattr(model, "number", int(on)) or (lambda: model.number == 1),
+    "an array's element": lambda model, on: lambda: np.bool_(on),
+    "nothing or an object": lambda model, on: lambda: (object() if on else None) is not None,
+    "a dictionary": lambda model, on: lambda: {"on": on}["on"],
+    "a tensor": lambda model, on: lambda: bool(torch.ones(1) * on),
+    "chance": lambda model, on: random.seed(on) or (lambda: random.random() < 0.5),  # noqa: S311 - .84, .13
+}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("secret", SECRETS)
+def test_another_way_is_seen_whatever_has_decided_on_it(secret, turned):
+    x, y = (torch.cat([each, each]) for each in samples(T, WIDTH))
+    steps = iter(range(100))
+
+    def call(model, x):
+        model.says = SECRETS[secret](model, model.training and next(steps) >= 4)  # each step is taken by both runs
+        return model(x)
+
+    if not turned:
+        assert score_error(Secret(turned), x, y, B, call=call, steps=4) < 1e-10
+        return
+    with pytest.raises(ValueError, match=r"went another way than in any call before, where it cannot.*: inner"):
+        score_error(Secret(turned), x, y, B, call=call, steps=4)
+
+
+def test_another_way_that_cannot_be_repeated_is_refused():
+    x, y = (torch.cat([each, each]) for each in samples(T, WIDTH))
+    steps = iter(range(100))
+
+    def call(model, x):
+        once = [model.training and next(steps) >= 4]
+        model.says = lambda: bool(once) and once.pop()  # true the first time that it is asked, and never again
+        return model(x)
+
+    with pytest.raises(ValueError, match=r"the model \(Secret\) went another way .*something that cannot be repeated"):
+        score_error(Secret(False), x, y, B, call=call, steps=4)
+    steps = iter(range(100))
+    assert score_error(Secret(False), x, y, B, call=call, steps=4, batch_axis=0) < 1e-10
+
+
+def test_each_way_is_observed_once(monkeypatch):
+    x, y = torch.randn(100, T, WIDTH, dtype=torch.float64), torch.randint(3, (100,))
+    counted = []
+    monkeypatch.setattr(calls, "observe", lambda *args, own=calls.observe: counted.append(1) or own(*args))
+    steps = iter(range(100))
+
+    def call(model, x):
+        on = model.training and next(steps) // 2 % 2 == 1
+        model.says = lambda: on
+        return model(x)
+
+    assert score_error(Secret(False), x, y, B, call=call, steps=20) < 1e-10
+    assert len(counted) == 2
+
+
 def compiled_where_watched():
     """Return how to call a model, compiled where it is the watched one of the two runs."""
     runs = []
@@ -192,11 +473,11 @@ class Branching(nn.Module):
     def __init__(self, turned):
         super().__init__()
         self.inner, self.more, self.head = nn.Linear(WIDTH, 4), nn.Linear(4, 4), nn.Linear(4, 3)
-        self.on, self.turned = False, turned
+        self.on, self.number, self.turned = False, 0, turned
 
     def forward(self, x, on=False):
         h = torch.tanh(self.inner(x)).cumsum(1)
-        if self.on or on:
+        if self.on or on > 0.5 or self.number:
             h = self.more(h)
             if self.turned:
                 h = self.inner(x.transpose(0, 1)).cumsum(0).transpose(0, 1) + h
@@ -205,7 +486,7 @@ class Branching(nn.Module):
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("turned", [False, True])
-@pytest.mark.parametrize("by", ["switch", "argument"])
+@pytest.mark.parametrize("by", ["switch", "argument", "number", "attribute"])
 def test_a_compiled_model_that_goes_another_way_later_is_exact_or_refused(by, turned):
     x, y = samples(T, WIDTH)
     x, y = torch.cat([x, -x]), torch.cat([y, y])
@@ -217,15 +498,16 @@ def test_a_compiled_model_that_goes_another_way_later_is_exact_or_refused(by, tu
         if model is models[0] and not model.training:  # its validation, with which each step begins
             on = next(trained) >= 2
             for one in models:
-                one.on = on and by == "switch"
+                one.on, one.number = on and by == "switch", int(on and by == "attribute")
             call.on = on
-        return run(model, x, call.on) if by == "argument" else run(model, x)
+        given = {"argument": [call.on], "number": [float(call.on)]}.get(by, [])
+        return run(model, x, *given)
 
     try:
-        if by == "switch" and not turned:
+        if not turned and by in ("switch", "argument"):
             assert score_error(Branching(turned), x, y, B, call=call, steps=4) < 1e-10
             return
-        reason = r"'inner' \(Linear\): its calls had different axes" if by == "switch" else "called with .True. beside"
+        reason = "its calls had different axes|not seen which axis numbers|: inner: its layers or"
         with pytest.raises(Exception, match=reason):  # of whatever kind torch's compiler makes of it
             score_error(Branching(turned), x, y, B, call=call, steps=4)
     finally:

@@ -561,9 +561,16 @@ def test_a_part_that_was_not_called_when_the_model_was_observed_is_refused_and_n
         score_error(Conditional(4, 4), x, y, 4)
 
 
+def test_samples_that_are_all_alike_are_told_apart_where_they_are_real_numbers():
+    x, y = samples(0, 3, 3, 4, steps=2)
+    x[:4] = x[0]
+    assert score_error(Positions(3, 3), x, y, 4, steps=2) < 1e-10
+
+
 def test_a_batch_that_tells_nothing_is_forgotten():
     """All of its samples are one; the next batch, of the same form, tells."""
-    p = problem()
+    p = problem(nn.Sequential(nn.Embedding(9, 3), nn.Flatten(), nn.Linear(6, 3)))
+    p.x = torch.randint(9, (len(p.y), 2))
     engine, x = p.engine("first"), p.x.clone()
     p.x[:N] = x[0]
     with pytest.raises(ValueError, match="along which rows differ"):
@@ -924,7 +931,8 @@ def test_a_twin_computes_with_the_same_weights_and_keeps_what_it_counts_to_itsel
 
 
 def test_samples_that_are_all_alike_cannot_be_told_apart():
-    model = nn.Linear(5, 3)
-    observation = observe(model, (torch.ones(4, 5),), {}, 4, {model: ""}, dict(model.named_parameters()))
+    model = nn.Embedding(5, 3)
+    alike = torch.ones(4, 5, dtype=torch.long)
+    observation = observe(model, (alike,), {}, 4, {model: ""}, dict(model.named_parameters()))
     assert isinstance(observation.of_layer("", 0), Unclear)
     assert observation.unclear == math.inf
