@@ -16,6 +16,9 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 from torch import nn
+from torch._C import _autograd
+from torch._C._dynamo.eval_frame import set_eval_frame
+from torch._dynamo.eval_frame import skip_code
 from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -24,6 +27,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.checkpoint import checkpoint
+
+from inrun_bench.attribution.capture.compiled import graphs_made
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("baselines", "inrun_bench", "tasks")
@@ -538,6 +543,59 @@ def test_a_kernel_knows_its_arguments_by_name_and_descriptors_say_what_they_desc
     assert (described.shape, described.strides, described.block_shape) == ([4, 16], [16, 1], [2, 16])
     assert issubclass(triton.OutOfResources, Exception)
     assert callable(triton.testing.do_bench)
+
+
+# --- torch: what is counted ---
+
+
+@relied_on("torch._C._autograd", "torch._C._autograd._get_sequence_nr")
+def test_autograd_numbers_the_operations_that_it_notes():
+    """From one number to the next for each operation on what is differentiated, and none for others."""
+    w = torch.ones(3, requires_grad=True)
+    before = _autograd._get_sequence_nr()
+    (w * 2).sum()
+    w.detach() * 2
+    with torch.no_grad():
+        w * 2
+    assert _autograd._get_sequence_nr() - before == 2
+
+
+@relied_on("torch._C._dynamo.eval_frame.set_eval_frame", "torch._dynamo.eval_frame.skip_code")
+def test_a_hook_may_be_left_to_run_as_it_is_written_where_its_module_is_compiled():
+    """And what it calls, once the compiler is taken off; there is none elsewhere."""
+    seen = []
+
+    class Model(nn.Linear):  # of torch's own, the hooks are traced with the layer
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    class Hook:
+        def __call__(self, *_):
+            if torch.compiler.is_compiling():
+                return
+            compiler = set_eval_frame(None)
+            seen.append((compiler is not None, self.inner()))
+            set_eval_frame(compiler)
+
+        def inner(self):
+            return torch.compiler.is_compiling()
+
+    skip_code(Hook.__call__.__code__)
+    model = Model(2, 2)
+    model.register_forward_pre_hook(Hook())
+    model(torch.ones(1, 2))
+    torch.compile(model, backend="eager")(torch.ones(1, 2))
+    torch._dynamo.reset()
+    assert seen == [(False, False), (True, False)]
+
+
+def test_dynamo_counts_the_graphs_that_it_makes():
+    """``torch._dynamo.utils.counters``."""
+    before = graphs_made()
+    torch.compile(torch.tanh, backend="eager")(torch.ones(1))
+    torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1))
+    torch._dynamo.reset()
+    assert graphs_made() > before
 
 
 # --- others ---

@@ -1,6 +1,7 @@
 """What a loop makes between calls of parts of a model: samples in their own rows, or a refusal."""
 
 import random
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -164,21 +165,36 @@ def test_random_numbers_behind_a_link_are_those_of_training():
     assert score_error(Parts(), x, y, B, call=call) < 1e-10
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_a_checkpoint_between_parts_is_looked_through_or_refused(reentrant):
+def test_a_checkpoint_between_parts_is_looked_through():
     x, y = samples(3, WIDTH)
 
     def call(model, x):
         h = model.stem(x)
-        if not model.training:
-            return model(h + torch.tanh(model.block(h)))
-        return model(h + checkpoint(lambda h: torch.tanh(model.block(h)), h, use_reentrant=reentrant))
+        return model(h + checkpoint(lambda h: torch.tanh(model.block(h)), h, use_reentrant=False))
 
-    if not reentrant:
-        assert score_error(Parts(), x, y, B, call=call) < 1e-10
-        return
-    with pytest.raises(ValueError, match=r"autograd cannot be asked(.|\n)*use_reentrant=False"):
-        score_error(Parts(), x, y, B, call=call)
+    assert score_error(Parts(), x, y, B, call=call) < 1e-10
+
+
+@pytest.mark.parametrize("axes", ["observed", 0])
+def test_what_cannot_be_looked_through_is_refused(axes):
+    torch.manual_seed(0)
+    model = Parts()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, y = samples(3, WIDTH)
+
+    def loss(rows):
+        h = checkpoint(torch.tanh, model.stem(x[rows].float()), use_reentrant=True)
+        return nn.functional.cross_entropy(model(h), y[rows])
+
+    def validation():
+        return nn.functional.cross_entropy(model(torch.tanh(model.stem(x[8:].float()))), y[8:])
+
+    engine = InRunShapley(model, optimizer, 12, "first", validation=validation, batch_axis=axes)
+    reason = r"autograd cannot be asked(.|\n)*use_reentrant=False\), or say"
+    with nullcontext() if axes == 0 else pytest.raises(ValueError, match=reason), engine.step(torch.arange(B)):
+        loss(slice(0, B)).backward()
+        optimizer.step()
+    assert len(engine.ledger.steps) == (axes == 0)
 
 
 @pytest.mark.parametrize("order", ["first", "integrated", "second"])

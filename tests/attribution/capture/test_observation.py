@@ -564,13 +564,13 @@ def test_a_part_that_was_not_called_when_the_model_was_observed_is_refused_and_n
 def test_samples_that_are_all_alike_are_told_apart_where_they_are_real_numbers():
     x, y = samples(0, 3, 3, 4, steps=2)
     x[:4] = x[0]
-    assert score_error(Positions(3, 3), x, y, 4, steps=2) < 1e-10
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3))
+    assert score_error(model, x, y, 4, steps=2) < 1e-10
 
 
 def test_a_batch_that_tells_nothing_is_forgotten():
     """All of its samples are one; the next batch, of the same form, tells."""
-    p = problem(nn.Sequential(nn.Embedding(9, 3), nn.Flatten(), nn.Linear(6, 3)))
-    p.x = torch.randint(9, (len(p.y), 2))
+    p = problem(lambda: nn.Sequential(nn.Embedding(9, 3), nn.Flatten(), nn.Linear(6, 3)), shape=(2,), ids=9)
     engine, x = p.engine("first"), p.x.clone()
     p.x[:N] = x[0]
     with pytest.raises(ValueError, match="along which rows differ"):
