@@ -784,3 +784,32 @@ def test_losses_of_a_watched_loop_are_those_of_a_loop_that_nobody_watches():
             watched.optimizer.step()
             watched.optimizer.zero_grad()
         assert torch.equal(one, two)
+
+
+@pytest.mark.filterwarnings("ignore:weights were changed by something else")
+@pytest.mark.parametrize("order", ["first", "second", "trapezoid", "integrated"])
+def test_frozen_weights_that_change_between_steps_are_no_longer_those_of_before(order):
+    """What was known of the validation loss is forgotten, as it is where a trained weight is written to."""
+    values = []
+    for touched in (False, True):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3)).double()
+        model[0].requires_grad_(False)
+        x, y = torch.randn(12, 4, dtype=torch.float64), torch.randint(3, (12,))
+        optimizer = torch.optim.SGD(model[2].parameters(), lr=0.1)
+
+        def loss(rows, model=model, x=x, y=y):
+            return torch.nn.functional.cross_entropy(model(x[rows]), y[rows])
+
+        engine = InRunShapley(model, optimizer, 12, order, validation=lambda loss=loss: loss(slice(8, None)))
+        for rows in torch.arange(8).split(4):
+            with engine.step(rows):
+                loss(rows).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            with torch.no_grad():
+                model[0].weight.mul_(1.5)
+                if touched:
+                    model[2].weight.add_(0)
+        values.append(engine.values())
+    assert np.array_equal(*values)

@@ -45,3 +45,12 @@ def test_no_change_of_a_tiny_tensor_is_lost_beside_large_ones():
     noted = _weighted_sums([tiny, *others])
     tiny[1] *= 1.001
     assert differ(_weighted_sums([tiny, *others])[0], *noted).sum() == 1
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])
+def test_a_number_that_is_none_hides_no_change_of_others(odd):
+    weights = [torch.randn(100), torch.full((3,), odd)]
+    noted = _weighted_sums(weights)
+    assert not differ(_weighted_sums(weights)[0], *noted).any()
+    weights[0][7] += 1e-3
+    assert differ(_weighted_sums(weights)[0], *noted).sum() == 1
