@@ -11,10 +11,11 @@ It needs reference values, from 'inrun-bench reference', and judges methods by e
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -27,6 +28,7 @@ from inrun_bench.report.looks import TASKS_A_ROW, in_order, legend, look, panels
 from inrun_bench.report.markdown import markdown
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import parameter_rows, with_recipes
+from inrun_bench.runs.timing import wall_seconds
 from inrun_bench.runs.unit import DEFAULT_RECIPE, REFERENCE, Row, Unit, title_of
 
 SUMMARY = "agreement with the stored reference over time, in units of one training"
@@ -74,17 +76,19 @@ def _task(unit: Unit) -> tasks.Task:
     return tasks.load(unit.task, recipe=unit.recipe)
 
 
+def _train(
+    task: tasks.Task, model: torch.nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[torch.Tensor]
+) -> None:
+    for index in batches:
+        task.train_on(model, optimizer, index)
+
+
 def _seconds_of_a_training(unit: Unit) -> float:
     taken = []
     for _ in range(TRAININGS):
         task = _task(unit)
         model = task.model()
-        optimizer = task.optimizer(model)
-        batches = task.batches()
-        start = time.perf_counter()
-        for index in batches:
-            task.train_on(model, optimizer, index)
-        taken.append(time.perf_counter() - start)
+        taken.append(wall_seconds(partial(_train, task, model, task.optimizer(model), task.batches()), 1))
     return statistics.median(taken)
 
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import tarfile
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -44,6 +43,7 @@ from inrun_bench.report.markdown import markdown
 from inrun_bench.runs.peak_memory import peak_bytes
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import reference_blocks, values_unit
+from inrun_bench.runs.timing import Clock, quartiles, take_turns, wall_seconds
 from inrun_bench.runs.unit import REFERENCE, Row, Setting, Unit
 from tasks.architectures import GPT, cnn, mlp
 
@@ -89,6 +89,7 @@ SIZES: tuple[dict[str, Setting], ...] = (
     {"width": 1024, "batch": 64},  # two hidden layers wide enough that arithmetic, and not Python, takes the time
 )
 ROUND_SECONDS = 0.02  # a variant is called until a regular step's calls take this long
+SELDOM = 4  # rounds, in one of which what takes many times as long as a regular step takes part
 SMALL_RATE = 1e-3  # of workloads: the loss must stay finite while one batch is trained on again and again
 
 Step = Callable[[], object]
@@ -124,7 +125,7 @@ def _time_steps(unit: Unit) -> list[Row]:
         name: _variant(name, task, int(unit.settings["width"]), int(unit.settings["batch"]))
         for name in ("regular", "validation", *(PREFIX + order for order in ORDERS), "per-sample-loop")
     }
-    rounds, peaks = _take_turns(variants, int(unit.settings["repeats"]), once={"per-sample-loop"})
+    rounds, peaks = _rounds_and_peaks(variants, int(unit.settings["repeats"]), once={"per-sample-loop"})
     return [{**_cost(name, rounds, peaks), "metric": "step_ratio", **_ratios(name, rounds)} for name in variants]
 
 
@@ -234,7 +235,7 @@ def _time_workload(unit: Unit) -> list[Row]:
     names = ("regular", "validation", f"{PREFIX}first", *forced, *late)
     made = {name: _workload_variant(name, unit) for name in names}
     variants = {name: step for name, (step, _) in made.items()}
-    rounds, peaks = _take_turns(variants, int(unit.settings["repeats"]), seldom=late)
+    rounds, peaks = _rounds_and_peaks(variants, int(unit.settings["repeats"]), seldom=late)
     fastest = min(forced, key=lambda name: float(_ratios(name, rounds, net=True)["value"]))
     rows: list[Row] = []
     for name in variants:
@@ -290,7 +291,7 @@ def _rule(engine: InRunShapley) -> str:
     return layers or f"late: {engine.choices['late']}"
 
 
-def _take_turns(
+def _rounds_and_peaks(
     variants: Mapping[str, Step], repeats: int, *, once: Collection[str] = (), seldom: Collection[str] = ()
 ) -> tuple[list[dict[str, float]], dict[str, int]]:
     """Return the seconds of a step of each variant in each round, and each variant's peak memory.
@@ -300,16 +301,12 @@ def _take_turns(
     engine checks itself.
     """
     for name, step in variants.items():
-        _seconds(step, 1 if name in seldom else 2)  # warm up
-    calls = max(1, round(ROUND_SECONDS / _seconds(variants["regular"], 3)))
-    rounds = [
-        {
-            name: _seconds(step, 1 if name in once else calls)
-            for name, step in variants.items()
-            if name not in seldom or number % 4 == 0
-        }
-        for number in range(repeats)
-    ]
+        wall_seconds(step, 1 if name in seldom else 2)  # warm up
+    calls = max(1, round(ROUND_SECONDS / wall_seconds(variants["regular"], 3)))
+    clocks: dict[str, Clock] = {name: partial(wall_seconds, calls=1 if name in once else calls) for name in variants}
+    rounds = take_turns(
+        variants, repeats, clocks, takes_part=lambda name, number: name not in seldom or number % SELDOM == 0
+    )
     return rounds, {name: peak_bytes(step) for name, step in variants.items()}
 
 
@@ -321,23 +318,13 @@ def _cost(name: str, rounds: list[dict[str, float]], peaks: Mapping[str, int]) -
 def _ratios(name: str, rounds: list[dict[str, float]], *, net: bool = False) -> Row:
     """Return median and quartiles over rounds of a variant's time, in units of the regular step of the same round."""
     taken = [r for r in rounds if name in r]
-    ratios = [(r[name] - (r["validation"] if net else 0.0)) / r["regular"] for r in taken]
-    low, middle, high = (float(q) for q in np.quantile(ratios, (0.25, 0.5, 0.75)))
-    return {"value": middle, "low": low, "high": high}
-
-
-def _seconds(step: Callable[[], object], calls: int) -> float:
-    """Return the mean wall time of a call."""
-    start = time.perf_counter()
-    for _ in range(calls):
-        step()
-    return (time.perf_counter() - start) / calls
+    return quartiles((r[name] - (r["validation"] if net else 0.0)) / r["regular"] for r in taken)
 
 
 def _time_run(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
     """Return the method's wall time, as it was when its values were made, over that of one plain training run."""
     task = tasks.load(unit.task, unit.seed)
-    plain = statistics.median(_seconds(lambda: _train(task), 1) for _ in range(int(unit.settings["repeats"])))
+    plain = statistics.median(wall_seconds(lambda: _train(task), 1) for _ in range(int(unit.settings["repeats"])))
     costs = [rows[rows["metric"] == "cost"].iloc[0] for rows in needs.values()]
     seconds = float(sum(cost["seconds"] for cost in costs))
     evaluations = int(sum(cost["evaluations"] for cost in costs))

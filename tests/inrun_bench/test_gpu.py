@@ -25,13 +25,14 @@ from inrun_bench.experiments.gpu.alone import MEASURED
 from inrun_bench.experiments.gpu.checks import TOLERANCE
 from inrun_bench.experiments.gpu.figure import draw
 from inrun_bench.experiments.gpu.order import Planned, in_order
-from inrun_bench.experiments.gpu.rounds import Attempt, DeviceLostError, described, recover, take_turns, wall_seconds
+from inrun_bench.experiments.gpu.rounds import Attempt, DeviceLostError, attempt_rounds, recover
 from inrun_bench.experiments.gpu.supervisor import START_SECONDS, supervise
 from inrun_bench.experiments.gpu.told import told
 from inrun_bench.experiments.gpu.worker import Answer
 from inrun_bench.report.figures import SETTINGS, draw_figures
 from inrun_bench.runs.run_rows import RunRows
 from inrun_bench.runs.store import SCHEMA, Store
+from inrun_bench.runs.timing import described, wall_seconds
 from inrun_bench.runs.unit import Unit
 from tasks.architectures import mlp
 from tests.inrun_bench import gpu_hazards
@@ -459,7 +460,7 @@ def test_the_arithmetic_of_a_model_is_that_of_its_matrices():
 def test_calls_take_turns_and_each_round_starts_with_another():
     seen = []
     calls = {name: (lambda name=name: seen.append(name)) for name in "abc"}
-    rounds, failed = take_turns(calls, {"rounds": 3, "budget": 60.0}, wall_seconds, Attempt(), warm_up=4)
+    rounds, failed = attempt_rounds(calls, {"rounds": 3, "budget": 60.0}, wall_seconds, Attempt(), warm_up=4)
     assert "".join(seen[12:]) == "abcbcacab"  # after four of each
     assert [list(taken) for taken in rounds] == [list("abc")] * 3
     assert failed == {}
@@ -468,13 +469,13 @@ def test_calls_take_turns_and_each_round_starts_with_another():
 def test_a_call_that_fails_late_is_in_no_round():
     numbers = iter(range(6))
     calls = {"good": lambda: None, "late": lambda: 1 / (5 - next(numbers))}
-    rounds, failed = take_turns(calls, {"rounds": 3, "budget": 60.0}, wall_seconds, Attempt(), warm_up=4)
+    rounds, failed = attempt_rounds(calls, {"rounds": 3, "budget": 60.0}, wall_seconds, Attempt(), warm_up=4)
     assert [list(taken) for taken in rounds] == [["good"]] * 3
     assert "ZeroDivisionError" in failed["late"]
 
 
 def test_the_budget_ends_the_rounds_but_not_the_first_three():
-    rounds, _ = take_turns({"a": lambda: None}, {"rounds": 50, "budget": 0.0}, wall_seconds, Attempt())
+    rounds, _ = attempt_rounds({"a": lambda: None}, {"rounds": 50, "budget": 0.0}, wall_seconds, Attempt())
     assert len(rounds) == 3
 
 

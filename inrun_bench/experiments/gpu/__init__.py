@@ -62,20 +62,12 @@ from inrun_bench.experiments.gpu.order import (
     in_order,
 )
 from inrun_bench.experiments.gpu.passes import measure_passes
-from inrun_bench.experiments.gpu.rounds import (
-    Attempt,
-    Call,
-    device,
-    error_row,
-    event_seconds,
-    rate,
-    recover,
-    take_turns,
-)
+from inrun_bench.experiments.gpu.rounds import Attempt, attempt_rounds, device, error_row, rate, recover
 from inrun_bench.experiments.gpu.steps import measure_steps
 from inrun_bench.experiments.gpu.trainings import measure_trainings
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.store import Store
+from inrun_bench.runs.timing import Call, event_seconds
 from inrun_bench.runs.unit import Row, Unit
 
 if TYPE_CHECKING:
@@ -125,7 +117,7 @@ def _measure_ceilings(unit: Unit, attempt: Attempt) -> list[Row]:
         x, y = (torch.randn(size, size, device=device()).to(getattr(torch, dtype)) for _ in range(2))
         calls[dtype] = partial(torch.mm, x, y)
     calls = {name: calls[name] for name in attempt.wanted(calls)}
-    rounds, failed = take_turns(calls, unit.settings, event_seconds, attempt)
+    rounds, failed = attempt_rounds(calls, unit.settings, event_seconds, attempt)
     rows = [error_row(name, said) for name, said in failed.items()]
     for name in rounds[0]:
         metric, amount = ("tbytes_per_s", 2 * copied) if name == "copy" else ("tflops", 2 * size**3)

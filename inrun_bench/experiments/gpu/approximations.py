@@ -22,17 +22,8 @@ from inrun_bench.experiments.gpu.approximate_products import (
     low_rank_project_dot,
     score_error,
 )
-from inrun_bench.experiments.gpu.rounds import (
-    Attempt,
-    Call,
-    described,
-    device,
-    error_row,
-    event_seconds,
-    quartiles,
-    recover,
-    take_turns,
-)
+from inrun_bench.experiments.gpu.rounds import Attempt, attempt_rounds, device, error_row, recover
+from inrun_bench.runs.timing import Call, described, event_seconds, quartiles
 from inrun_bench.runs.unit import Row, Setting, Unit
 from tasks.architectures import GPT
 
@@ -63,7 +54,7 @@ def measure_approximations(unit: Unit, attempt: Attempt) -> list[Row]:
             if name in failed:
                 recover(failed[name])
         calls = {name: call for name, call in calls.items() if name not in failed}
-        rounds, late = take_turns(calls, unit.settings, event_seconds, attempt, warm_up=1)
+        rounds, late = attempt_rounds(calls, unit.settings, event_seconds, attempt, warm_up=1)
         failed |= late
         for name in calls.keys() - failed.keys() - {"exact"}:
             speeds.setdefault(name, []).extend(taken["exact"] / taken[name] for taken in rounds if "exact" in taken)

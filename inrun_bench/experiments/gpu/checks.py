@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inrun_bench.experiments.gpu.rounds import Attempt, Call, described, error_row, recover
+from inrun_bench.experiments.gpu.rounds import Attempt, error_row, recover
+from inrun_bench.runs.timing import Call, described
 from inrun_bench.runs.unit import Row
 
 __all__ = ["TOLERANCE", "Expected", "check_all"]

@@ -10,18 +10,8 @@ import torch
 from torch import Tensor
 
 from inrun_bench.experiments.gpu.checks import TOLERANCE, Expected, check_all
-from inrun_bench.experiments.gpu.rounds import (
-    Attempt,
-    Call,
-    Rounds,
-    device,
-    error_row,
-    event_seconds,
-    quartiles,
-    rate,
-    seconds,
-    take_turns,
-)
+from inrun_bench.experiments.gpu.rounds import Attempt, attempt_rounds, device, error_row, rate, seconds
+from inrun_bench.runs.timing import Call, Rounds, event_seconds, quartiles
 from inrun_bench.runs.unit import Row, Unit
 
 __all__ = ["LAYERS", "TINY_LAYERS", "Layer", "measure_kernels", "speeds", "work"]
@@ -105,7 +95,7 @@ def measure_kernels(unit: Unit, ceilings: Mapping[tuple[str, str], float], attem
     checked = {name: call for name, call in calls.items() if name != "cublas"}
     alive, rows = check_all(checked, lambda kernel: _expected(kernel, inputs), TOLERANCE[layer.dtype], attempt)
     calls = {name: call for name, call in calls.items() if name == "cublas" or name in alive}
-    rounds, failed = take_turns(calls, unit.settings, event_seconds, attempt)
+    rounds, failed = attempt_rounds(calls, unit.settings, event_seconds, attempt)
     rows += [error_row(name, said) for name, said in failed.items()]
     for name in (name for name in calls if name not in failed):
         rows += speeds(name, rounds, work(name.removesuffix("-torch"), layer), layer.dtype, ceilings)

@@ -11,16 +11,8 @@ from torch import Tensor
 from inrun_bench.attribution.products import embedding_dot, layer_norm_dot, rms_norm_dot
 from inrun_bench.experiments.gpu.checks import TOLERANCE, Expected, check_all
 from inrun_bench.experiments.gpu.kernels import speeds
-from inrun_bench.experiments.gpu.rounds import (
-    Attempt,
-    Call,
-    device,
-    error_row,
-    event_seconds,
-    quartiles,
-    seconds,
-    take_turns,
-)
+from inrun_bench.experiments.gpu.rounds import Attempt, attempt_rounds, device, error_row, seconds
+from inrun_bench.runs.timing import Call, event_seconds, quartiles
 from inrun_bench.runs.unit import Row, Setting, Unit
 
 __all__ = ["PASSES", "TINY_PASSES", "measure_passes"]
@@ -64,7 +56,7 @@ def measure_passes(unit: Unit, ceilings: Mapping[tuple[str, str], float], attemp
         exact: Expected = {"scores": (0, kernel(*(_double(argument) for argument in arguments), backend="torch"), ())}
         calls, found = check_all(calls, {name: exact}.__getitem__, TOLERANCE[dtype], attempt)
         rows += found
-        rounds, failed = take_turns(calls, unit.settings, event_seconds, attempt)
+        rounds, failed = attempt_rounds(calls, unit.settings, event_seconds, attempt)
         rows += [error_row(method, said) for method, said in failed.items()]
         for method in (method for method in calls if method not in failed):
             rows += speeds(method, rounds, (10 * size // kind.itemsize, moved), "float32", ceilings)

@@ -13,21 +13,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from inrun_bench.attribution import InRunShapley
-from inrun_bench.experiments.gpu.rounds import (
-    Attempt,
-    Call,
-    Rounds,
-    described,
-    device,
-    error_row,
-    host_seconds,
-    quartiles,
-    recover,
-    seconds,
-    take_turns,
-    wall_seconds,
-)
+from inrun_bench.experiments.gpu.rounds import Attempt, attempt_rounds, device, error_row, recover, seconds
 from inrun_bench.runs.peak_memory import peak_bytes
+from inrun_bench.runs.timing import Call, Rounds, described, host_seconds, quartiles, wall_seconds
 from inrun_bench.runs.unit import Row, Unit
 from tasks.architectures import GPT, cnn, mlp
 
@@ -111,7 +99,7 @@ def measure_steps(unit: Unit, ceilings: Mapping[tuple[str, str], float], attempt
             rows.append(error_row(name, said))
         recover(said)  # what is free tells the next engine how much it may keep
     calls = {name: variant.step for name, variant in variants.items()}
-    rounds, failed = take_turns(calls, unit.settings, wall_seconds, attempt, warm_up=WARM_UP)
+    rounds, failed = attempt_rounds(calls, unit.settings, wall_seconds, attempt, warm_up=WARM_UP)
     hosts = {name: quartiles(host_seconds(variants[name].step) for _ in range(HOST_ROUNDS)) for name in rounds[0]}
     peaks: dict[str, int] = {}
     if torch.cuda.is_available() or unit.settings["compiled"] == "no":  # a CPU's compiled graph is not looked into

@@ -10,15 +10,8 @@ from numpy.typing import NDArray
 
 import tasks
 from baselines import Game
-from inrun_bench.experiments.gpu.rounds import (
-    Attempt,
-    device,
-    error_row,
-    quartiles,
-    seconds,
-    take_turns,
-    wall_seconds,
-)
+from inrun_bench.experiments.gpu.rounds import Attempt, attempt_rounds, device, error_row, seconds
+from inrun_bench.runs.timing import quartiles, wall_seconds
 from inrun_bench.runs.unit import Row, Unit
 from tasks import TrajectoryGame
 from tasks.learners import LogisticGame
@@ -39,7 +32,7 @@ def measure_trainings(unit: Unit, attempt: Attempt) -> list[Row]:
     if task.learner == "logistic":
         games["optimum"], judges["optimum"] = _logistic(task, device()), _logistic(task, "cpu")
     calls = {name: partial(games[name], coalitions) for name in attempt.wanted(games)}
-    rounds, failed = take_turns(calls, unit.settings, wall_seconds, attempt, warm_up=1)
+    rounds, failed = attempt_rounds(calls, unit.settings, wall_seconds, attempt, warm_up=1)
     rows = [error_row(name, said) for name, said in failed.items()]
     for name in rounds[0]:
         rates = quartiles(len(coalitions) / taken[name] for taken in rounds)

@@ -22,7 +22,8 @@ from typing import Any, TypeAlias
 import pandas as pd
 import torch
 
-from inrun_bench.experiments.gpu.rounds import Attempt, DeviceLostError, described
+from inrun_bench.experiments.gpu.rounds import Attempt, DeviceLostError
+from inrun_bench.runs.timing import described
 from inrun_bench.runs.unit import Row, Unit
 
 __all__ = ["Answer", "Measure", "Worker"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -11,6 +10,7 @@ import joblib
 import torch
 from threadpoolctl import threadpool_limits
 
+from inrun_bench.runs.timing import take_turns, wall_seconds
 from inrun_bench.runs.unit import Row
 
 __all__ = ["compare", "threads"]
@@ -51,7 +51,7 @@ def compare(
         rival's time over ours.
     """
     ours = next(iter(contenders))
-    rounds = [{name: _seconds(run) for name, run in contenders.items()} for _ in range(repeats)]
+    rounds = take_turns(contenders, repeats, wall_seconds)
     rows: list[Row] = []
     for name in contenders:
         seconds = statistics.median(taken[name] for taken in rounds)
@@ -61,9 +61,3 @@ def compare(
     pieces = work or dict.fromkeys(contenders, 1)
     ratios = [taken[rival] / pieces[rival] / (taken[ours] / pieces[ours]) for taken in rounds]
     return [*rows, {"contender": ours, "metric": "speedup", "value": statistics.median(ratios)}]
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
