@@ -12,8 +12,8 @@ import torch
 import tasks
 from inrun_bench.adjoint import Differentiated, differentiate
 from inrun_bench.experiments import EXPERIMENTS, sweeps
-from inrun_bench.experiments.rivals import turns
 from inrun_bench.report import write_summary
+from inrun_bench.runs import timing
 from inrun_bench.runs.store import Store
 from tests.inrun_bench.test_report import lines_of
 from tests.inrun_bench.tiny import PLAN, TASK, units_of
@@ -97,7 +97,7 @@ def test_the_ratio_is_that_of_a_differentiated_run_to_a_plain_one(monkeypatch):
         torch.ones(2).add(1)  # a peak that is not zero
         return Differentiated(np.zeros(8), np.zeros((8, N_TRAIN)), "memory", 1)
 
-    monkeypatch.setattr(turns.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(tasks, "load", partial(tasks.load, n_train=N_TRAIN))
     monkeypatch.setattr(tasks, "retrain", lambda *args: advance("trained"))
     monkeypatch.setattr(sweeps, "differentiate", lambda *args, **options: advance("differentiated"))

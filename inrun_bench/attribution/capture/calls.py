@@ -6,7 +6,7 @@ import functools
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,12 +25,13 @@ from inrun_bench.attribution.capture.operations import FollowedOperations
 from inrun_bench.attribution.capture.recorder import OperationKey, tensors_in
 from inrun_bench.attribution.capture.saved_tensors import in_backward_pass
 from inrun_bench.attribution.layer_terms import LayerSite, MicroBatch
-from inrun_bench.attribution.random_state import RandomState
+from inrun_bench.attribution.random_state import GENERATORS, RandomState
 
 __all__ = ["MANY", "ObservedCalls"]
 
 SWITCHES = (bool, str, Enum)  # kinds of settings of which few are told apart
 NO_SWITCHES = {type(None), dict, OrderedDict, set, list, tuple, int, float, Tensor}  # most that modules hold
+SAME = 0.02  # relative, and of the mean size: half precision rounds, but another way leads to other numbers
 MANY = 8  # settings under which a call was the same: others are taken to be no switches of its way
 
 
@@ -56,6 +57,8 @@ class ObservedCalls:
         Of the forward passes to come; None while nobody watches.
     count : OperationCount
         Of the call that is going on; to be paused in layers with rules.
+    compiled : bool
+        Whether any layer was met in a compiled graph, whose random numbers and rounding are its own.
     """
 
     def __init__(
@@ -68,11 +71,12 @@ class ObservedCalls:
     ) -> None:
         self.micro_batch: MicroBatch | None = None
         self.count = OperationCount()
+        self.compiled = False
         self._declared, self._operations, self._parameters = declared, operations, parameters
         self._layers = {site.layer: site.name for site in sites}
         self._model = model
         self._observations: dict[_Form, Observation] = {}
-        self._ways: dict[_Form, _Ways] = {}
+        self._ways: dict[_Form, set[int]] = {}  # in which calls have gone, by the number of their operations
         self._called: set[_Form] = set()  # with the present part of the batch
         self._alone: set[_Form] = set()  # called with a part of a batch that the model was called with in no other way
         # what a part of the model was called on, and with which samples, while it is new
@@ -86,6 +90,7 @@ class ObservedCalls:
         self._graphs = 0  # that had been made when the present call began
         self._again: nn.Module | None = None  # the outermost module that a backward pass computes anew
         self._observation: Observation | None = None  # of the present call, or of the last
+        self._generators: list[Any] = []  # of random numbers, that modules hold
         self._going: _Going | None = None  # the present call, which may have to be observed once more
         self._latest: MicroBatch | None = None  # that were called
         self._waiting: list[Observation] = []  # of calls that may be computed anew, by a checkpoint
@@ -261,6 +266,15 @@ class ObservedCalls:
                 "torch.compiler.set_stance('force_eager'), or say which axis numbers the samples with batch_axis=axis"
             )
 
+    def begin(self) -> None:
+        """Begin a step: nothing is left of a call that was interrupted in the one before."""
+        self._outermost = self._going = self._again = None
+        self.count.begin()
+
+    def forget(self) -> None:
+        """End a step, and let go of the graphs of its calls."""
+        self._links.forget()
+
     def _leave(self, module: nn.Module, _compiled: bool, _args: Any, output: Any) -> None:
         if not torch.compiler.is_compiling():
             self._operations.leave_module()
@@ -300,9 +314,12 @@ class ObservedCalls:
         known = self._observations.get(form) or self._whatever_the_settings(form)
         if torch.is_grad_enabled():
             given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-            self._going = _Going(form, args, kwargs, size, RandomState.now(given, others=True), new=known is None)
+            state = RandomState.now(given, others=True, generators=self._generators)
+            self._going = _Going(form, args, kwargs, size, state, new=known is None)
         if known is not None:
             return known
+        held = (each for part in self._model.modules() for each in vars(part).values())
+        self._generators = [each for each in held if isinstance(each, GENERATORS)]
         with self._operations.paused():
             observation = observe(module, args, kwargs, size, self._layers, self._parameters)
         if all(self._declared.of(name) != "observed" for name in observation.unclear_layers):
@@ -343,23 +360,21 @@ class ObservedCalls:
         form = going.form if going.form in self._observations else going.form.bare
         ways = self._ways.setdefault(form, self._ways_whatever_the_settings(form))
         made = graphs_made() != self._graphs  # and with them, operations
-        if known is None or (counted in ways.counted and not made):
+        if known is None or (counted in ways and not made):
             return
         if not made:
-            ways.counted.add(counted)
-        as_written = not made and not _was_compiled(output)
-        if going.new or known.failure is not None:
-            ways.of_twins |= {known.count} if as_written else set()
-            return
-        found = self._observed_again(going)
-        if as_written and found.count in ways.of_twins:
+            ways.add(counted)
+        found = known if going.new or known.failure is not None else self._observed_again(going)
+        returned, found.returned = found.returned, []
+        if not (made or self.compiled or self._in_graph or _was_compiled(output)) and not _repeated(returned, output):
             raise ValueError(
-                f"{self._name_of(going.form.module)} went another way than in any call before, and not when it was run "
-                "beside training to observe where its samples are: something that cannot be repeated decides on it (a "
-                "counter, a generator of random numbers of its own, a hook). Say which axis numbers the samples in "
-                "all layers with batch_axis=axis, if none of its ways mixes samples"
+                f"{self._name_of(going.form.module)} did not return the same when it was run beside training, to "
+                "observe where its samples are: something that cannot be repeated decides on it (a hook that changes what a "
+                "module returns, a counter). Do it in a module's forward, or say which axis numbers the samples in all "
+                "layers with batch_axis=axis, if nothing mixes samples"
             )
-        ways.of_twins |= {found.count} if as_written else set()
+        if found is known:
+            return
         unclear = self._joined(known, found).unclear_names - known.unclear_names
         if found.failure is not None or any(self._declared.of(name) == "observed" for name in unclear):
             reason = "its layers or operations have other axes" if found.failure is None else found.failure.reason
@@ -379,10 +394,9 @@ class ObservedCalls:
         self._waiting = [joined if one is known else one for one in self._waiting]
         return joined
 
-    def _ways_whatever_the_settings(self, form: _Form) -> _Ways:
+    def _ways_whatever_the_settings(self, form: _Form) -> set[int]:
         """Return in which ways calls under other settings have gone, if the present ones are not told apart."""
-        alike: list[_Ways] = [ways for other, ways in self._ways.items() if not form.settings and other.bare == form]
-        return _Ways(set().union(*(one.counted for one in alike)), set().union(*(one.of_twins for one in alike)))
+        return set().union(*(ways for other, ways in self._ways.items() if form.bare == form == other.bare))
 
     def _why_not_samples(self, form: Any, tensors: list[Tensor], size: int) -> str | None:
         """Return what speaks against samples in a call of a part of the model, which is all that is seen of them."""
@@ -419,14 +433,6 @@ class _Going:
     new: bool
 
 
-@dataclass
-class _Ways:
-    """In which ways calls have gone, by the number of their operations: training's, and those of twins."""
-
-    counted: set[int] = field(default_factory=set)
-    of_twins: set[int] = field(default_factory=set)
-
-
 class _TensorForm(NamedTuple):
     dimensions: int
     floating: bool
@@ -448,8 +454,9 @@ class _Form:
 
     @property
     def bare(self) -> _Form:
-        """The same under no settings."""
-        return replace(self, settings=())
+        """The same under no settings, whatever is handed over beside tensors."""
+        arguments = tuple(each for each in self.arguments[1:] if each is None or isinstance(each, _TensorForm))
+        return replace(self, settings=(), arguments=(self.arguments[0], *arguments))
 
     def coincides_more_than(self, other: _Form) -> bool:
         """Whether it is the same call but for axes that have the batch's length here, and there have not."""
@@ -465,6 +472,23 @@ def _numbered(tree: Any, axes: Mapping[int, BatchAxis]) -> list[Numbered]:
         for slot, axis in axes.items()
         if slot < len(leaves) and isinstance(leaves[slot], Tensor) and leaves[slot].requires_grad
     ]
+
+
+def _repeated(returned: list[Tensor], output: Any) -> bool:
+    """Whether a twin has returned what training has, but for rounding."""
+    own = [each.detach() for each in tensors_in(output) if each.requires_grad]
+    if not returned or not own:
+        return True
+    if [each.shape for each in returned] != [each.shape for each in own]:
+        return False
+    return all(_close(x, y) for x, y in zip(returned, own, strict=True))
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    kind = torch.promote_types(other.dtype, torch.float32)
+    one, other = one.to(kind), other.to(kind)
+    size = float(other.nan_to_num(0, 0, 0).abs().mean())
+    return bool(torch.isclose(one, other, rtol=SAME, atol=SAME * size, equal_nan=True).all())
 
 
 def _was_compiled(output: Any) -> bool:

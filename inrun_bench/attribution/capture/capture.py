@@ -116,11 +116,13 @@ class Capture:
                     self._seen.add(switches)
             finally:
                 self.show(None)
+                self._calls.forget()
                 self._layers.latest = self._fused.latest = None
                 self._layers.forget()
 
     def begin(self) -> None:
         """Watch from now on: what is done before the samples are known may have to do with parameters as well."""
+        self._calls.begin()
         self._operations.begin()
 
     def show(self, micro_batch: MicroBatch | None) -> None:

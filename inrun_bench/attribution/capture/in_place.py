@@ -33,6 +33,10 @@ def hook_on_value(tensor: Tensor, function: Callable[[Tensor], None]) -> None:
     if base is None or base.dtype != tensor.dtype:
         tensor.register_hook(function)
         return
+    if base.numel() == tensor.numel() and base.is_contiguous() and tensor.is_contiguous():
+        shape = tensor.shape
+        base.register_hook(lambda gradient: function(gradient.reshape(shape)))
+        return
     size, stride, offset = tensor.size(), tensor.stride(), tensor.storage_offset() - base.storage_offset()
     geometry, strides = base.size(), base.stride()
 

@@ -27,6 +27,7 @@ from inrun_bench.attribution.capture.custom_functions import is_of_a_layer
 from inrun_bench.attribution.capture.factors import ValidationFactors
 from inrun_bench.attribution.capture.fused import FusedLayers
 from inrun_bench.attribution.capture.hooks import LayerHook
+from inrun_bench.attribution.capture.in_place import hook_on_value
 from inrun_bench.attribution.capture.observation import Seen
 from inrun_bench.attribution.capture.operation_terms import Operation, OperationTerm
 from inrun_bench.attribution.capture.operations import FollowedOperations
@@ -123,6 +124,7 @@ class WatchedLayers:
     ) -> Any:
         scored = self._fused.take_scored()
         if torch.compiler.is_compiling():
+            expect(self._number, "note_compiled")
             return None if scored else self._leave_compiled(slot, site, args, kwargs, output)
         seen, state = self._left(site)
         if output is not None and torch.is_grad_enabled() and self.micro_batch is None:
@@ -171,7 +173,9 @@ class WatchedLayers:
         operation = self._operations.through(site.layer, args, kwargs, state)
         if operation is not None or not (scored or frozen):
             call = _WatchedCall(site, self.micro_batch, args, kwargs, seen, state, operation, scored or frozen)
-            first.register_hook(call.hook(self._receive, self._operations.apart))
+            hook = call.hook(self._receive, self._operations.apart)
+            whole = first._base is not None and first._base.numel() == first.numel()
+            hook_on_value(first, hook) if whole else first.register_hook(hook)  # a view may be written into
 
     def _left(self, site: LayerSite) -> tuple[Seen, RandomState | None]:
         """Return what is known of the call that ends; nothing of one that raised before it was begun."""
@@ -182,6 +186,10 @@ class WatchedLayers:
             self._fused.entered.pop()
         self._operations.inside = len(self._entered)
         return seen, state
+
+    def note_compiled(self) -> None:
+        """Note that a layer is part of a graph, in which nobody sees it run."""
+        self._calls.compiled = True
 
     def expect_clear(self, slot: int) -> None:
         """Refuse a layer in a graph whose samples are not known."""
@@ -308,7 +316,9 @@ def find_sites(model: nn.Module, key_of: Mapping[nn.Parameter, str], kernels: Ba
                 rules.append((rule, keys))
                 claimed |= {f"{name}.{p.rpartition('.')[0]}".lstrip(".") for p in rule.parameters if "." in p}
         if rules:
-            sites.append(LayerSite(name, layer, tuple(rules), kernels))
+            site = LayerSite(name, layer, tuple(rules), kernels)
+            _ = site.frozen  # which parameters are its own is seen now, and not while others stand in for them
+            sites.append(site)
     return sites
 
 

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from inrun_bench.attribution.capture.batch_axis import BatchAxis, Unclear
-from inrun_bench.attribution.capture.recorder import OperationKey, Output, Recorder
-from inrun_bench.attribution.capture.twin import beside_training, twin_of
+from inrun_bench.attribution.capture.recorder import OperationKey, Output, Recorder, tensors_in
+from inrun_bench.attribution.capture.twin import begins_with_zero, beside_training, twin_of
 
 __all__ = ["RESOLUTION", "Observation", "Seen", "masks_of", "observe"]
 
@@ -49,7 +49,8 @@ class Observation:
     arguments: dict[int, int] = field(default_factory=dict, compare=False)  # which axes number samples, by slot
     outputs: dict[int, BatchAxis] = field(default_factory=dict, compare=False)  # the same of what is returned
     missing: frozenset[str] = frozenset()  # layers that were not called, and parameters of none that were not used
-    count: int = field(default=0, compare=False)  # of operations outside of layers
+    way: tuple[Any, ...] = field(default=(), compare=False)  # operations outside of layers, and what was called
+    returned: list[Tensor] = field(default_factory=list, compare=False)  # by the module, on its own arguments
 
     @property
     def unclear(self) -> float:
@@ -133,11 +134,15 @@ def observe(
     if any(leaf.is_meta for leaf in leaves if isinstance(leaf, Tensor)):
         return _failed("tensors without numbers cannot be observed")
     observations = []
+    as_it_is = _Call(module, layers, parameters, spec, leaves, size)
+    zeros = begins_with_zero(module)
     for axes in _hypotheses(leaves, size):
         given = leaves if _tells(leaves, axes) else _told_apart(leaves, axes)
         if _tells(given, axes):
-            watched = _Call(module, layers, parameters, spec, given, size)
+            watched = replace(as_it_is, leaves=given, as_it_is=not zeros)
             observations.append(watched.observed(axes))
+            if (zeros or given is not leaves) and observations[-1].failure is None:
+                observations[-1] = as_it_is.beside(observations[-1])
     if not observations:
         return _failed(
             f"index names {size} samples, but no argument of the call, of shapes "
@@ -149,7 +154,7 @@ def observe(
         return _failed(
             f"several axes of the arguments have the length of the batch, {size}, and each may number its samples"
         )
-    best[0].missing = watched.names - best[0].layers.keys() - {key for one in best[0].operations for key in one[1]}
+    best[0].missing = as_it_is.names - best[0].layers.keys() - {key for one in best[0].operations for key in one[1]}
     return best[0]
 
 
@@ -161,6 +166,7 @@ class _Call:
     spec: Any
     leaves: list[Any]
     size: int
+    as_it_is: bool = True  # also where weights are zero
 
     @property
     def names(self) -> frozenset[str]:
@@ -175,7 +181,7 @@ class _Call:
         constants: set[tuple[Any, int]] = set()
         for _ in range(ROUNDS):
             try:
-                base, count, changes = self._exchanged(axes, constants)
+                base, changes = self._exchanged(axes, constants)
             except Exception as error:  # whatever a model raises where it is run beside training
                 if "changes its own parameters" in str(error):
                     raise
@@ -185,19 +191,28 @@ class _Call:
                 return _failed("which layers are called, and with what sizes, depends on the samples' values")
             found = {
                 (output.kind, output.number)
-                for output, seen in zip(base, changes, strict=True)
+                for output, seen in zip(base.outputs, changes, strict=True)
                 if output.tainted and not any(change.whole for change in seen)
             }
             if not found:
-                return self._summary(axes, base, count, changes)
+                return self._summary(axes, base, changes)
             constants |= found
         return _failed("constants were made of constants without end, with the help of samples")
 
-    def _summary(
-        self, axes: dict[int, int], base: list[Output], count: int, changes: list[list[_Change]]
-    ) -> Observation:
-        observation = Observation(arguments=axes, count=count)
-        for output, seen in zip(base, changes, strict=True):
+    def beside(self, observation: Observation) -> Observation:
+        """Return what was observed of the call with other numbers, joined with what is seen of it with its own."""
+        try:
+            own = self._run(self.leaves, observation.arguments, set())
+        except Exception as error:  # as above
+            return _failed(f"to observe its samples the model was run beside training, which failed: {error!r}", error)
+        if own.way == observation.way or not _tells(self.leaves, observation.arguments):
+            return replace(observation, returned=own.returned)
+        other = self.observed(observation.arguments)
+        return other if other.failure is not None else observation.joined(other)
+
+    def _summary(self, axes: dict[int, int], base: _Pass, changes: list[list[_Change]]) -> Observation:
+        observation = Observation(arguments=axes, way=base.way, returned=base.returned)
+        for output, seen in zip(base.outputs, changes, strict=True):
             axis = _seen(output, seen, self.size)
             if isinstance(output.kind, int):
                 if isinstance(axis, Unclear):
@@ -212,27 +227,25 @@ class _Call:
 
     def _exchanged(
         self, axes: dict[int, int], constants: set[tuple[Any, int]]
-    ) -> tuple[list[Output], int, list[list[_Change]] | None]:
-        """Return outputs, the number of operations, and what each exchange changed; None where it changed forms."""
-        base, count = self._run(self.leaves, axes, constants)
-        changes: list[list[_Change]] = [[] for _ in base]
+    ) -> tuple[_Pass, list[list[_Change]] | None]:
+        """Return a pass as it is, and what each exchange changed in each output; None where it changed their forms."""
+        base = self._run(self.leaves, axes, constants)
+        changes: list[list[_Change]] = [[] for _ in base.outputs]
         for mask in masks_of(self.size):
             leaves = list(self.leaves)
             for slot, axis in axes.items():
                 leaves[slot] = _with_neighbours(leaves[slot], axis, mask)
-            outputs, _ = self._run(leaves, axes, constants)
-            if [(each.kind, each.shape) for each in outputs] != [(each.kind, each.shape) for each in base]:
-                return base, count, None
-            for one, two, seen in zip(base, outputs, changes, strict=True):
+            exchanged = self._run(leaves, axes, constants)
+            if exchanged.forms != base.forms:
+                return base, None
+            for one, two, seen in zip(base.outputs, exchanged.outputs, changes, strict=True):
                 slices = {axis: _differing(one.slices[axis], two.slices[axis]) for axis in one.slices}
                 seen.append(_Change(mask, bool(_differing(one.whole, two.whole).any()), slices))
-        return base, count, changes
+        return base, changes
 
-    def _run(
-        self, leaves: list[Any], axes: dict[int, int], constants: set[tuple[Any, int]]
-    ) -> tuple[list[Output], int]:
+    def _run(self, leaves: list[Any], axes: dict[int, int], constants: set[tuple[Any, int]]) -> _Pass:
         memo: dict[int, Any] = {}
-        twin = twin_of(self.module, memo)
+        twin = twin_of(self.module, memo, as_it_is=self.as_it_is)
         parameters = {key: memo.get(id(p), p) for key, p in self.parameters.items()}
         recorder = Recorder({id(p): key for key, p in parameters.items()}, self.size, constants)
         given = [_copied(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
@@ -248,7 +261,27 @@ class _Call:
             output = twin(*args, **kwargs)
             count = recorder.count.counted
             recorder.leave_model(output)
-        return recorder.outputs, count
+        returned = [each.detach() for each in tensors_in(output) if each.requires_grad]
+        return _Pass(recorder.outputs, count, returned)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One pass of a twin: what was noted, how many operations there were outside of layers, what it returned."""
+
+    outputs: list[Output]
+    count: int
+    returned: list[Tensor]
+
+    @property
+    def forms(self) -> list[tuple[Any, tuple[int, ...]]]:
+        """Kinds and shapes of what was noted."""
+        return [(each.kind, each.shape) for each in self.outputs]
+
+    @property
+    def way(self) -> tuple[Any, ...]:
+        """What tells the way that it went from others."""
+        return self.count, *self.forms
 
 
 @dataclass(frozen=True)

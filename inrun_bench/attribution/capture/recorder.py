@@ -184,6 +184,7 @@ def _projected(slices: Tensor) -> Tensor:
     rows = slices.reshape(len(slices), -1)
     if rows.is_complex():
         rows = torch.view_as_real(rows).flatten(1)
+    rows = rows.nan_to_num().asinh()  # a mask's -inf, or -1e9, must not drown all else
     draw = torch.Generator(rows.device).manual_seed(rows.shape[1])
     return rows @ (torch.rand(rows.shape[1], generator=draw, dtype=rows.dtype, device=rows.device) + 0.5)
 

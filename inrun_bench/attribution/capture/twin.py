@@ -1,9 +1,9 @@
 """A twin of a model, to run beside training and without effect on it.
 
-The twin shares the model's parameters, but for those that are zero throughout: nothing is seen of what a model
-multiplies with them, but soon they will be others, and so the twin has other numbers in their place. All else is its
-own: buffers, tensors, counters, lists, generators of random numbers. Functions that a user has hooked onto its layers
-after their forward are left out, since what they collect is meant to be training's.
+The twin shares the model's parameters, but for trained ones that are zero throughout: nothing is seen of what a model
+multiplies with them, but soon they will be others, and so the twin may have other numbers in their place. All else is
+its own: buffers, tensors, counters, lists, generators of random numbers. Functions that a user has hooked onto its
+layers after their forward are left out, since what they collect is meant to be training's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["beside_training", "twin_of"]
+__all__ = ["begins_with_zero", "beside_training", "twin_of"]
 
 HOOKS = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 """Of a module, left out: those that run before its forward may make its weights."""
@@ -29,7 +29,7 @@ HOOKS = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 FAINT = 0.05  # numbers in place of biases and gates, which shall not saturate what is behind them
 
 
-def twin_of(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def twin_of(module: nn.Module, memo: dict[int, Any], *, as_it_is: bool = True) -> nn.Module:
     """Return a module that computes the same from the same parameters, and whose state is its own.
 
     Parameters
@@ -38,6 +38,9 @@ def twin_of(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         Any; what :mod:`torch.jit` made is taken as it is.
     memo : dict
         Filled with the twin of each module, and what the twin has for each parameter, by id.
+
+    as_it_is : bool
+        Whether zero is left zero.
 
     Raises
     ------
@@ -49,7 +52,7 @@ def twin_of(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
             memo[id(child)] = child if isinstance(child, torch.jit.ScriptModule) else object.__new__(type(child))
     shared = {id(p) for child in module.modules() if memo[id(child)] is child for p in child.parameters()}
     for parameter in module.parameters():
-        replaced = id(parameter) not in shared and _is_zero(parameter)
+        replaced = not as_it_is and id(parameter) not in shared and _is_zero(parameter)
         memo[id(parameter)] = _stand_in(parameter) if replaced else parameter
     for child in module.modules():
         if memo[id(child)] is not child:
@@ -69,8 +72,18 @@ def _held(module: nn.Module) -> dict[str, Any]:
     return held
 
 
+def begins_with_zero(module: nn.Module) -> bool:
+    """Whether a twin would have other numbers in place of any of a module's parameters."""
+    return any(map(_is_zero, module.parameters()))
+
+
 def _is_zero(parameter: nn.Parameter) -> bool:
-    plain = type(parameter) is nn.Parameter and parameter.layout == torch.strided and not parameter.is_meta
+    plain = (
+        type(parameter) is nn.Parameter
+        and parameter.requires_grad
+        and parameter.layout == torch.strided
+        and not parameter.is_meta
+    )
     return plain and parameter.is_floating_point() and parameter.numel() > 0 and not bool(parameter.any())
 
 

@@ -458,7 +458,9 @@ def test_another_way_that_cannot_be_repeated_is_refused():
         model.says = lambda: bool(once) and once.pop()  # true the first time that it is asked, and never again
         return model(x)
 
-    with pytest.raises(ValueError, match=r"the model \(Secret\) went another way .*something that cannot be repeated"):
+    with pytest.raises(
+        ValueError, match=r"the model \(Secret\) did not return the same .*something that cannot be repeated"
+    ):
         score_error(Secret(False), x, y, B, call=call, steps=4)
     steps = iter(range(100))
     assert score_error(Secret(False), x, y, B, call=call, steps=4, batch_axis=0) < 1e-10
