@@ -266,13 +266,9 @@ class ObservedCalls:
                 "torch.compiler.set_stance('force_eager'), or say which axis numbers the samples with batch_axis=axis"
             )
 
-    def begin(self) -> None:
-        """Begin a step: nothing is left of a call that was interrupted in the one before."""
-        self._outermost = self._going = self._again = None
-        self.count.begin()
-
     def forget(self) -> None:
-        """End a step, and let go of the graphs of its calls."""
+        """End a step: let go of the graphs of its calls, and of a call that was interrupted."""
+        self._outermost = self._going = self._again = None
         self._links.forget()
 
     def _leave(self, module: nn.Module, _compiled: bool, _args: Any, output: Any) -> None:
@@ -369,9 +365,9 @@ class ObservedCalls:
         if not (made or self.compiled or self._in_graph or _was_compiled(output)) and not _repeated(returned, output):
             raise ValueError(
                 f"{self._name_of(going.form.module)} did not return the same when it was run beside training, to "
-                "observe where its samples are: something that cannot be repeated decides on it (a hook that changes what a "
-                "module returns, a counter). Do it in a module's forward, or say which axis numbers the samples in all "
-                "layers with batch_axis=axis, if nothing mixes samples"
+                "observe where its samples are: something that cannot be repeated decides on it (a hook that changes "
+                "what a module returns, a counter). Do it in a module's forward, or say which axis numbers the samples "
+                "in all layers with batch_axis=axis, if nothing mixes samples"
             )
         if found is known:
             return

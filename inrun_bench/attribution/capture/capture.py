@@ -122,7 +122,6 @@ class Capture:
 
     def begin(self) -> None:
         """Watch from now on: what is done before the samples are known may have to do with parameters as well."""
-        self._calls.begin()
         self._operations.begin()
 
     def show(self, micro_batch: MicroBatch | None) -> None:

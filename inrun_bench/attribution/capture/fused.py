@@ -210,7 +210,8 @@ class _WithScores(torch.autograd.Function):
         ctx.call = call
         ctx.save_for_backward(a, cast)
         ctx.kinds = (weight.dtype, None if bias is None else bias.dtype)
-        return call.how.forward(call.layer, a, cast, None if bias is None else bias.to(kind))
+        output = call.how.forward(call.layer, a, cast, None if bias is None else bias.to(kind))
+        return output.data if output._is_view() else output  # into a view that a function returns nobody may write
 
     @staticmethod
     @torch.autograd.function.once_differentiable

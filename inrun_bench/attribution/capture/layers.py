@@ -174,8 +174,9 @@ class WatchedLayers:
         if operation is not None or not (scored or frozen):
             call = _WatchedCall(site, self.micro_batch, args, kwargs, seen, state, operation, scored or frozen)
             hook = call.hook(self._receive, self._operations.apart)
-            whole = first._base is not None and first._base.numel() == first.numel()
-            hook_on_value(first, hook) if whole else first.register_hook(hook)  # a view may be written into
+            base = first._base  # through which a view may be written into
+            whole = base is not None and base.requires_grad and base.numel() == first.numel()
+            hook_on_value(first, hook) if whole else first.register_hook(hook)
 
     def _left(self, site: LayerSite) -> tuple[Seen, RandomState | None]:
         """Return what is known of the call that ends; nothing of one that raised before it was begun."""

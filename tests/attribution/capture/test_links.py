@@ -286,6 +286,115 @@ class Gated(nn.Module):
         return self.head(h + self.gate(h.mean(self.axis, keepdim=True))).mean(1)
 
 
+class Masked(nn.Module):
+    """Its samples meet, and some of what it returns is masked."""
+
+    def __init__(self, mask, mixes):
+        super().__init__()
+        self.inner, self.mask, self.mixes = nn.Linear(WIDTH, 4), mask, mixes
+
+    def forward(self, x):
+        h = torch.tanh(self.inner(x)).cumsum(1)[:, -1]
+        h = h - h.mean(0) if self.mixes else h
+        return h.masked_fill(torch.tensor([False, False, False, True]), self.mask)
+
+
+@pytest.mark.parametrize("mask", [-float("inf"), -9e15, -1e9])
+def test_a_mask_in_the_output_drowns_nothing(mask):
+    x, y = samples(3, WIDTH)
+    assert score_error(Masked(mask, mixes=False), x, y, B) < 1e-10
+    with pytest.raises(ValueError, match="changes in other places than their rows"):
+        score_error(Masked(mask, mixes=True), x, y, B)
+
+
+class Asking(nn.Module):
+    """Asks whether a parameter is zero, and mixes samples, or hides it, then."""
+
+    def __init__(self, frozen, as_mask):
+        super().__init__()
+        self.inner, self.head, self.flag = nn.Linear(WIDTH, 4), nn.Linear(4, 3), nn.Parameter(torch.zeros(3))
+        self.flag.requires_grad_(not frozen)
+        self.as_mask = as_mask
+
+    def forward(self, x):
+        h = self.head(torch.tanh(self.inner(x)).cumsum(1)).mean(1)
+        if self.as_mask:
+            return (h - h.mean(0)).masked_fill(self.flag.bool(), 0.0)
+        return h if self.flag.any() else h - h.mean(0)
+
+
+@pytest.mark.parametrize(("frozen", "as_mask"), [(False, False), (True, False), (True, True)])
+def test_a_model_that_asks_whether_its_weights_are_zero_is_observed_as_it_is(frozen, as_mask):
+    x, y = samples(3, WIDTH)
+    with pytest.raises(ValueError, match="changes in other places than their rows"):
+        score_error(Asking(frozen, as_mask), x, y, B)
+
+
+@pytest.mark.parametrize("inplace", [nn.ReLU(inplace=True), nn.Hardtanh(inplace=True)])
+@pytest.mark.parametrize("rules", ["auto", "weight-gradient"])
+def test_a_layer_s_output_may_be_written_into(inplace, rules):
+    """That of a linear map with a bias is a view, of what it has made of positions in a row."""
+    x, y = samples(3, WIDTH)
+    model = nn.Sequential(nn.Linear(WIDTH, 6), inplace, nn.Linear(6, 12), inplace, nn.Flatten(), nn.Linear(36, 3))
+    last_digits = rules == "weight-gradient"
+    assert score_error(model, x, y, B, rules=rules, last_digits=last_digits) < 1e-10
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, RuntimeError])
+def test_a_step_that_was_interrupted_leaves_nothing_behind(kind):
+    x, y = samples(3, WIDTH)
+    values = []
+    for interrupted in (False, True):
+        torch.manual_seed(0)
+        model = Secret(turned=False)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+        def loss(rows, model=model):
+            return nn.functional.cross_entropy(model(x[rows].float()), y[rows])
+
+        def interrupt():
+            raise kind
+
+        engine = InRunShapley(model, optimizer, 12, "first", validation=lambda loss=loss: loss(slice(8, None)))
+        for number, rows in enumerate(torch.arange(8).split(B)):
+            if interrupted and number:
+                model.says = interrupt
+                with pytest.raises(kind), engine.step(rows, losses=None):
+                    model(x[rows].float())
+                model.says = lambda: False
+            with engine.step(rows):
+                loss(rows).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        values.append(engine.values())
+    assert np.array_equal(*values)
+
+
+def noted(_module, _args, output):
+    output.norm().item()
+
+
+def mixing(_module, _args, output):
+    return mixed(output)
+
+
+@pytest.mark.parametrize("which", ["inner", "head"])
+def test_hooks_of_the_user_s_may_look_at_what_layers_return_but_not_mix_it(which):
+    x, y = (torch.cat([each, each]) for each in samples(T, WIDTH))
+    steps = iter(range(100))
+
+    def call(model, x):
+        if model.training and next(steps) >= 4:
+            getattr(model, which).register_forward_hook(noted)
+        return model(x)
+
+    assert score_error(Secret(False), x, y, B, call=call, steps=4) < 1e-10
+    model = Secret(False)
+    getattr(model, which).register_forward_hook(mixing)
+    with pytest.raises(ValueError, match=r"did not return the same .*a hook that changes what a module returns"):
+        score_error(model, x, y, B)
+
+
 def test_what_a_closed_gate_hides_is_seen():
     x, y = samples(3, WIDTH)
     assert score_error(Gated(1), x, y, B, steps=3) < 1e-10
@@ -449,6 +558,23 @@ def test_another_way_is_seen_whatever_has_decided_on_it(secret, turned):
         score_error(Secret(turned), x, y, B, call=call, steps=4)
 
 
+def test_arguments_that_always_change_are_not_observed_for_ever(monkeypatch):
+    x, y = torch.randn(100, T, WIDTH, dtype=torch.float64), torch.randint(3, (100,))
+    counted = []
+    monkeypatch.setattr(calls, "observe", lambda *args, own=calls.observe: counted.append(1) or own(*args))
+    steps = iter(range(1000))
+
+    class Told(Secret):
+        def forward(self, x, _step, _files):
+            return super().forward(x)
+
+    def call(model, x):
+        return model(x, next(steps), {"files": [f"{next(steps)}.txt"]})
+
+    assert score_error(Told(False), x, y, B, call=call, steps=20) < 1e-10
+    assert len(counted) == calls.MANY
+
+
 def test_another_way_that_cannot_be_repeated_is_refused():
     x, y = (torch.cat([each, each]) for each in samples(T, WIDTH))
     steps = iter(range(100))
@@ -458,9 +584,7 @@ def test_another_way_that_cannot_be_repeated_is_refused():
         model.says = lambda: bool(once) and once.pop()  # true the first time that it is asked, and never again
         return model(x)
 
-    with pytest.raises(
-        ValueError, match=r"the model \(Secret\) did not return the same .*something that cannot be repeated"
-    ):
+    with pytest.raises(ValueError, match=r"\(Secret\) did not return the same .*something that cannot be repeated"):
         score_error(Secret(False), x, y, B, call=call, steps=4)
     steps = iter(range(100))
     assert score_error(Secret(False), x, y, B, call=call, steps=4, batch_axis=0) < 1e-10

@@ -600,6 +600,12 @@ def test_what_a_model_raises_is_told_with_its_cause():
 
 
 CHANCES = {"torch": lambda: float(torch.rand(())), "python": random.random, "numpy": lambda: np.random.rand()}  # noqa: NPY002
+GENERATORS = {
+    "torch's, its own": (torch.Generator, lambda own: float(torch.rand((), generator=own))),
+    "numpy's, its own": (lambda: np.random.default_rng(0), lambda own: own.random()),
+    "numpy's older, its own": (lambda: np.random.RandomState(0), lambda own: own.rand()),
+    "python's, its own": (lambda: random.Random(0), lambda own: own.random()),  # noqa: S311
+}
 
 
 class Dropped(nn.Module):
@@ -609,17 +615,18 @@ class Dropped(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(4))
         self.scales = nn.ParameterList(torch.rand(width) for _ in range(4))
-        self.head, self.chance = nn.Linear(width, 3), CHANCES[chance]
+        make, self.draw = GENERATORS.get(chance, (lambda: None, lambda _: CHANCES[chance]()))
+        self.head, self.generator = nn.Linear(width, 3), make()
 
     def forward(self, x):
         x = x.transpose(0, 1).cumsum(0)
-        way = [not self.training or self.chance() < 0.5 for _ in self.layers]
+        way = [not self.training or self.draw(self.generator) < 0.5 for _ in self.layers]
         for taken, layer, scale in zip(way, self.layers, self.scales, strict=True):
             x = x + torch.tanh(layer(x)) * scale if taken else x
         return self.head(x).transpose(0, 1).mean(1)
 
 
-@pytest.mark.parametrize("chance", CHANCES)
+@pytest.mark.parametrize("chance", [*CHANCES, *GENERATORS])
 def test_layers_that_are_met_later_are_observed_when_they_are_met(chance):
     """Random numbers are those of training, each generator's, and training's are what they would have been."""
 
