@@ -359,8 +359,8 @@ def test_a_step_that_was_interrupted_leaves_nothing_behind(kind):
         for number, rows in enumerate(torch.arange(8).split(2)):
             if interrupted and number:
                 handle = model.head.register_forward_pre_hook(interrupt)
-                with pytest.raises(kind), engine.step(rows, losses=None):
-                    model(x[rows].float())
+                with pytest.raises(kind), engine.step((rows + 2) % 8):
+                    model(x[(rows + 2) % 8].float())
                 handle.remove()
             with engine.step(rows):
                 loss(rows).backward()
