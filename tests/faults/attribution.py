@@ -935,13 +935,6 @@ FAULTS = [
         f"{LINKS}::test_a_model_that_asks_whether_its_weights_are_zero_is_observed_as_it_is",
     ),
     Fault(
-        "a call that was interrupted goes on in the next step",
-        f"{CODE}/capture/calls.py",
-        "        self._outermost = self._going = self._again = None\n",
-        "",
-        f"{LINKS}::test_a_step_that_was_interrupted_leaves_nothing_behind",
-    ),
-    Fault(
         "gradients of a layer's output are those of what was written into it",
         f"{CODE}/capture/layers.py",
         "            hook_on_value(first, hook) if whole else first.register_hook(hook)\n",
