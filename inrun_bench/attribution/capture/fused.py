@@ -211,7 +211,7 @@ class _WithScores(torch.autograd.Function):
         ctx.save_for_backward(a, cast)
         ctx.kinds = (weight.dtype, None if bias is None else bias.dtype)
         output = call.how.forward(call.layer, a, cast, None if bias is None else bias.to(kind))
-        return output.data if output._is_view() else output  # into a view that a function returns nobody may write
+        return output if output._base is None else output.data  # into a view that a function returns nobody may write
 
     @staticmethod
     @torch.autograd.function.once_differentiable
