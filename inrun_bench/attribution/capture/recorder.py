@@ -192,11 +192,14 @@ def _projected(slices: Tensor) -> Tensor:
 def tensors_in(output: Any) -> list[Tensor]:
     """Return the tensors that a module returned: in trees, and in objects whose attributes they are."""
     found: list[Tensor] = []
-    for leaf in tree_flatten(output)[0]:
+    waiting, met = tree_flatten(output)[0], set()
+    while waiting:
+        leaf = waiting.pop(0)
         if isinstance(leaf, Tensor):
             found.append(leaf)
-        elif not isinstance(leaf, (type, nn.Module)):
-            found += tensors_in(dict(getattr(leaf, "__dict__", {})))
+        elif id(leaf) not in met and not isinstance(leaf, (type, nn.Module)):
+            met.add(id(leaf))  # objects may hold each other
+            waiting = tree_flatten(dict(getattr(leaf, "__dict__", {})))[0] + waiting
     return found
 
 

@@ -38,7 +38,6 @@ def twin_of(module: nn.Module, memo: dict[int, Any], *, as_it_is: bool = True) -
         Any; what :mod:`torch.jit` made is taken as it is.
     memo : dict
         Filled with the twin of each module, and what the twin has for each parameter, by id.
-
     as_it_is : bool
         Whether zero is left zero.
 

@@ -3,6 +3,7 @@
 import random
 from contextlib import nullcontext
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,6 +34,14 @@ class Parts(nn.Module):
 def samples(*shape):
     torch.manual_seed(0)
     return torch.randn(12, *shape, dtype=torch.float64), torch.randint(3, (12,))
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """A list that grows by one whenever a call is observed."""
+    times = []
+    monkeypatch.setattr(calls, "observe", lambda *args, own=calls.observe: times.append(1) or own(*args))
+    return times
 
 
 def noise(model, _):
@@ -105,8 +114,13 @@ def only_later(model, x):
 
 @dataclass
 class Kept:
+    """What objects that modules return may be like: they hold each other."""
+
     h: torch.Tensor
     name: str
+
+    def __post_init__(self):
+        self.other = SimpleNamespace(owner=self)
 
 
 class Wrapped(Parts):
@@ -502,10 +516,8 @@ def test_a_switch_is_part_of_a_call_s_form(where):
     assert score_error(Switched(), x, y, B, call=call, steps=4) < 1e-10
 
 
-def test_settings_that_always_change_are_not_observed_for_ever(monkeypatch):
+def test_settings_that_always_change_are_not_observed_for_ever(counted):
     x, y = torch.randn(100, T, WIDTH, dtype=torch.float64), torch.randint(3, (100,))
-    counted = []
-    monkeypatch.setattr(calls, "observe", lambda *args, own=calls.observe: counted.append(1) or own(*args))
     steps = iter(range(100))
 
     def call(model, x):
@@ -558,10 +570,8 @@ def test_another_way_is_seen_whatever_has_decided_on_it(secret, turned):
         score_error(Secret(turned), x, y, B, call=call, steps=4)
 
 
-def test_arguments_that_always_change_are_not_observed_for_ever(monkeypatch):
+def test_arguments_that_always_change_are_not_observed_for_ever(counted):
     x, y = torch.randn(100, T, WIDTH, dtype=torch.float64), torch.randint(3, (100,))
-    counted = []
-    monkeypatch.setattr(calls, "observe", lambda *args, own=calls.observe: counted.append(1) or own(*args))
     steps = iter(range(1000))
 
     class Told(Secret):
@@ -590,10 +600,8 @@ def test_another_way_that_cannot_be_repeated_is_refused():
     assert score_error(Secret(False), x, y, B, call=call, steps=4, batch_axis=0) < 1e-10
 
 
-def test_each_way_is_observed_once(monkeypatch):
+def test_each_way_is_observed_once(counted):
     x, y = torch.randn(100, T, WIDTH, dtype=torch.float64), torch.randint(3, (100,))
-    counted = []
-    monkeypatch.setattr(calls, "observe", lambda *args, own=calls.observe: counted.append(1) or own(*args))
     steps = iter(range(100))
 
     def call(model, x):
