@@ -916,8 +916,8 @@ FAULTS = [
     Fault(
         "a mask in what a model returns drowns all else",
         f"{CODE}/capture/recorder.py",
-        "    rows = rows.nan_to_num().asinh()",
-        "    rows = rows",
+        "    return torch.copysign(values.abs().log1p(), values)\n",
+        "    return values\n",
         f"{LINKS}::test_a_mask_in_the_output_drowns_nothing",
     ),
     Fault(
@@ -954,5 +954,12 @@ FAULTS = [
         "        return replace(self, settings=(), arguments=(self.arguments[0], *arguments))\n",
         "        return replace(self, settings=())\n",
         f"{LINKS}::test_arguments_that_always_change_are_not_observed_for_ever",
+    ),
+    Fault(
+        "what is constant in a twin is forgotten where it is compared with the call as it is",
+        f"{CODE}/capture/observation.py",
+        "observation.arguments, observation.constants)",
+        "observation.arguments, set())",
+        f"{OBSERVATION}::test_weights_of_zero_cost_one_pass_more",
     ),
 ]

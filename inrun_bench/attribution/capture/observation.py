@@ -50,6 +50,7 @@ class Observation:
     outputs: dict[int, BatchAxis] = field(default_factory=dict, compare=False)  # the same of what is returned
     missing: frozenset[str] = frozenset()  # layers that were not called, and parameters of none that were not used
     way: tuple[Any, ...] = field(default=(), compare=False)  # operations outside of layers, and what was called
+    constants: set[tuple[Any, int]] = field(default_factory=set, compare=False)  # made of samples, and yet without
     returned: list[Tensor] = field(default_factory=list, compare=False)  # by the module, on its own arguments
 
     @property
@@ -195,14 +196,14 @@ class _Call:
                 if output.tainted and not any(change.whole for change in seen)
             }
             if not found:
-                return self._summary(axes, base, changes)
+                return replace(self._summary(axes, base, changes), constants=constants)
             constants |= found
         return _failed("constants were made of constants without end, with the help of samples")
 
     def beside(self, observation: Observation) -> Observation:
         """Return what was observed of the call with other numbers, joined with what is seen of it with its own."""
         try:
-            own = self._run(self.leaves, observation.arguments, set())
+            own = self._run(self.leaves, observation.arguments, observation.constants)
         except Exception as error:  # as above
             return _failed(f"to observe its samples the model was run beside training, which failed: {error!r}", error)
         if own.way == observation.way or not _tells(self.leaves, observation.arguments):

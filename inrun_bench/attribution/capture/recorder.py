@@ -166,8 +166,7 @@ class Recorder(TorchFunctionMode):
         self._numbers[kind] += 1
         tainted = tainted and (kind, number) not in self._constants
         with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
-            values = output.detach()
-            values = values.to(torch.promote_types(values.dtype, torch.float32))
+            values = _tamed(output.detach())
             axes = candidates(tuple(output.shape), self._size)
             slices = {axis: _projected(batch_first(values, axis)) for axis in axes}
             self.outputs.append(Output(kind, number, tuple(output.shape), tainted, slices, _projected(values[None])))
@@ -179,12 +178,19 @@ def _may_be_differentiated(result: Tensor) -> bool:
     return result.requires_grad or not torch.is_grad_enabled()
 
 
+def _tamed(values: Tensor) -> Tensor:
+    """Return real numbers that are equal where the values are, none so large that it drowns all others.
+
+    A mask's -inf, or -1e9, would.
+    """
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    values = (torch.view_as_real(values) if values.is_complex() else values).nan_to_num()
+    return torch.copysign(values.abs().log1p(), values)
+
+
 def _projected(slices: Tensor) -> Tensor:
     """Return a random projection of each slice: equal slices have equal ones."""
     rows = slices.reshape(len(slices), -1)
-    if rows.is_complex():
-        rows = torch.view_as_real(rows).flatten(1)
-    rows = rows.nan_to_num().asinh()  # a mask's -inf, or -1e9, must not drown all else
     draw = torch.Generator(rows.device).manual_seed(rows.shape[1])
     return rows @ (torch.rand(rows.shape[1], generator=draw, dtype=rows.dtype, device=rows.device) + 0.5)
 

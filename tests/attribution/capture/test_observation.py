@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from inrun_bench import InRunShapley
+from inrun_bench.attribution.capture import observation as observing
 from inrun_bench.attribution.capture.batch_axis import Unclear
 from inrun_bench.attribution.capture.observation import observe
 from inrun_bench.attribution.capture.twin import twin_of
@@ -566,6 +567,35 @@ def test_samples_that_are_all_alike_are_told_apart_where_they_are_real_numbers()
     x[:4] = x[0]
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3))
     assert score_error(model, x, y, 4, steps=2) < 1e-10
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_weights_of_zero_cost_one_pass_more(constant, monkeypatch):
+    """As many as biases mostly are: what is done with other numbers is compared with one pass as it is."""
+
+    class Biased(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head, self.token = nn.Linear(3, 4), nn.Linear(4, 3), nn.Embedding(2, 4)
+
+        def forward(self, x):
+            token = self.token(torch.zeros_like(x[:, 0], dtype=torch.long)) if constant else 0.0  # made of samples
+            return self.head(torch.tanh(self.inner(x)) + token)
+
+    passes = []
+    monkeypatch.setattr(observing, "twin_of", lambda *args, **how: passes.append(1) or twin_of(*args, **how))
+    counted = []
+    for zero in (False, True):
+        model = Biased()
+        for layer in (model.inner, model.head):
+            nn.init.constant_(layer.bias, float(not zero))
+        parameters = dict(model.named_parameters())
+        layers = {model.inner: "inner", model.head: "head", model.token: "token"}
+        found = observe(model, (torch.randn(4, 3),), {}, 4, layers, parameters)
+        assert found.layers == {"inner": [0], "head": [0]} | ({"token": [None]} if constant else {})
+        counted.append(len(passes))
+        passes.clear()
+    assert counted[1] == counted[0] + 1
 
 
 def test_a_batch_that_tells_nothing_is_forgotten():
