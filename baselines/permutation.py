@@ -44,7 +44,9 @@ from baselines.game import Game, evaluate_in_batches, player_count
 from baselines.monte_carlo import Limits, draw_limits, ends, estimate_by_draws, from_moments
 from baselines.valuation import Valuation
 
-__all__ = ["Permutations", "permutation_limits", "permutation_shapley"]
+__all__ = ["SHIFTS", "Permutations", "permutation_limits", "permutation_shapley"]
+
+SHIFTS = 5  # of each permutation, where the experiments of this project take any
 
 
 def permutation_shapley(

@@ -5,13 +5,6 @@
 >>> from inrun_bench import benchmark  # all of it, on tasks and methods of your own, too
 """
 
-from inrun_bench.adjoint import (
-    coalition_gradient_shapley,
-    control_variate_shapley,
-    few_run_shapley,
-    unrolled_influence,
-)
-from inrun_bench.attribution import InRunShapley
 from inrun_bench.version import __version__
 from tasks.lazy_names import lazy_names
 
@@ -32,18 +25,23 @@ __all__ = [
     "unrolled_influence",
 ]
 
-# Names that need more than an engine does (scikit-learn, pandas, matplotlib). Their types stand in __init__.pyi: an
-# import here, be it for a type checker alone, would make all that they need part of every method's code.
+# Their types stand in __init__.pyi: an import here, be it for a type checker alone, would make all that it needs part
+# of the code behind every row, and those of KNN-Shapley out of date with each change of the engine.
 __getattr__ = lazy_names(
     __name__,
     {
+        "InRunShapley": "attribution",
         "Method": "methods",
         "RemovalCurve": "metrics",
         "Results": "benchmarks",
         "agreement": "metrics",
         "benchmark": "benchmarks",
+        "coalition_gradient_shapley": "adjoint",
+        "control_variate_shapley": "adjoint",
         "detection": "metrics",
+        "few_run_shapley": "adjoint",
         "linear_datamodelling_score": "metrics",
         "removal_curve": "metrics",
+        "unrolled_influence": "adjoint",
     },
 )

@@ -11,7 +11,8 @@ module it imports, at its head or inside of a function, and so on until an insta
 
 Functions that a module does not know by name (lambdas, and functions defined inside of others) enter by their bytecode
 too, with their defaults and the variables that they close over. An extension module outside of all distributions enters
-by its bytes, and what it imports is not followed. Comments count, since a source is taken as it is.
+by its bytes, and what it imports is not followed. Comments count, since a source is taken as it is. A distribution that
+the caller calls optional does not enter: identities are the same where it is installed and where it is not.
 
 **Refused**, with the reason, is what this law cannot see: code of an interactive session or a notebook, classes defined
 inside of functions, modules made at run time, functions that are not what their file has since it was changed, and
@@ -29,7 +30,7 @@ import hashlib
 import json
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.metadata import Distribution, distributions, packages_distributions
@@ -54,7 +55,7 @@ class CodeIdentityError(ValueError):
     """An object's code or state cannot be known; the message says of what, and what to do."""
 
 
-def code_identity(thing: object, *, reached_alone: bool = False) -> str:
+def code_identity(thing: object, *, reached_alone: bool = False, optional: Collection[str] = ()) -> str:
     """Return a SHA-256 digest, as 64 hexadecimal digits, of an object's state and code.
 
     Parameters
@@ -65,6 +66,8 @@ def code_identity(thing: object, *, reached_alone: bool = False) -> str:
         Of the module that defines `thing`, a function, take what the function reaches by name alone: definitions,
         assignments and imports at its head, and what these reach in turn. Statements that are none of these count
         always. What is around it in the file may then change.
+    optional : collection of str
+        Packages, by the names that they are imported by, whose release does not count.
 
     Returns
     -------
@@ -94,7 +97,7 @@ def code_identity(thing: object, *, reached_alone: bool = False) -> str:
             f"{type(error).__name__}: {error}; define classes at the head of a module"
         ) from error
     entry = (thing.__module__, thing.__name__) if reached_alone and isinstance(thing, FunctionType) else None
-    sources, releases = _code_of(hasher.modules, entry)
+    sources, releases = _code_of(hasher.modules, entry, optional)
     return hashlib.sha256(json.dumps([state, sources, sorted(releases)], sort_keys=True).encode()).hexdigest()
 
 
@@ -152,7 +155,9 @@ def _known_by_name(function: FunctionType) -> bool:
         return False
 
 
-def _code_of(defining: set[str], entry: tuple[str, str] | None = None) -> tuple[dict[str, str], set[str]]:
+def _code_of(
+    defining: set[str], entry: tuple[str, str] | None = None, optional: Collection[str] = ()
+) -> tuple[dict[str, str], set[str]]:
     """Return digests of the sources of the modules and of what they import, by name, and the releases among them.
 
     Of the module of `entry`, a function by module and name, takes what the function reaches.
@@ -162,6 +167,8 @@ def _code_of(defining: set[str], entry: tuple[str, str] | None = None) -> tuple[
     seen, ahead = set(defining), list(defining)
     while ahead:
         name = ahead.pop()
+        if name.partition(".")[0] in optional:
+            continue
         file, release = _file(name), _release(name)
         if release is not None:
             releases.add(release)

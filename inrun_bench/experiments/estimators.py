@@ -38,11 +38,11 @@ from baselines import (
 )
 from baselines.convergence import StoppingRule
 from baselines.draws import Rng
+from baselines.permutation import SHIFTS
 from inrun_bench import metrics
 from inrun_bench.adjoint import coalition_gradient_shapley, control_variate_shapley
 from inrun_bench.adjoint.coalitions import COALITIONS_A_DRAW
 from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
-from inrun_bench.methods.monte_carlo import SHIFTS
 from inrun_bench.reference import blocks as reference
 from inrun_bench.report.looks import TASKS_A_ROW, in_order, legend, look, panels
 from inrun_bench.report.markdown import markdown

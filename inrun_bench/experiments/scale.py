@@ -26,9 +26,9 @@ from matplotlib.lines import Line2D
 
 import tasks
 from baselines import permutation_shapley
+from baselines.permutation import SHIFTS
 from inrun_bench import metrics
 from inrun_bench.methods import valued
-from inrun_bench.methods.monte_carlo import SHIFTS
 from inrun_bench.report.intervals import over_seeds
 from inrun_bench.report.looks import Look, in_order, legend, look
 from inrun_bench.report.markdown import interval_cell, markdown, mean_cell

@@ -10,11 +10,11 @@ from functools import partial
 import numpy as np
 
 from baselines import Valuation, permutation_shapley, tmc_shapley
+from baselines.permutation import SHIFTS
 from inrun_bench.methods.method import Method
 from tasks import Task
 
 TRUNCATION = 0.05  # share of v(N) - v(empty) that the rest of a permutation may still be worth
-SHIFTS = 5
 LOOKAHEAD = 10  # a batched trainer is several times faster on 100 coalitions than on 10
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from baselines import Valuation
-from inrun_bench.methods.monte_carlo import SHIFTS
+from baselines.permutation import SHIFTS
 from inrun_bench.runs.store import Overlay, Store
 from inrun_bench.runs.unit import DEFAULT_RECIPE, REFERENCE, Row, Unit, recipe_setting
 from tasks import CATALOG

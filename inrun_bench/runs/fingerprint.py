@@ -36,6 +36,7 @@ __all__ = ["Fingerprint", "Fingerprints", "changes", "code_of", "code_parts", "o
 Fingerprint = Mapping[str, str]
 
 LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch")
+OPTIONAL = ("triton",)  # torch brings it or not, and on CPUs, of which rows are, nothing is computed by it
 UNKNOWN = "unknown: "  # of code that cannot be seen: it may change at any time, so that its rows are never new
 NOBODY_NOTED = "nobody noted what they follow from"
 
@@ -122,7 +123,7 @@ def code_of(thing: Callable[..., object], *, reached_alone: bool = False) -> str
     if carried is not None:
         return carried
     try:
-        return code_identity(getattr(thing, "__func__", thing), reached_alone=reached_alone)
+        return code_identity(getattr(thing, "__func__", thing), reached_alone=reached_alone, optional=OPTIONAL)
     except CodeIdentityError as error:
         return f"{UNKNOWN}{error}"
 

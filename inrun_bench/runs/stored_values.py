@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import tasks
 from baselines import Valuation
-from inrun_bench.methods.monte_carlo import SHIFTS
+from baselines.permutation import SHIFTS
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.unit import DEFAULT_RECIPE, REFERENCE, Row, Unit
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import tasks
+import tasks.code_identity as code_identity_module
 from inrun_bench.experiments import EXPERIMENTS
 from inrun_bench.methods import METHODS
 from inrun_bench.runs import fingerprint
@@ -194,6 +195,22 @@ def test_every_experiment_and_every_method_has_code_that_can_be_seen():
     for name in METHODS:
         parts = code_parts(Unit("values", TASK, name, 0), EXPERIMENTS["values"].measure)
         assert not parts["method"].startswith(fingerprint.UNKNOWN)
+
+
+@pytest.mark.parametrize("engine", ["inrun_bench.attribution", "inrun_bench.adjoint"])
+def test_what_has_nothing_to_do_with_the_engine_does_not_follow_from_its_code(monkeypatch, engine):
+    judged = [METHODS[name].run for name in ("knn", "mc-10", "random")]
+    judges = [EXPERIMENTS[name].measure for name in ("retraining", "agreement", "removal", "scale")]
+    assert [thing for thing in judged + judges if engine in code_behind(thing)] == []
+    assert engine in code_behind(METHODS["few-run-4" if engine.endswith("adjoint") else "inrun-first"].run)
+
+
+def code_behind(thing):
+    """Return the packages of this project that a function's code identity covers."""
+    hasher = code_identity_module._StateHasher()
+    hasher.hash(thing)
+    found = code_identity_module._code_of(hasher.modules, (thing.__module__, getattr(thing, "__name__", "")))[0]
+    return set(found)
 
 
 # --- folders ---

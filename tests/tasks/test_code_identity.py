@@ -3,6 +3,7 @@
 import functools
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 from types import ModuleType
@@ -175,6 +176,12 @@ def test_identity_is_the_same_in_another_process_with_another_order_of_sets(load
     assert there.stdout.strip() == code_identity([module.local, {"a", "b"}])
 
 
+def identity_of_what_imports_theirs(load, **how):
+    for name in ("theirs", "theirs.part"):
+        sys.modules.pop(name, None)
+    return code_identity(load(mine_a=mine(imports="def later():\n    import theirs.part")).Mine(), **how)
+
+
 def test_what_is_installed_counts_by_version_and_what_was_installed_from_a_folder_by_source(load, tmp_path):
     folder = tmp_path / "site-packages"
     info = folder / "theirs-1.dist-info"
@@ -183,7 +190,7 @@ def test_what_is_installed_counts_by_version_and_what_was_installed_from_a_folde
     folder.joinpath("theirs", "__init__.py").touch()
     sys.path.insert(0, str(folder))  # the fixture restores it
 
-    def identity(*, value=1, version=1, origin="", installer="pip"):
+    def identity(*, value=1, version=1, origin="", installer="pip", **how):
         folder.joinpath("theirs", "part.py").write_text(f"value = {value}")
         info.joinpath("METADATA").write_text(f"Metadata-Version: 2.1\nName: theirs\nVersion: {version}\n")
         info.joinpath("top_level.txt").write_text("theirs")
@@ -191,9 +198,7 @@ def test_what_is_installed_counts_by_version_and_what_was_installed_from_a_folde
         info.joinpath("INSTALLER").write_text(installer)
         code_identity_module._owners.cache_clear()
         code_identity_module._installed.cache_clear()
-        for name in ("theirs", "theirs.part"):
-            sys.modules.pop(name, None)
-        return code_identity(load(mine_a=mine(imports="import theirs.part")).Mine())
+        return identity_of_what_imports_theirs(load, **how)
 
     released = identity()
     assert identity(value=2) == released
@@ -203,6 +208,11 @@ def test_what_is_installed_counts_by_version_and_what_was_installed_from_a_folde
     from_folder = '{"url": "u", "dir_info": {}}'
     assert identity(origin=from_folder) != identity(origin=from_folder, value=2)
     assert identity(origin=from_folder, installer="conda") == released
+
+    optional = identity(optional=["theirs"])
+    assert optional == identity(optional=["theirs"], version=2) != released
+    shutil.rmtree(folder)
+    assert identity_of_what_imports_theirs(load, optional=["theirs"]) == optional
 
 
 def test_the_standard_library_counts_by_version_and_the_project_by_source_where_it_is_no_release(load):
