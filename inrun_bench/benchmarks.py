@@ -16,7 +16,7 @@ import pandas as pd
 
 from baselines import InterruptedEstimateWarning, Valuation
 from inrun_bench.experiments import EXPERIMENTS, Experiment, units_of
-from inrun_bench.methods import METHODS, Method
+from inrun_bench.methods import METHODS, Method, method_names
 from inrun_bench.report import write_summary
 from inrun_bench.report.figures import draw_figures, drawn
 from inrun_bench.runs.fingerprint import code_of
@@ -24,6 +24,7 @@ from inrun_bench.runs.plan import PROFILES, Plan
 from inrun_bench.runs.runner import run
 from inrun_bench.runs.store import Store
 from tasks import CATALOG, Task, TaskSpec
+from tasks import names as task_names
 from tasks.registry import NAME, unknown_name
 
 __all__ = ["Results", "benchmark"]
@@ -82,7 +83,8 @@ def benchmark(
     methods : names, methods and functions, or a mapping of names to these
         Of the registry, :class:`~inrun_bench.methods.Method`, or functions ``method(task, seed)`` that return a
         :class:`baselines.Valuation` or an array with a value for each training sample, and take all chance from `seed`,
-        a ``numpy.random.SeedSequence``. Functions are called by their name. All of the profile where empty.
+        a ``numpy.random.SeedSequence``. Functions are called by their name; with an argument `groups`, or `budget` and
+        `stop`, they can be asked for these (:class:`~inrun_bench.methods.Method`). All of the profile where empty.
     experiments : names and modules, or a mapping of names to these
         What is asked; a module, or any object, that offers what :mod:`inrun_bench.experiments` lists. Those of
         :data:`ASKED`, as far as they have to do with the tasks, where None.
@@ -134,12 +136,16 @@ def benchmark(
     try:
         plan = Plan(
             profile=profile,
-            tasks=CATALOG.choose(of_tasks or PROFILES[profile].tasks),
-            methods=METHODS.choose(of_methods or PROFILES[profile].methods),
+            tasks=CATALOG.choose(of_tasks or PROFILES[profile].tasks or task_names(large=False)),
+            methods=METHODS.choose(of_methods or PROFILES[profile].methods or method_names()),
             seeds=_seeds(seeds),
         )
         chosen = [name if name in lent_experiments else EXPERIMENTS.choose([name])[0] for name in of_experiments]
-        asked = {"tasks_named": bool(of_tasks), "asked_for": experiments is not None}
+        asked = {
+            "tasks_named": bool(of_tasks),
+            "methods_named": bool(of_methods),
+            "asked_for": experiments is not None,
+        }
         units = [unit for name in chosen for unit in units_of(name, everything[name], plan, **asked)]
         store = Store(Path(out))
         with warnings.catch_warnings():
@@ -209,6 +215,11 @@ class _Handed:
     name: str
     run: Callable[..., Any]
     code_identity: str
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        """What takes the arguments: `inspect.signature` looks here."""
+        return self.run
 
     def __call__(self, task: Task, seed: np.random.SeedSequence, **more: Any) -> Valuation:
         """Return what the method makes of a task."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from baselines import InterruptedEstimateWarning
 from inrun_bench import __version__
 from inrun_bench.experiments import EXPERIMENTS, units_of
-from inrun_bench.methods import METHODS, method_of
+from inrun_bench.methods import METHODS, method_names, method_of
 from inrun_bench.reference import blocks as reference
 from inrun_bench.reference.blocks import references
 from inrun_bench.reference.make import extend, note_present_task, thin
@@ -74,7 +74,7 @@ def _run(options: argparse.Namespace) -> int:
     plan = Plan(
         profile=options.profile,
         tasks=CATALOG.choose(options.task or profile.tasks or task_names(large=False)),
-        methods=METHODS.choose(options.method or profile.methods),
+        methods=METHODS.choose(options.method or profile.methods or method_names()),
         seeds=tuple(dict.fromkeys(options.seed)) or profile.seeds,
         reference_folder=options.reference,
     )
@@ -85,7 +85,11 @@ def _run(options: argparse.Namespace) -> int:
     if options.budget is not None or options.limit is not None:
         raise ValueError(f"--budget and --limit are for experiments that run alone ({', '.join(_alone())})")
     store = Store(_folder(options))
-    asked = {"tasks_named": bool(options.task), "asked_for": bool(options.experiment)}
+    asked = {
+        "tasks_named": bool(options.task),
+        "methods_named": bool(options.method),
+        "asked_for": bool(options.experiment),
+    }
     units = [unit for name in chosen for unit in units_of(name, EXPERIMENTS[name], plan, **asked)]
     outcome = run(
         units,

@@ -10,7 +10,7 @@ import pytest
 import tasks
 from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
 from inrun_bench.experiments import EXPERIMENTS, units_of
-from inrun_bench.experiments.estimators import ESTIMATORS, efficiencies
+from inrun_bench.experiments.estimators import METHODS, efficiencies
 from inrun_bench.reference.blocks import blocks, read, recipes
 from inrun_bench.reference.verify import verify
 from inrun_bench.report import headline, update_page, update_section, write_summary
@@ -178,7 +178,7 @@ def test_every_estimator_was_followed_on_every_task():
     rows = Store(ROOT / "results" / "estimators", create=False).read_all("estimators").query("metric == 'error'")
     found = rows.groupby("task")["method"].unique()
     assert sorted(found.index) == tasks.names(large=False)
-    assert all(set(methods) == {*ESTIMATORS, "reference"} for methods in found)
+    assert all(set(methods) == {*METHODS, "reference"} for methods in found)
     last = rows[rows["method"] != "reference"].groupby(["task", "method"])["value"].last().unstack()
     assert (last["permutation-shifts"] < last["permutation"]).all()  # what the page of the baselines recommends
 

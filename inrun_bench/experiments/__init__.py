@@ -11,8 +11,10 @@ An experiment is a module with
 ``TASKS``
     where it has its own: the tasks that it runs on when none is named, in place of the profile's, and that are named
     where it has nothing to do on others;
+``METHODS``
+    where it has its own: the methods that it runs when none is named, in place of the profile's;
 ``NEEDS``
-    where it does not run on every task: what a task must have;
+    where it does not run on every task, or not with every method: what these must have;
 ``KNOBS``
     where it has any: how much work it does, by profile, each a frozen dataclass `Knobs`;
 ``units(plan) -> list[Unit]``
@@ -63,7 +65,13 @@ def _collect(name: str, module: ModuleType) -> dict[str, Experiment]:
 
 
 def units_of(
-    name: str, experiment: Experiment, plan: Plan, *, tasks_named: bool = True, asked_for: bool = True
+    name: str,
+    experiment: Experiment,
+    plan: Plan,
+    *,
+    tasks_named: bool = True,
+    methods_named: bool = True,
+    asked_for: bool = True,
 ) -> list[Unit]:
     """Return the units of an experiment.
 
@@ -75,24 +83,28 @@ def units_of(
         It.
     plan : Plan
         What to run.
-    tasks_named : bool
-        Whether the plan's tasks were named; where not, those of the experiment take their place, if it has its own.
+    tasks_named, methods_named : bool
+        Whether the plan's were named; where not, those of the experiment take their place, if it has its own.
     asked_for : bool
         Whether the experiment was named, so that it must have something to do.
 
     Raises
     ------
     ValueError
-        If it was asked for and has no units: the plan's tasks are none that it supports.
+        If it was asked for and has no units: it supports none of the plan's tasks, or methods.
     """
-    own = getattr(experiment, "TASKS", ())
-    if own and not tasks_named:
-        plan = dataclasses.replace(plan, tasks=own)
+    own_tasks, own_methods = getattr(experiment, "TASKS", ()), getattr(experiment, "METHODS", ())
+    if own_tasks and not tasks_named:
+        plan = dataclasses.replace(plan, tasks=own_tasks)
+    if own_methods and not methods_named:
+        plan = dataclasses.replace(plan, methods=own_methods)
     found = experiment.units(plan)
     if not found and asked_for:
         needs = getattr(experiment, "NEEDS", "")
-        those = (f"; it needs {needs}" if needs else "") + (f"; it runs on {', '.join(own)}" if own else "")
-        raise ValueError(f"experiment {name!r} has nothing to do on {', '.join(plan.tasks)}{those}")
+        those = (f"; it needs {needs}" if needs else "") + (f"; it runs on {', '.join(own_tasks)}" if own_tasks else "")
+        those += f"; it runs {', '.join(own_methods)}" if own_methods else ""
+        given = ", ".join(plan.tasks) + (f" with {', '.join(plan.methods)}" if own_methods else "")
+        raise ValueError(f"experiment {name!r} has nothing to do on {given}{those}")
     return found
 
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 
@@ -26,29 +26,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 import tasks
-from baselines import (
-    Estimate,
-    Valuation,
-    complementary_shapley,
-    group_testing_shapley,
-    kernel_shapley,
-    owen_shapley,
-    permutation_shapley,
-    tmc_shapley,
-)
-from baselines.convergence import StoppingRule
-from baselines.draws import Rng
-from baselines.permutation import SHIFTS
+from baselines import Estimate
 from inrun_bench import metrics
-from inrun_bench.adjoint import coalition_gradient_shapley, control_variate_shapley
-from inrun_bench.adjoint.coalitions import COALITIONS_A_DRAW
-from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
+from inrun_bench.methods import method_of, valued
 from inrun_bench.reference import blocks as reference
 from inrun_bench.report.looks import TASKS_A_ROW, in_order, legend, look, panels
 from inrun_bench.report.markdown import markdown
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.unit import REFERENCE, Row, Setting, Unit
-from tasks import Task
 
 SUMMARY = "error of each retraining estimator against the reference, over trainings and seconds"
 EXCLUSIVE = True
@@ -76,69 +61,27 @@ KNOBS = {
     "standard": Knobs({"mnist-cnn": 10, "mnist-mlp": 50, "default": 100}, repetitions=3),
 }
 
-POINTS = 8  # differentiated runs behind the control variate
-
-Run = Callable[[Task, int, Rng, StoppingRule], Valuation]
-"""From a task, the trainings to spend, a seed and a rule that is shown every estimate, its evaluations in trainings."""
-
-
-GAME_ESTIMATORS: dict[str, Callable[..., Valuation]] = {
-    "permutation": permutation_shapley,
-    "permutation-antithetic": partial(permutation_shapley, antithetic=True),
-    "permutation-shifts": partial(permutation_shapley, antithetic=True, shifts=SHIFTS),
-    "tmc": partial(tmc_shapley, tolerance=0.05, lookahead=10),
-    "owen": owen_shapley,
-    "complementary": complementary_shapley,
-    "kernel-leverage": kernel_shapley,
-    "kernel": partial(kernel_shapley, sampling="kernel"),
-    "group-testing": group_testing_shapley,
-}
-"""Of any game: ``estimator(game, budget=..., rng=..., stop=...)``."""
-
-
-def _of_the_game(
-    estimator: Callable[..., Valuation], task: Task, budget: int, rng: Rng, stop: StoppingRule
-) -> Valuation:
-    return estimator(task.trajectory_game(), budget=budget, rng=rng, stop=stop)
-
-
-def _control_variate(task: Task, budget: int, rng: Rng, stop: StoppingRule) -> Valuation:
-    differentiated = round(POINTS * TRAININGS_A_RUN)
-    return control_variate_shapley(
-        task,
-        budget=budget - differentiated,
-        points=POINTS,
-        rng=rng,
-        stop=_in_trainings(stop, lambda runs: runs - POINTS + differentiated),
-    )
-
-
-def _coalition_gradients(task: Task, budget: int, rng: Rng, stop: StoppingRule) -> Valuation:
-    draws = math.floor(budget / (COALITIONS_A_DRAW * TRAININGS_A_RUN))
-    return coalition_gradient_shapley(
-        task,
-        coalitions=draws * COALITIONS_A_DRAW,
-        rng=rng,
-        stop=_in_trainings(stop, lambda runs: round(runs * TRAININGS_A_RUN)),
-    )
-
-
-def _in_trainings(stop: StoppingRule, trainings: Callable[[int], int]) -> StoppingRule:
-    """Return the rule for an estimator that counts runs, some of them differentiated."""
-    return lambda estimate: stop(replace(estimate, evaluations=trainings(estimate.evaluations)))
-
-
-ESTIMATORS: dict[str, Run] = {
-    **{name: partial(_of_the_game, estimator) for name, estimator in GAME_ESTIMATORS.items()},
-    "coalition-gradients": _coalition_gradients,
-    "control-variate": _control_variate,
-}
+METHODS = (
+    "permutation",
+    "permutation-antithetic",
+    "permutation-shifts",
+    "tmc",
+    "owen",
+    "complementary",
+    "kernel-leverage",
+    "kernel",
+    "group-testing",
+    "coalition-gradients",
+    "control-variate",
+)
+NEEDS = "methods that take a budget and can be stopped"
 
 
 def units(plan: Plan) -> list[Unit]:
     """One unit an estimator, task and repetition, and one for the reference's own error."""
     found, knobs = [], plan.of_profile(KNOBS)
-    for task in plan.tasks_with_reference:
+    methods = [name for name in plan.methods if {"budget", "stop"} <= method_of(name).options]
+    for task in plan.tasks_with_reference if methods else ():
         values = reference.as_unit(reference.read(reference.references(plan.reference_folder), task))
         settings: dict[str, Setting] = {
             **values.settings,
@@ -147,7 +90,7 @@ def units(plan: Plan) -> list[Unit]:
         found.append(Unit("estimators", task, REFERENCE, 0, settings, (values,)))
         found += [
             Unit("estimators", task, name, 0, {**settings, "repetition": repetition}, (values,))
-            for name in ESTIMATORS
+            for name in methods
             for repetition in range(knobs.repetitions)
         ]
     return found
@@ -162,9 +105,9 @@ def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
         noise = metrics.root_mean_square(truth.stderr) / spread
         return [{"metric": "error", "value": noise, "evaluations": truth.evaluations, "seconds": truth.seconds}]
     task = tasks.load(unit.task, unit.seed)
-    run = ESTIMATORS[unit.method]
     budget = 2 + int(unit.settings["budget_per_player"]) * task.n_train
-    run(task, budget, unit.random_seed, lambda _: True)  # what torch loads when first used is not the estimator's time
+    run = partial(valued, unit.method, task, unit.random_seed, budget=budget)
+    run(stop=lambda _: True)  # what torch loads when first used is not the estimator's time
     rows: list[Row] = []
     looks = count()
     start = time.perf_counter()
@@ -180,7 +123,7 @@ def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
         rows.extend({"metric": name, "value": value, **place} for name, value in seen.items())
         return False
 
-    run(task, budget, unit.random_seed, look)
+    run(stop=look)
     return rows
 
 

@@ -23,9 +23,7 @@ groups; correlations ask for ranks and proportions alone.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -34,11 +32,10 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 import tasks
-from baselines import GroupedGame, Valuation, exact_shapley, permutation_shapley
+from baselines import GroupedGame, Valuation, exact_shapley
 from inrun_bench import metrics
-from inrun_bench.adjoint import coalition_gradient_shapley, few_run_shapley
 from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
-from inrun_bench.methods.inrun import inrun
+from inrun_bench.methods import method_of, valued
 from inrun_bench.report.looks import TASKS_A_ROW, in_order, legend, look, panels, points
 from inrun_bench.report.markdown import cell, count, markdown, seconds_cell
 from inrun_bench.runs.plan import Plan
@@ -57,12 +54,19 @@ GROUPINGS = {
 }
 TASKS = tuple(GROUPINGS)
 
-RANDOM_GROUPS = 10
-COALITIONS = 128
-PERMUTATIONS = 20
+METHODS = (
+    "inrun-first",
+    "inrun-integrated",
+    "few-run-4",
+    "few-run-8",
+    "coalition-gradients-128",
+    "permutation-antithetic",
+)
+NEEDS = "methods that value groups, and tasks whose groups are named here"
 
-GroupMethod = Callable[[Task, NDArray[np.int64], np.random.SeedSequence], Valuation]
-"""From a task, the group of each training sample, int64 [n_train], and a seed to the values of the groups."""
+RANDOM_GROUPS = 10
+TRAININGS_A_GROUP = 20  # of methods that take a budget
+LONG = {"coalition-gradients-128": 128 * TRAININGS_A_RUN}  # trainings: more than some enumerations take
 
 
 def units(plan: Plan) -> list[Unit]:
@@ -70,15 +74,19 @@ def units(plan: Plan) -> list[Unit]:
 
     Differentiated coalitions are left out where they would take longer than the enumeration.
     """
-    found = []
-    for task in (name for name in plan.tasks if name in GROUPINGS):
+    found: list[Unit] = []
+    methods = [name for name in plan.methods if "groups" in method_of(name).options]
+    for task in (name for name in plan.tasks if name in GROUPINGS and methods):
         for seed in plan.seeds[:1] if tasks.CATALOG[task].large else plan.seeds:
             for kind in GROUPINGS[task]:
                 truth = Unit("groups", task, REFERENCE, seed, {"groups": kind})
-                few = 2 ** len(group_names(task, kind)) <= COALITIONS * TRAININGS_A_RUN
-                methods = (name for name in GROUP_METHODS if not (few and name == f"coalition-gradients-{COALITIONS}"))
+                trainings = 2 ** len(group_names(task, kind))
                 found.append(truth)
-                found += [Unit("groups", task, name, seed, truth.settings, needs=(truth,)) for name in methods]
+                found += [
+                    Unit("groups", task, name, seed, truth.settings, needs=(truth,))
+                    for name in methods
+                    if LONG.get(name, 0) < trainings
+                ]
     return found
 
 
@@ -96,7 +104,7 @@ def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
     warm_up(unit.task)
     kind = str(unit.settings["groups"])
     groups = groups_of(task, kind)
-    valuation = GROUP_METHODS.get(unit.method, enumerated)(task, groups, unit.random_seed)
+    valuation = _exact(task, groups) if unit.method == REFERENCE else _valued(unit, task, groups)
     spent = {"evaluations": valuation.evaluations, "seconds": valuation.seconds}
     stderr = np.full_like(valuation.values, np.nan) if valuation.stderr is None else valuation.stderr
     named = zip(group_names(unit.task, kind), valuation.values, stderr, np.bincount(groups), strict=True)
@@ -109,6 +117,16 @@ def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
         seen |= compared(valuation.values, read_groups(needs[unit.needs[0]]))
     rows += [{"metric": name, "value": value, **spent} for name, value in seen.items()]
     return [*rows, *parameter_rows(valuation)]
+
+
+def _exact(task: Task, groups: NDArray[np.int64]) -> Valuation:
+    return exact_shapley(GroupedGame(task.trajectory_game(), groups))
+
+
+def _valued(unit: Unit, task: Task, groups: NDArray[np.int64]) -> Valuation:
+    spends = "budget" in method_of(unit.method).options
+    budget = 2 + TRAININGS_A_GROUP * (int(groups.max()) + 1) if spends else None
+    return valued(unit.method, task, unit.random_seed, groups=groups, budget=budget)
 
 
 def read_groups(rows: pd.DataFrame) -> NDArray[np.float64]:
@@ -134,37 +152,6 @@ def compared(values: NDArray[np.float64], exact: NDArray[np.float64]) -> dict[st
     return {"spearman": correlations["spearman"], "pearson": correlations["pearson"], "error": error}
 
 
-def enumerated(task: Task, groups: NDArray[np.int64], _seed: np.random.SeedSequence) -> Valuation:
-    """Return exact Shapley values of the game of retraining on groups."""
-    return exact_shapley(GroupedGame(task.trajectory_game(), groups))
-
-
-def _permuted(task: Task, groups: NDArray[np.int64], seed: np.random.SeedSequence) -> Valuation:
-    game = GroupedGame(task.trajectory_game(), groups)
-    return permutation_shapley(game, PERMUTATIONS, antithetic=True, rng=seed)
-
-
-def _summed(task: Task, groups: NDArray[np.int64], seed: np.random.SeedSequence, *, order: str) -> Valuation:
-    of_samples = inrun(task, seed, order=order)
-    return dataclasses.replace(of_samples, values=np.bincount(groups, of_samples.values).astype(float))
-
-
-def _few_run(task: Task, groups: NDArray[np.int64], _seed: np.random.SeedSequence, *, points: int) -> Valuation:
-    return few_run_shapley(task, points, groups=groups)
-
-
-def _coalition_gradients(task: Task, groups: NDArray[np.int64], seed: np.random.SeedSequence) -> Valuation:
-    return coalition_gradient_shapley(task, COALITIONS, groups=groups, rng=seed)
-
-
-GROUP_METHODS: dict[str, GroupMethod] = {
-    **{f"inrun-{order}": partial(_summed, order=order) for order in ("first", "integrated")},
-    **{f"few-run-{points}": partial(_few_run, points=points) for points in (4, 8)},
-    f"coalition-gradients-{COALITIONS}": _coalition_gradients,
-    f"permutation-{PERMUTATIONS}": _permuted,
-}
-
-
 MARGIN = 1.5  # of a panel above and below the exact values, in units of their range
 
 
@@ -175,7 +162,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     lie off the line; those too far off are drawn hollow, at the edge.
     """
     values = rows[(rows["metric"] == "value") & (rows["seed"] == rows.groupby("task")["seed"].transform("min"))]
-    values = values.assign(task=values["task"] + ", " + values["groups"])
+    values = values.assign(task=values["task"] + ", " + values["groups"]).sort_values("task", kind="stable")
     exact = values[values["method"] == REFERENCE].sort_values("value", kind="stable")
     if exact.empty:
         return Figure()
@@ -208,7 +195,7 @@ def table(rows: pd.DataFrame) -> str:
     means = rows.groupby(["task", "groups", "method", "metric"])["value"].mean()
     cost = rows[rows["metric"] == "cost"].groupby(["task", "groups", "method"])[["evaluations", "seconds"]].median()
     parts = []
-    for (task, kind), own in rows.groupby(["task", "groups"], sort=False):
+    for (task, kind), own in rows.groupby(["task", "groups"]):
         cells = [
             [
                 "exact, all coalitions" if method == REFERENCE else look(method).label,

@@ -1,8 +1,9 @@
-"""Methods of data valuation, as the experiments run them: ``method(task, seed) -> Valuation``.
+"""Methods of data valuation, as the experiments run them: ``method(task, seed, *, groups, budget, stop) -> Valuation``.
 
 A module here names its methods in ``METHODS``; to add a method is to add one file, or to name a :class:`Method`, or a
 plain callable, under the entry-point group ``inrun_bench.methods`` in a package of your own. Values are higher for
-better samples; `evaluations` of the valuation counts trainings, so that costs compare.
+better samples; `evaluations` of the valuation counts trainings, so that costs compare. What of the options a method
+takes, it says itself (:attr:`Method.options`).
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from baselines import Valuation
-from inrun_bench.methods.method import Method
+from baselines.convergence import StoppingRule
+from inrun_bench.methods.method import OPTIONS, Method
 from inrun_bench.runs.unit import REFERENCE
 from tasks import Task
 from tasks.registry import Registry
 
-__all__ = ["METHODS", "Method", "method_of", "valued"]
+__all__ = ["METHODS", "Method", "method_names", "method_of", "valued"]
 
 Run: TypeAlias = Callable[..., Valuation]
 
@@ -42,42 +45,71 @@ def method_of(name: str) -> Method:
     return found if isinstance(found, Method) else Method(found, label=name)
 
 
-def valued(name: str, task: Task, seed: np.random.SeedSequence) -> Valuation:
-    """Return what the method makes of the task.
+def method_names(*, taking: str | None = None) -> tuple[str, ...]:
+    """Return the names of methods.
+
+    Parameters
+    ----------
+    taking : str, optional
+        An option that they take, of :data:`inrun_bench.methods.method.OPTIONS`. Where None, those that run when none is
+        named: all whose size does not depend on a budget.
+    """
+    if taking is None:
+        return tuple(name for name in METHODS if "budget" not in method_of(name).options)
+    return tuple(name for name in METHODS if taking in method_of(name).options)
+
+
+def valued(
+    name: str,
+    task: Task,
+    seed: np.random.SeedSequence,
+    *,
+    groups: NDArray[np.int64] | None = None,
+    budget: int | None = None,
+    stop: StoppingRule | None = None,
+) -> Valuation:
+    """Return what the method makes of the task; see :meth:`Method.__call__`.
 
     Raises
     ------
     TypeError
         If it returns no :class:`baselines.Valuation`.
     ValueError
-        If that does not hold one finite value a training sample.
+        If that does not hold one finite value a training sample, or a group; or if the method does not take what it is
+        given: the message says which methods do.
     Exception
         Whatever the method raises; a note tells the method and the task.
     """
-    method = METHODS[name]
+    method = method_of(name)
+    given = {"groups": groups, "budget": budget, "stop": stop}
+    for option in OPTIONS:
+        if given[option] is not None and option not in method.options:
+            those = ", ".join(method_names(taking=option))
+            raise ValueError(f"method {name!r} takes no {option}; methods that do: {those}")
     try:
-        answer = method(task, seed)
+        answer = method(task, seed, groups=groups, budget=budget, stop=stop)
     except Exception as error:
         error.add_note(f"in method {name!r}, called as method(task, seed) with task {task.name!r}, seed {task.seed}")
         raise
-    return _checked(name, answer, task)
+    return _checked(name, answer, task, None if groups is None else int(np.max(groups)) + 1)
 
 
-def _checked(name: str, answer: object, task: Task) -> Valuation:
-    n = task.n_train
+def _checked(name: str, answer: object, task: Task, n_groups: int | None) -> Valuation:
+    n = task.n_train if n_groups is None else n_groups
+    players = "training samples" if n_groups is None else "groups"
     if not isinstance(answer, Valuation):
         shape = getattr(answer, "shape", None) or ((len(answer),) if isinstance(answer, list | tuple) else None)
         wrong = f", which must have shape ({n},), and not {tuple(shape)}" if shape and tuple(shape) != (n,) else ""
         raise TypeError(
             f"method {name!r} must return a baselines.Valuation, got {type(answer).__name__}; wrap values as "
             f"Valuation(values, stderr=None, evaluations=..., seconds=..., method={name!r}), with a finite value for "
-            f"each of the {n} training samples, in their order{wrong}"
+            f"each of the {n} {players}, in their order{wrong}"
         )
     wrong_values = np.flatnonzero(~np.isfinite(answer.values))
     if answer.values.shape != (n,):
         others = {"validation": len(task.validation), "test": len(task.test)}
         same = [part for part, size in others.items() if size == len(answer.values)]
-        advice = f"value i is that of training sample i of task {task.name!r}" + (
+        advice = f"value i is that of {players[:-1]} i of task {task.name!r}" + (
             f", and there are as many samples in its {' and its '.join(same)} set" if same else ""
         )
     elif wrong_values.size:

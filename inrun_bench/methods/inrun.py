@@ -1,6 +1,9 @@
 """In-Run Data Shapley: the task's own training run, once, with the engine watching; or the mean of runs of other seeds.
 
 Seeds of runs are drawn from the method's own stream: they are not those of a reference that is averaged over runs.
+
+A group's value is the sum of its samples': exact for the sum of the step games, each of which is close to additive, but
+in general not the Shapley value of the grouped game.
 """
 
 from __future__ import annotations
@@ -9,8 +12,10 @@ import time
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from baselines import Valuation
+from baselines.grouped import numbered_groups
 from inrun_bench.attribution import InRunShapley
 from inrun_bench.methods.mean_over_runs import drawn_seeds, mean_over_runs, moments_of_runs
 from inrun_bench.methods.method import Method
@@ -18,7 +23,9 @@ from inrun_bench.methods.stacked_inrun import first_order_values
 from tasks import Task
 
 
-def inrun(task: Task, _seed: np.random.SeedSequence, *, order: str) -> Valuation:
+def inrun(
+    task: Task, _seed: np.random.SeedSequence, *, groups: NDArray[np.int64] | None = None, order: str
+) -> Valuation:
     """Train once by the task's recipe and return the ledger's values; `parameters` holds the ledger's accounts."""
     start = time.perf_counter()
     model = task.model()
@@ -28,7 +35,7 @@ def inrun(task: Task, _seed: np.random.SeedSequence, *, order: str) -> Valuation
         with engine.step(index):
             task.train_on(model, optimizer, index)
     return Valuation(
-        values=engine.values(),
+        values=_summed(engine.values(), groups),
         stderr=None,
         evaluations=1,
         seconds=time.perf_counter() - start,
@@ -37,7 +44,14 @@ def inrun(task: Task, _seed: np.random.SeedSequence, *, order: str) -> Valuation
     )
 
 
-def over_seeds(task: Task, seed: np.random.SeedSequence, *, order: str, runs: int) -> Valuation:
+def _summed(values: NDArray[np.float64], groups: NDArray[np.int64] | None) -> NDArray[np.float64]:
+    """Return the values of samples, or their sums by group."""
+    return values if groups is None else np.bincount(numbered_groups(groups, len(values)), values).astype(np.float64)
+
+
+def over_seeds(
+    task: Task, seed: np.random.SeedSequence, *, groups: NDArray[np.int64] | None = None, order: str, runs: int
+) -> Valuation:
     """Return the mean of in-run values over runs of other initial weights and batch orders, with its spread.
 
     Values of first order under SGD come from one stack of runs (:mod:`inrun_bench.methods.stacked_inrun`), without
@@ -45,9 +59,10 @@ def over_seeds(task: Task, seed: np.random.SeedSequence, *, order: str, runs: in
     """
     seeds = drawn_seeds(seed, runs)
     if order != "first" or task.recipe.optimizer != "sgd":
-        return mean_over_runs(task, seeds, partial(inrun, _seed=seed, order=order))
+        return mean_over_runs(task, seeds, partial(inrun, _seed=seed, groups=groups, order=order))
     start = time.perf_counter()
-    moments = moments_of_runs(list(first_order_values([task.rerun(each) for each in seeds])))
+    of_runs = first_order_values([task.rerun(each) for each in seeds])
+    moments = moments_of_runs([_summed(values, groups) for values in of_runs])
     return Valuation(
         values=moments.mean,
         stderr=moments.stderr(),

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from baselines import Valuation
+from baselines.convergence import StoppingRule
 from tasks import Task
 
-__all__ = ["Method"]
+__all__ = ["OPTIONS", "Method"]
+
+OPTIONS = {
+    "groups": "values groups of samples",
+    "budget": "spends a budget of trainings",
+    "stop": "can be stopped early",
+}
+"""Keyword arguments that a method's function may have, and what the method then does."""
 
 
 @dataclass(frozen=True)
@@ -22,18 +32,73 @@ class Method:
     ----------
     run : callable
         ``run(task, seed) -> Valuation``: a value for each training sample of the task; `seed` is a
-        ``numpy.random.SeedSequence``, the only source of random numbers.
+        ``numpy.random.SeedSequence``, the only source of random numbers. Of the keyword arguments `groups`, `budget`
+        and `stop`, see :meth:`__call__`, it has those that it can do something with, each with a default of None.
     label : str
         What tables and figures call it.
     family : str
         The idea that it shares with others, a name of :data:`inrun_bench.report.looks.FAMILIES`: how it looks follows
         from it.
+
+    Examples
+    --------
+    >>> def norms(task, seed, *, groups=None):
+    ...     '''Value samples, or groups of them, by the sizes of their features.'''
+    >>> sorted(Method(norms, "norms").options)
+    ['groups']
     """
 
     run: Callable[..., Valuation]
     label: str
     family: str = "other"
 
-    def __call__(self, task: Task, seed: np.random.SeedSequence, **more: Any) -> Valuation:
-        """Value the samples of a task."""
-        return self.run(task, seed, **more)
+    @property
+    def options(self) -> frozenset[str]:
+        """Those of :data:`OPTIONS` that the method takes."""
+        try:
+            parameters = inspect.signature(self.run).parameters
+        except ValueError:  # of a function in C that does not say
+            return frozenset()
+        return frozenset(parameters.keys() & set(OPTIONS))
+
+    def __call__(
+        self,
+        task: Task,
+        seed: np.random.SeedSequence,
+        *,
+        groups: NDArray[np.int64] | None = None,
+        budget: int | None = None,
+        stop: StoppingRule | None = None,
+    ) -> Valuation:
+        """Value the samples of a task, or groups of them.
+
+        Parameters
+        ----------
+        task : Task
+            What is trained, on what.
+        seed : SeedSequence
+            The source of chance.
+        groups : int64 [n_train], optional
+            The group of each training sample, all of 0 .. k - 1: these are valued in their place.
+        budget : int, optional
+            Trainings that may be spent, in place of as many as the method takes when nobody says.
+        stop : StoppingRule, optional
+            Is shown every estimate, its evaluations in trainings, and ends the method by returning True; see
+            `baselines.convergence`.
+
+        Returns
+        -------
+        Valuation
+            Of each sample, or of each group.
+
+        Raises
+        ------
+        ValueError
+            If the method does not take what it is given.
+        """
+        given: dict[str, Any] = {"groups": groups, "budget": budget, "stop": stop}
+        given = {option: thing for option, thing in given.items() if thing is not None}
+        missing = [option for option in given if option not in self.options]
+        if missing:
+            raise ValueError(f"method {self.label!r} takes no {' and no '.join(missing)}")
+        return self.run(task, seed, **given)

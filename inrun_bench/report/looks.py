@@ -80,24 +80,6 @@ OTHERS = {
         "inrun-midpoint": "In-Run, midpoint",
         "inrun-trapezoid": "In-Run, trapezoid",
     },
-    "differentiated runs": {
-        "coalition-gradients": "differentiated coalitions",
-        "control-variate": "control variate of 8 differentiated runs",
-    },
-    "permutations": {
-        "permutation": "permutations",
-        "permutation-antithetic": "permutations, antithetic",
-        "permutation-shifts": "permutations, antithetic, shifted",
-        "permutation-20": "Monte Carlo, 20 antithetic permutations",
-        "tmc": "truncated permutations (TMC, 5 %)",
-    },
-    "coalitions": {
-        "owen": "Owen sampling, antithetic",
-        "complementary": "complementary contributions",
-        "kernel-leverage": "KernelSHAP, leverage sampling",
-        "kernel": "KernelSHAP, kernel sampling",
-        "group-testing": "group testing",
-    },
     "steps": {
         "regular": "regular step",
         "validation": "validation gradient alone",

@@ -23,7 +23,8 @@ class Profile:
     seeds : tuple of int
         Seeds of the tasks.
     tasks, methods : tuple of str
-        Where empty, all that there are, of other packages too, but for tasks that are large.
+        Where empty, all that there are, of other packages too, but for tasks that are large, and methods that take as
+        many trainings as one gives them.
     like : str
         The profile whose knobs serve an experiment that has none of its own for this one.
     """

@@ -24,7 +24,7 @@ from tests.baselines.known_games import Table
 from tests.inrun_bench.tiny import PLAN, run
 
 TASK = "iris-logreg"  # three classes
-PLANNED = dataclasses.replace(PLAN, tasks=(TASK,), seeds=(0,))
+PLANNED = dataclasses.replace(PLAN, tasks=(TASK,), seeds=(0,), methods=groups.METHODS)
 
 
 @contextlib.contextmanager
@@ -32,7 +32,6 @@ def iris_alone():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(groups, "GROUPINGS", {TASK: ("classes", "random")})
         patch.setattr(groups, "RANDOM_GROUPS", 4)
-        patch.setattr(groups, "COALITIONS", 8)
         yield
 
 
@@ -106,14 +105,15 @@ def test_random_groups_are_of_equal_size_and_drawn_by_the_seed():
 
 
 def test_a_large_task_runs_once_and_no_method_outlasts_the_enumeration():
-    plan = dataclasses.replace(PLAN, tasks=("stdlib-gpt", "digits-mlp", "wine-logreg"), seeds=(3, 4))
+    of_tasks = ("stdlib-gpt", "digits-mlp", "wine-logreg")
+    plan = dataclasses.replace(PLAN, tasks=of_tasks, seeds=(3, 4), methods=groups.METHODS)
     units = groups.units(plan)
     of = {task: [unit for unit in units if unit.task == task] for task in plan.tasks}
     assert {unit.seed for unit in of["stdlib-gpt"]} == {3}
     assert {unit.seed for unit in of["digits-mlp"]} == {3, 4}
     assert of["wine-logreg"] == []  # of which no groups are named
-    assert {unit.method for unit in of["digits-mlp"]} == {REFERENCE, *groups.GROUP_METHODS}
-    left_out = {REFERENCE, *groups.GROUP_METHODS} - {unit.method for unit in of["stdlib-gpt"]}
+    assert {unit.method for unit in of["digits-mlp"]} == {REFERENCE, *groups.METHODS}
+    left_out = {REFERENCE, *groups.METHODS} - {unit.method for unit in of["stdlib-gpt"]}
     assert left_out == {"coalition-gradients-128"}  # of 8 domains there are 256 coalitions
     assert len({unit.key for unit in units}) == len(units)
     assert all(unit.method == REFERENCE or unit.needs[0].method == REFERENCE for unit in units)
@@ -133,7 +133,7 @@ def test_table_and_figure_say_what_the_rows_say(store):
     summary = write_summary(store, EXPERIMENTS)
     assert f"{TASK}, classes: 3 players, 1 seed\n" in summary
     assert f"{TASK}, random: 4 players, 1 seed\n" in summary
-    for kind, method in itertools.product(("classes", "random"), groups.GROUP_METHODS):
+    for kind, method in itertools.product(("classes", "random"), groups.METHODS):
         own = rows[(rows["groups"] == kind) & (rows["method"] == method)].set_index("metric")["value"]
         if own.empty:
             assert method == "coalition-gradients-128"

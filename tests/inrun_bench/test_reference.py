@@ -473,11 +473,11 @@ def with_reference(small, store, monkeypatch):
 
 
 def test_every_estimator_is_followed_to_its_budget(with_reference, tmp_path):
-    plan = Plan("tiny", tasks=(TASK,), methods=(), seeds=(0,))
+    plan = Plan("tiny", tasks=(TASK,), methods=estimators.METHODS, seeds=(0,))
     found = Store(tmp_path / "runs")
     assert run(estimators.units(plan), found).failed == ()
     rows = found.read_all("estimators").query("metric == 'error'")
-    assert set(rows["method"]) == {*estimators.ESTIMATORS, "reference"}
+    assert set(rows["method"]) == {*estimators.METHODS, "reference"}
     assert rows.query("method == 'reference'")["value"].tolist() == [0.0]
     for _, own in rows.query("method != 'reference'").groupby("method"):
         assert own["evaluations"].is_monotonic_increasing
@@ -486,17 +486,14 @@ def test_every_estimator_is_followed_to_its_budget(with_reference, tmp_path):
 
 
 def test_the_error_is_that_of_the_values_in_units_of_their_spread(with_reference, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        estimators,
-        "ESTIMATORS",
-        {
-            "permutation": lambda task, _budget, rng, stop: permutation_shapley(
-                task.trajectory_game(), n_permutations=40, rng=rng, stop=stop
-            )
-        },
-    )
-    plan = Plan("tiny", tasks=(TASK,), methods=(), seeds=(0,))
-    unit = next(u for u in estimators.units(plan) if u.method == "permutation")
+    def mine(task, rng, *, budget, stop):
+        assert budget > 2
+        return permutation_shapley(task.trajectory_game(), n_permutations=40, rng=rng, stop=stop)
+
+    monkeypatch.setitem(METHODS._all(), "mine", mine)
+    plan = Plan("tiny", tasks=(TASK,), methods=("mine", "knn"), seeds=(0,))
+    (unit,) = (u for u in estimators.units(plan) if u.method != "reference")
+    assert unit.method == "mine"
     last = {row["metric"]: row for row in estimators.measure(unit, {unit.needs[0]: pd.DataFrame(unit.needs[0].given)})}
     found = permutation_shapley(tasks.load(TASK).trajectory_game(), n_permutations=40, rng=unit.random_seed)
     truth = with_reference.values
@@ -506,7 +503,7 @@ def test_the_error_is_that_of_the_values_in_units_of_their_spread(with_reference
         assert row["evaluations"] == 2 + 40 * (N - 1)
 
 
-@pytest.mark.parametrize("name", estimators.ESTIMATORS)
+@pytest.mark.parametrize("name", estimators.METHODS)
 def test_evaluations_are_trainings_and_a_differentiated_run_counts_as_what_it_takes(small, monkeypatch, name):
     runs = {"plain": 0, "differentiated": 0}
 
@@ -520,8 +517,12 @@ def test_evaluations_are_trainings_and_a_differentiated_run_counts_as_what_it_ta
     monkeypatch.setattr(tasks.TrajectoryGame, "__call__", counted("plain", tasks.TrajectoryGame.__call__, 1))
     monkeypatch.setattr(relaxed_game, "differentiate", counted("differentiated", relaxed_game.differentiate, 1))
     seen = []
-    valuation = estimators.ESTIMATORS[name](tasks.load(TASK), 400, 0, lambda e: bool(seen.append(e)))
-    assert seen[-1].evaluations == round(runs["plain"] + TRAININGS_A_RUN * runs["differentiated"])
+    valuation = METHODS[name](
+        tasks.load(TASK), np.random.SeedSequence(0), budget=400, stop=lambda e: bool(seen.append(e))
+    )
+    assert (
+        seen[-1].evaluations == valuation.evaluations == round(runs["plain"] + TRAININGS_A_RUN * runs["differentiated"])
+    )
     assert 300 < seen[-1].evaluations <= 400
     np.testing.assert_array_equal(seen[-1].values, valuation.values)
     np.testing.assert_array_equal(seen[-1].stderr, valuation.stderr)
@@ -580,10 +581,10 @@ def test_the_ceiling_is_that_of_the_references_halves(medium, store, monkeypatch
 @pytest.mark.parametrize("experiment_of_references", [estimators, cost])
 def test_without_references_an_experiment_says_how_to_make_them(tmp_path, monkeypatch, experiment_of_references):
     with pytest.raises(ValueError, match=r"no reference for task .* make it with 'inrun-bench reference --task"):
-        experiment_of_references.units(Plan("quick", tasks=(TASK,), methods=(), seeds=(0,)))
+        experiment_of_references.units(Plan("quick", tasks=(TASK,), methods=estimators.METHODS, seeds=(0,)))
     monkeypatch.setattr(reference, "PUBLISHED", tmp_path / "nothing")
     with pytest.raises(ValueError, match=r"references that come with inrun-bench are not beside it: .*nothing"):
-        experiment_of_references.units(Plan("quick", tasks=(TASK,), methods=(), seeds=(0,)))
+        experiment_of_references.units(Plan("quick", tasks=(TASK,), methods=estimators.METHODS, seeds=(0,)))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import statistics
 import numpy as np
 from numpy.typing import NDArray
 
-from inrun_bench.experiments.estimators import GAME_ESTIMATORS
+from inrun_bench.methods.monte_carlo import GAME_ESTIMATORS
 from inrun_bench.runs.unit import Row, Unit
 
 __all__ = ["overhead"]
