@@ -2,7 +2,9 @@
 
 **Law.** `code_identity` follows an object as pickle does, into its attributes, and collects the modules that define the
 classes (base classes included) and functions on the way. Of each of these modules enters the source, and that of every
-module it imports, at its head or inside of a function, and so on until an installed release:
+module it imports, at its head or inside of a function, and so on until an installed release. Comments, docstrings and
+layout do not count. Of a package that is passed on the way to one of its modules counts what importing it executes: not
+the functions and classes that this does not reach.
 
 - a distribution enters by name and version, and by the hash or commit that pip noted where it was installed from a file
   or a repository. One that was installed from a folder, editable or not, can change under the same version, and enters
@@ -11,8 +13,8 @@ module it imports, at its head or inside of a function, and so on until an insta
 
 Functions that a module does not know by name (lambdas, and functions defined inside of others) enter by their bytecode
 too, with their defaults and the variables that they close over. An extension module outside of all distributions enters
-by its bytes, and what it imports is not followed. Comments count, since a source is taken as it is. A distribution that
-the caller calls optional does not enter: identities are the same where it is installed and where it is not.
+by its bytes, and what it imports is not followed. A distribution that the caller calls optional does not enter:
+identities are the same where it is installed and where it is not.
 
 **Refused**, with the reason, is what this law cannot see: code of an interactive session or a notebook, classes defined
 inside of functions, modules made at run time, functions that are not what their file has since it was changed, and
@@ -30,7 +32,7 @@ import hashlib
 import json
 import sys
 import sysconfig
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.metadata import Distribution, distributions, packages_distributions
@@ -48,6 +50,8 @@ __all__ = ["CodeIdentityError", "code_identity"]
 _PYTHON = f"python {sys.version_info.major}.{sys.version_info.minor}"
 _STANDARD_LIBRARY = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")]
 _INSTALLED = ("site-packages", "dist-packages")  # names of the folders that distributions are installed in
+WHOLE, EXECUTED = "whole module", "what importing it executes"  # neither is the name of a function
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _owners = cache(packages_distributions)  # half a second: it reads the lists of files of all distributions
 
 
@@ -164,7 +168,8 @@ def _code_of(
     """
     sources: dict[str, str] = {}
     releases: set[str] = set()
-    seen, ahead = set(defining), list(defining)
+    seen = dict.fromkeys(defining, WHOLE)
+    ahead = list(defining)
     while ahead:
         name = ahead.pop()
         if name.partition(".")[0] in optional:
@@ -174,10 +179,12 @@ def _code_of(
             releases.add(release)
         if file is None or release == _PYTHON or (release and (name not in defining or file.suffix != ".py")):
             continue
-        function = entry[1] if entry is not None and name == entry[0] else None
-        sources[name], imported = _read(name, file, _stamp(name, file), id(sys.modules.get(name)), function)
-        ahead += imported - seen
-        seen |= imported
+        taken = entry[1] if entry is not None and name == entry[0] else seen[name]
+        sources[name], imported = _read(name, file, _stamp(name, file), id(sys.modules.get(name)), taken)
+        for each, how in imported.items():
+            if each not in seen or (seen[each] == EXECUTED and how == WHOLE):
+                seen[each] = how
+                ahead.append(each)
     return sources, releases
 
 
@@ -191,69 +198,74 @@ def _stamp(name: str, file: Path) -> tuple[int, int]:
 
 
 @cache  # for as long as the file and the module are the same: a package has hundreds
-def _read(
-    name: str, file: Path, _stamp: tuple[int, int], _module: int, function: str | None
-) -> tuple[str, frozenset[str]]:
-    """Return the digest of a module's source, or of what a function of it reaches there, and what that imports."""
+def _read(name: str, file: Path, _stamp: tuple[int, int], _module: int, taken: str) -> tuple[str, Mapping[str, str]]:
+    """Return the digest of what is taken of a module's source, and how much is taken of the modules that it imports.
+
+    Parameters
+    ----------
+    taken : str
+        :data:`WHOLE`, :data:`EXECUTED`, or the name of a function, of which what it reaches is taken.
+    """
     try:
         source = file.read_bytes()
     except OSError as error:
         raise CodeIdentityError(f"the source of module {name} cannot be read: {error}") from error
-    if file.suffix == ".py" and name in sys.modules:
+    if file.suffix != ".py":
+        return hashlib.sha256(source).hexdigest(), {}
+    if name in sys.modules:
         _refuse_other_than(source, sys.modules[name])
-    source = source if function is None else _reached(source, function)
-    imported = frozenset(_imports(name, source)) if file.suffix == ".py" else frozenset[str]()
-    return hashlib.sha256(source).hexdigest(), imported
+    tree = _WithoutDocstrings().visit(ast.parse(source))
+    nodes = tree.body if taken == WHOLE else _reached(tree, taken)
+    text = "\n".join(map(ast.dump, nodes))
+    return hashlib.sha256(text.encode()).hexdigest(), dict(_imports(name, nodes))
 
 
-def _reached(source: bytes, function: str) -> bytes:
+class _WithoutDocstrings(ast.NodeTransformer):
+    """Takes out statements that are a string and nothing else: docstrings, and those of constants."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) else node
+
+
+def _reached(tree: ast.Module, function: str) -> list[ast.stmt]:
     """Return those statements at the head of a module that a function reaches by name, in their order.
 
-    An import of several names counts as one import of each. What binds no name is always reached.
+    An import of several names counts as one import of each. What binds no name is always reached. In place of a
+    function, :data:`EXECUTED` reaches all but definitions of functions and classes.
     """
-    tree = ast.parse(source)
-    lines = source.decode().splitlines()
-    statements = [
-        (names, node, text) for node in tree.body[_has_docstring(tree) :] for names, text in _bound(node, lines)
-    ]
-    if not any(function in names for names, _, _ in statements):
-        return source  # it is defined inside of another
-    reached, taken = {function}, set[int]()
-    while True:
-        new = {
-            place
-            for place, (names, _, _) in enumerate(statements)
-            if place not in taken and (not names or names & reached)
-        }
-        if not new:
-            return "\n".join(statements[place][2] for place in sorted(taken)).encode()
-        taken |= new
+    statements = [bound for node in tree.body for bound in _bound(node)]
+    if function != EXECUTED and not any(function in names for names, _ in statements):
+        return tree.body  # it is defined inside of another
+    reached = {function}
+    taken = {
+        place
+        for place, (names, node) in enumerate(statements)
+        if not names or (function == EXECUTED and not isinstance(node, _DEFINITIONS))
+    }
+    new = taken
+    while new:
         reached |= {each.id for place in new for each in ast.walk(statements[place][1]) if isinstance(each, ast.Name)}
+        new = {place for place, (names, _) in enumerate(statements) if names & reached} - taken
+        taken |= new
+    return [statements[place][1] for place in sorted(taken)]
 
 
-def _has_docstring(tree: ast.Module) -> bool:
-    return ast.get_docstring(tree) is not None
-
-
-def _bound(node: ast.stmt, lines: list[str]) -> Iterator[tuple[set[str], str]]:
-    """Yield the names that a statement binds, with its source; of an import, each name apart."""
-    decorators = getattr(node, "decorator_list", [])
-    first = min([node.lineno, *(each.lineno for each in decorators)]) - 1
-    text = "\n".join(lines[first : node.end_lineno])
+def _bound(node: ast.stmt) -> Iterator[tuple[set[str], ast.stmt]]:
+    """Yield the names that a statement binds, with it; of an import, each name apart."""
     if isinstance(node, ast.Import):
         for alias in node.names:
-            yield {alias.asname or alias.name.partition(".")[0]}, ast.unparse(ast.Import([alias]))
+            yield {alias.asname or alias.name.partition(".")[0]}, ast.Import([alias])
     elif isinstance(node, ast.ImportFrom) and node.module != "__future__":
         for alias in node.names:
             names = set() if alias.name == "*" else {alias.asname or alias.name}
-            yield names, ast.unparse(ast.ImportFrom(node.module, [alias], node.level))
-    elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-        yield {node.name}, text
+            yield names, ast.ImportFrom(node.module, [alias], node.level)
+    elif isinstance(node, _DEFINITIONS):
+        yield {node.name}, node
     elif isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        yield {each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)}, text
+        yield {each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)}, node
     else:
-        yield set(), text
+        yield set(), node
 
 
 def _refuse_other_than(source: bytes, module: ModuleType) -> None:
@@ -278,22 +290,33 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
             yield from _codes(constant)
 
 
-def _imports(name: str, source: bytes) -> Iterator[str]:
-    """Yield what a module imports anywhere in its source, and all packages on the way; attributes of modules, too."""
+def _imports(name: str, nodes: Iterable[ast.AST]) -> Iterator[tuple[str, str]]:
+    """Yield what statements of a module import, and all packages on the way; attributes of modules, too.
+
+    With each comes how much of it is taken; of those that are yielded twice, the last one counts.
+    """
     spec = getattr(sys.modules.get(name), "__spec__", None) or _spec(name)
     package = "" if spec is None else spec.parent or ""
-    imported = {package} - {""}
-    for node in ast.walk(ast.parse(source)):
+    passed, imported = {package} - {""}, set[str]()
+    for node in (each for one in nodes for each in ast.walk(one)):
         if isinstance(node, ast.Import):
-            imported |= {alias.name for alias in node.names}
+            imported |= {part for alias in node.names for part in _to(alias.name)}
         elif isinstance(node, ast.ImportFrom):
             origin = resolve_name("." * node.level + (node.module or ""), package)
+            passed.add(origin)
             imported |= {origin, *(f"{origin}.{alias.name}" for alias in node.names)}
-    released = {top: _release(top) is not None for top in {each.partition(".")[0] for each in imported}}
-    for each in imported:
-        parts = each.split(".")
-        depth = 1 if released[parts[0]] else len(parts)  # what is below a release need not be looked for
-        yield from (".".join(parts[:end]) for end in range(1, depth + 1))
+    passed = {part for each in passed for part in _to(each)}
+    released = {top: _release(top) is not None for top in {each.partition(".")[0] for each in passed | imported}}
+    for how, modules in ((EXECUTED, passed), (WHOLE, imported)):
+        for each in modules:
+            top = each.partition(".")[0]
+            yield (top if released[top] else each), how  # what is below a release need not be looked for
+
+
+def _to(name: str) -> Iterator[str]:
+    """Yield the packages on the way to a module, and it."""
+    parts = name.split(".")
+    return (".".join(parts[:end]) for end in range(1, len(parts) + 1))
 
 
 def _file(name: str) -> Path | None:

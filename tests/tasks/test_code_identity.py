@@ -349,3 +349,63 @@ def test_of_a_function_inside_of_another_all_of_the_module_counts(load):
     source = "def make():\n    def measure(x): ...\n    return measure\ny = {}"
     one, other = (code_identity(load(mine_a=source.format(y)).make(), reached_alone=True) for y in (1, 2))
     assert one != other
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        '"""What it is."""\n{}',
+        "# why\n{}",
+        '{}\n"""What y is."""',
+        "\n\n{}  # how",
+    ],
+)
+def test_words_and_layout_do_not_count(load, told):
+    def identity(told, body='"""Fit it."""\n        pass'):
+        return code_identity(load(mine_a=told.format(mine(body=body))).Mine())
+
+    assert identity(told) == identity("{}") == identity("{}", body="pass")
+    assert identity("{}", body="'text'[0]") != identity("{}")
+
+
+PACKAGE = """
+from mine_c import value
+TABLE = {table}
+def unused(): return {unused}
+def used(): return {used}
+registry = list(map(str, [used()]))
+{statement}
+"""
+
+
+def passed(load, tmp_path, importing="from pack.part import value", **changes):
+    tmp_path.joinpath("pack").mkdir(exist_ok=True)
+    parts = {"table": 1, "unused": 1, "used": 1, "statement": "", "c": 1} | changes
+    tmp_path.joinpath("pack", "__init__.py").write_text(PACKAGE.format(**parts))
+    of_part = {"pack__part": "value = 1\ndef of_part(): ...", "mine_c": f"value = {parts['c']}"}
+    if not importing:
+        return code_identity(load(**of_part).of_part)
+    return code_identity(load(mine_a=mine(importing), **of_part).Mine())
+
+
+@pytest.mark.parametrize("importing", ["from pack.part import value", ""])
+@pytest.mark.parametrize(
+    "change",
+    [{"table": 2}, {"used": 2}, {"c": 2}, {"statement": "import sys"}, {"statement": "print()"}],
+    ids=str,
+)
+def test_of_a_package_on_the_way_what_importing_it_executes_counts(load, tmp_path, importing, change):
+    assert passed(load, tmp_path, importing, **change) != passed(load, tmp_path, importing)
+
+
+@pytest.mark.parametrize("importing", ["from pack.part import value", ""])
+def test_of_a_package_on_the_way_what_nobody_calls_does_not_count(load, tmp_path, importing):
+    assert passed(load, tmp_path, importing, unused=2) == passed(load, tmp_path, importing)
+
+
+@pytest.mark.parametrize(
+    "importing", ["import pack.part", "import pack", "from pack import unused", "import pack as p"]
+)
+def test_of_a_package_that_is_imported_itself_everything_counts(load, tmp_path, importing):
+    importing = f"from pack.part import value\n{importing}"
+    assert passed(load, tmp_path, importing, unused=2) != passed(load, tmp_path, importing)
