@@ -5,6 +5,7 @@ from tests.faults import Fault
 CODE = "inrun_bench/attribution"
 TESTS = "tests/attribution"
 LOOPS, OBSERVATION = f"{TESTS}/test_loops.py", f"{TESTS}/capture/test_observation.py"
+AGAIN = f"{TESTS}/capture/test_looked_at_again.py"
 LINKS = f"{TESTS}/capture/test_links.py"
 FOLLOWED = f"{TESTS}/capture/test_followed.py"
 
@@ -727,8 +728,8 @@ FAULTS = [
     Fault(
         "links between calls of parts are not looked at",
         f"{CODE}/capture/links.py",
-        "                    self._check(one, given, size, name)\n",
-        "",
+        "                if times == 1 or is_looked_at_again(times):\n",
+        "                if False:\n",
         f"{LINKS}::test_a_part_called_on_as_many_rows_as_samples_that_are_none_is_exact_or_refused",
     ),
     Fault(
@@ -961,5 +962,33 @@ FAULTS = [
         "observation.arguments, observation.constants)",
         "observation.arguments, set())",
         f"{OBSERVATION}::test_weights_of_zero_cost_one_pass_more",
+    ),
+    Fault(
+        "what a first batch did not tell is not looked for again",
+        f"{CODE}/capture/calls.py",
+        "            if torch.is_grad_enabled() and is_looked_at_again(self._times[form.bare]):\n",
+        "            if False:\n",
+        f"{AGAIN}::test_a_model_that_mixes_samples_only_later_is_refused",
+    ),
+    Fault(
+        "ways from one part to the next are looked at once for ever",
+        f"{CODE}/capture/links.py",
+        "                if times == 1 or is_looked_at_again(times):\n",
+        "                if times == 1:\n",
+        f"{AGAIN}::test_a_loop_that_mixes_between_parts_only_later_is_refused",
+    ),
+    Fault(
+        "looking again forgets where samples may have gone",
+        f"{CODE}/capture/observation.py",
+        "                seen in change.slices and _at_samples(change, seen, self.size)\n",
+        "                seen in change.slices\n",
+        f"{AGAIN}::test_a_model_that_mixes_samples_only_later_is_refused",
+    ),
+    Fault(
+        "another way is looked at as if it were known",
+        f"{CODE}/capture/observation.py",
+        "        if base.count not in known.counts:  # another way than any that was seen\n            return None\n",
+        "",
+        f"{OBSERVATION}::test_another_task_is_observed_when_its_layer_is_met_and_refused_where_it_contradicts",
     ),
 ]

@@ -442,8 +442,8 @@ FAULTS = [
     Fault(
         "a code identity reads a file once for all times",
         "tasks/code_identity.py",
-        "_read(name, file, _stamp(name, file), id(sys.modules.get(name)), function)",
-        "_read(name, file, (0, 0), id(sys.modules.get(name)), function)",
+        "_read(name, file, _stamp(name, file), id(sys.modules.get(name)), taken)",
+        "_read(name, file, (0, 0), id(sys.modules.get(name)), taken)",
         f"{TESTS}/test_code_identity.py::test_a_source_is_read_again_once_it_has_changed",
     ),
     Fault(
@@ -739,5 +739,40 @@ FAULTS = [
         " if seed != self._seed_of_run)",
         ")",
         f"{TESTS}/test_task.py::test_seeds_of_runs_are_not_that_of_the_task_nor_of_another_s_runs",
+    ),
+    Fault(
+        "docstrings are part of a code identity",
+        "tasks/code_identity.py",
+        "        return None if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) else node\n",
+        "        return node\n",
+        f"{TESTS}/test_code_identity.py::test_words_and_layout_do_not_count",
+    ),
+    Fault(
+        "what nobody calls of a package on the way is part of a code identity",
+        "tasks/code_identity.py",
+        "    for how, modules in ((EXECUTED, passed), (WHOLE, imported)):\n",
+        "    for how, modules in ((WHOLE, passed), (WHOLE, imported)):\n",
+        f"{TESTS}/test_code_identity.py::test_of_a_package_on_the_way_what_nobody_calls_does_not_count",
+    ),
+    Fault(
+        "what importing a package on the way executes is no part of a code identity",
+        "tasks/code_identity.py",
+        "        if not names or (function == EXECUTED and not isinstance(node, _DEFINITIONS))\n",
+        "        if not names\n",
+        f"{TESTS}/test_code_identity.py::test_of_a_package_on_the_way_what_importing_it_executes_counts",
+    ),
+    Fault(
+        "a package that is imported after it was passed counts as passed",
+        "tasks/code_identity.py",
+        "            if each not in seen or (seen[each] == EXECUTED and how == WHOLE):\n",
+        "            if each not in seen:\n",
+        f"{TESTS}/test_code_identity.py::test_of_a_package_that_is_imported_itself_everything_counts",
+    ),
+    Fault(
+        "an optional distribution is part of a code identity",
+        "tasks/code_identity.py",
+        '        if name.partition(".")[0] in optional:\n            continue\n',
+        "",
+        f"{TESTS}/test_code_identity.py::test_what_is_installed_counts_by_version_and_what_was_installed_from_a_folder_by_source",
     ),
 ]

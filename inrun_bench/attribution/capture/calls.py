@@ -19,7 +19,14 @@ from inrun_bench.attribution.capture.batch_axis import BatchAxis, DeclaredAxes, 
 from inrun_bench.attribution.capture.compiled import announce, expect, graphs_made
 from inrun_bench.attribution.capture.hooks import EagerHook, ForwardAsWritten, has_own_forward, plain_forward
 from inrun_bench.attribution.capture.links import Links, Numbered
-from inrun_bench.attribution.capture.observation import SEVERAL, Observation, Seen, observe
+from inrun_bench.attribution.capture.observation import (
+    SEVERAL,
+    Observation,
+    Seen,
+    contradiction,
+    is_looked_at_again,
+    observe,
+)
 from inrun_bench.attribution.capture.operation_count import OperationCount
 from inrun_bench.attribution.capture.operations import FollowedOperations
 from inrun_bench.attribution.capture.recorder import OperationKey, tensors_in
@@ -77,6 +84,7 @@ class ObservedCalls:
         self._model = model
         self._observations: dict[_Form, Observation] = {}
         self._ways: dict[_Form, set[int]] = {}  # in which calls have gone, by the number of their operations
+        self._times: Counter[_Form] = Counter()  # that calls were made, whatever the settings
         self._called: set[_Form] = set()  # with the present part of the batch
         self._alone: set[_Form] = set()  # called with a part of a batch that the model was called with in no other way
         # what a part of the model was called on, and with which samples, while it is new
@@ -313,7 +321,11 @@ class ObservedCalls:
             state = RandomState.now(given, others=True, generators=self._generators)
             self._going = _Going(form, args, kwargs, size, state, new=known is None)
         if known is not None:
+            self._times[form.bare] += 1
+            if torch.is_grad_enabled() and is_looked_at_again(self._times[form.bare]):
+                self._look_again(form, args, kwargs, size, known)
             return known
+        self._times[form.bare] = 1
         held = (each for part in self._model.modules() for each in vars(part).values())
         self._generators = [each for each in held if isinstance(each, GENERATORS)]
         with self._operations.paused():
@@ -324,6 +336,29 @@ class ObservedCalls:
         alike = (one for one in self._alone if form.coincides_more_than(one))
         told = [self._observations[one] for one in alike if one in self._observations]
         return told[0] if len(told) == 1 else observation
+
+    def _look_again(
+        self, form: _Form, args: tuple[Any, ...], kwargs: dict[str, Any], size: int, known: Observation
+    ) -> None:
+        """Refuse a call that contradicts what is known of it."""
+        with self._operations.paused():
+            reason = contradiction(
+                form.module,
+                args,
+                kwargs,
+                size,
+                {layer: name for layer, name in self._layers.items() if self._declared.of(name) == "observed"},
+                self._parameters,
+                known=known,
+                times=self._times[form.bare],
+            )
+        if reason is not None:
+            raise ValueError(
+                f"what was seen in the first call of {self._name_of(form.module)} does not hold in call "
+                f"{self._times[form.bare]}: {reason}. What was counted up to now may be wrong, too: begin anew, with "
+                "samples that stay apart and in their order, or with batch_axis=axis, the axis that numbers them in "
+                "all layers, if nothing mixes them"
+            )
 
     def _whatever_the_settings(self, form: _Form) -> Observation | None:
         """Return what was seen of a call under many settings, if it was always the same."""

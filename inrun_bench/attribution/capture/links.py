@@ -11,7 +11,8 @@ gradients that are next to nothing, lest what they sum up be changed.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from inrun_bench.attribution.capture.batch_axis import BatchAxis, batch_first
-from inrun_bench.attribution.capture.observation import RESOLUTION, masks_of
+from inrun_bench.attribution.capture.observation import RESOLUTION, is_looked_at_again, mask_of, masks_of
 
 __all__ = ["Links", "Numbered"]
 
@@ -59,7 +60,7 @@ class Links:
     def __init__(self) -> None:
         self.looking = False
         self._made: list[_Made] = []
-        self._sound: set[tuple[Any, ...]] = set()
+        self._sound: Counter[tuple[Any, ...]] = Counter()  # how often each was met
 
     def forget(self) -> None:
         """Begin anew, with other samples."""
@@ -92,9 +93,10 @@ class Links:
             nearest, way = self._nearest(given.tensor)
             for one in nearest:
                 link = one.call, one.edge.output_nr, one.axis, call, position, given.axis, way
-                if link not in self._sound:
-                    self._check(one, given, size, name)
-                    self._sound.add(link)
+                times = self._sound[link] + 1
+                if times == 1 or is_looked_at_again(times):
+                    self._check(one, given, size, name, [mask_of(size, times)] if times > 1 else masks_of(size))
+                self._sound[link] = times
 
     def leave(self, call: Any, name: Callable[[], str], outputs: Sequence[Numbered]) -> None:
         """Note what a call returned."""
@@ -125,8 +127,8 @@ class Links:
             waiting += further
         return found, tuple(way)
 
-    def _check(self, one: _Made, given: Numbered, size: int, name: Callable[[], str]) -> None:
-        for mask in masks_of(size):
+    def _check(self, one: _Made, given: Numbered, size: int, name: Callable[[], str], masks: Iterable[Tensor]) -> None:
+        for mask in masks:
             along = _drawn_like(given.tensor)
             rows = batch_first(along, given.axis)
             rows[~mask.repeat_interleave(len(rows) // size).to(rows.device)] = 0

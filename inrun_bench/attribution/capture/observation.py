@@ -9,13 +9,16 @@ numbers the samples, each row of a layer's output then changes where its sample 
 The same shows which operations see no samples at all (what is computed from positions, weights or constants), which
 layers mix samples (batch statistics, contrastive losses) and which see their rows in another order (experts). These are
 :class:`~inrun_bench.attribution.capture.batch_axis.Unclear`, with the reason. An axis is a fact of the code and not of
-the sizes: it is observed once for each form of the arguments, and holds for other sizes.
+the sizes: it is observed once for each form of the arguments, and holds for other sizes. A model may still begin with
+what tells nothing, samples of one length that it sorts by length for instance. So the second, the eighth, the 32nd ...
+call of each form is looked at once more, with one exchange: what is known must hold there, too.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -28,11 +31,12 @@ from inrun_bench.attribution.capture.batch_axis import BatchAxis, Unclear
 from inrun_bench.attribution.capture.recorder import OperationKey, Output, Recorder, tensors_in
 from inrun_bench.attribution.capture.twin import begins_with_zero, beside_training, twin_of
 
-__all__ = ["RESOLUTION", "Observation", "Seen", "masks_of", "observe"]
+__all__ = ["RESOLUTION", "Observation", "Seen", "contradiction", "is_looked_at_again", "mask_of", "masks_of", "observe"]
 
 Seen: TypeAlias = BatchAxis | Unclear
 """What was seen of one output: the axis that numbers samples, None where it holds none, or why neither is clear."""
 
+DEPENDS = "which layers are called, and with what sizes, depends on the samples' values"
 ROUNDS = 8  # of taking what turned out to be constant for what it is; more than any model has constants of constants
 SEVERAL = Unclear("its calls had different axes when the model was observed, and it is not known which this is")
 RESOLUTION = 1e-6  # relative; rows that nothing was done to are the same to the bit, but for sums in random order
@@ -50,6 +54,7 @@ class Observation:
     outputs: dict[int, BatchAxis] = field(default_factory=dict, compare=False)  # the same of what is returned
     missing: frozenset[str] = frozenset()  # layers that were not called, and parameters of none that were not used
     way: tuple[Any, ...] = field(default=(), compare=False)  # operations outside of layers, and what was called
+    counts: frozenset[int] = field(default=frozenset(), compare=False)  # of these operations, in every way seen
     constants: set[tuple[Any, int]] = field(default_factory=set, compare=False)  # made of samples, and yet without
     returned: list[Tensor] = field(default_factory=list, compare=False)  # by the module, on its own arguments
 
@@ -79,7 +84,8 @@ class Observation:
         if self.failure is not None or other.failure is not None:
             return other if self.failure is not None else self
         layers, operations = _joined(self.layers, other.layers), _joined(self.operations, other.operations)
-        return replace(other, layers=layers, operations=operations, missing=self.missing & other.missing)
+        missing, counts = self.missing & other.missing, self.counts | other.counts
+        return replace(other, layers=layers, operations=operations, missing=missing, counts=counts)
 
     def of_layer(self, name: str, call: int | None) -> Seen:
         """Return what was seen of a layer's call, numbered from 0; None: of one that is not known by its number."""
@@ -88,6 +94,14 @@ class Observation:
     def of_operation(self, key: OperationKey) -> Seen:
         """Return what was seen of an operation."""
         return self._of(self.operations.get(key, []), None)
+
+    def of_output(self, kind: Any, call: int) -> Seen:
+        """Return what was seen of an output of a pass: of a layer's call, an operation, or the module itself."""
+        if isinstance(kind, str):
+            return self.of_layer(kind, call)
+        if isinstance(kind, int):
+            return self.outputs.get(kind, SEVERAL)
+        return self.of_operation(kind)
 
     def _of(self, calls: list[Seen], call: int | None) -> Seen:
         if self.failure is not None:
@@ -159,6 +173,43 @@ def observe(
     return best[0]
 
 
+def is_looked_at_again(times: int) -> bool:
+    """Whether what is known by now must hold once more: the second time, the eighth, the 32nd, and so on."""
+    return times > 1 and times.bit_count() == 1 and times.bit_length() % 2 == 0
+
+
+def contradiction(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    size: int,
+    layers: Mapping[nn.Module, str],
+    parameters: Mapping[str, nn.Parameter],
+    *,
+    known: Observation,
+    times: int,
+) -> str | None:
+    """Return what speaks against what is known of a call, by one exchange of samples; None where nothing does.
+
+    Parameters
+    ----------
+    module, args, kwargs, size, layers, parameters
+        As for :func:`observe`.
+    known : Observation
+        Of calls before.
+    times : int
+        How often the call has been made, which chooses the samples that are exchanged.
+
+    Notes
+    -----
+    Two forward passes. Where they cannot be run, or go another way than any that is known, nothing speaks against it.
+    """
+    leaves, spec = tree_flatten((args, dict(kwargs)))
+    if known.failure is not None or known.without_samples or not _tells(leaves, known.arguments):
+        return None
+    return _Call(module, layers, parameters, spec, leaves, size).contradiction(known, mask_of(size, times))
+
+
 @dataclass(frozen=True)
 class _Call:
     module: nn.Module
@@ -189,7 +240,7 @@ class _Call:
                 reason = f"to observe its samples the model was run beside training, which failed: {error!r}"
                 return _failed(reason, error)
             if changes is None:
-                return _failed("which layers are called, and with what sizes, depends on the samples' values")
+                return _failed(DEPENDS)
             found = {
                 (output.kind, output.number)
                 for output, seen in zip(base.outputs, changes, strict=True)
@@ -211,8 +262,34 @@ class _Call:
         other = self.observed(observation.arguments)
         return other if other.failure is not None else observation.joined(other)
 
+    def contradiction(self, known: Observation, mask: Tensor) -> str | None:
+        """Return which output changes in other places than the samples of a mask; None where there is none."""
+        leaves = list(self.leaves)
+        for slot, axis in known.arguments.items():
+            leaves[slot] = _with_neighbours(leaves[slot], axis, mask)
+        try:
+            base, exchanged = (self._run(each, known.arguments, known.constants) for each in (self.leaves, leaves))
+        except Exception:  # whatever a model raises where it is run beside training: too little memory, for instance
+            return None
+        if base.count not in known.counts:  # another way than any that was seen
+            return None
+        if exchanged.forms != base.forms:
+            return DEPENDS
+        calls: Counter[Any] = Counter()
+        for one, two in zip(base.outputs, exchanged.outputs, strict=True):
+            seen = known.of_output(one.kind, calls[one.kind])
+            calls[one.kind] += 1
+            change = _changed(mask, one, two)
+            if seen is None and change.whole:
+                return f"the output of {_named(one)} was taken for a constant, and changes with the samples"
+            if not isinstance(seen, Unclear | None) and not (
+                seen in change.slices and _at_samples(change, seen, self.size)
+            ):
+                return f"{_named(one)}: {_elsewhere(one, self.size)}"
+        return None
+
     def _summary(self, axes: dict[int, int], base: _Pass, changes: list[list[_Change]]) -> Observation:
-        observation = Observation(arguments=axes, way=base.way, returned=base.returned)
+        observation = Observation(arguments=axes, way=base.way, counts=frozenset({base.count}), returned=base.returned)
         for output, seen in zip(base.outputs, changes, strict=True):
             axis = _seen(output, seen, self.size)
             if isinstance(output.kind, int):
@@ -240,8 +317,7 @@ class _Call:
             if exchanged.forms != base.forms:
                 return base, None
             for one, two, seen in zip(base.outputs, exchanged.outputs, changes, strict=True):
-                slices = {axis: _differing(one.slices[axis], two.slices[axis]) for axis in one.slices}
-                seen.append(_Change(mask, bool(_differing(one.whole, two.whole).any()), slices))
+                seen.append(_changed(mask, one, two))
         return base, changes
 
     def _run(self, leaves: list[Any], axes: dict[int, int], constants: set[tuple[Any, int]]) -> _Pass:
@@ -316,11 +392,26 @@ def _seen(output: Output, changes: list[_Change], size: int) -> Seen:
         return fitting[0]
     if fitting:
         return Unclear(f"several axes of its output, of shape {list(output.shape)}, may number the {size} samples")
-    return Unclear(
+    return Unclear(_elsewhere(output, size))
+
+
+def _elsewhere(output: Output, size: int) -> str:
+    return (
         f"where some of the {size} samples are exchanged for others, its output, of shape {list(output.shape)}, "
         "changes in other places than their rows of one axis: it mixes samples, sees a part of them, or has them in "
         "another order"
     )
+
+
+def _named(output: Output) -> str:
+    if isinstance(output.kind, int):
+        return "the model"
+    return f"layer {output.kind!r}" if isinstance(output.kind, str) else f"operation {output.kind[0]!r}"
+
+
+def _changed(mask: Tensor, one: Output, two: Output) -> _Change:
+    slices = {axis: _differing(one.slices[axis], two.slices[axis]) for axis in one.slices}
+    return _Change(mask, bool(_differing(one.whole, two.whole).any()), slices)
 
 
 def _at_samples(change: _Change, axis: BatchAxis, size: int) -> bool:
@@ -341,6 +432,12 @@ def masks_of(size: int) -> Iterator[Tensor]:
         chosen = (numbers >> digit) % 2 == 1
         yield chosen
         yield ~chosen
+
+
+def mask_of(size: int, number: int) -> Tensor:
+    """Return one of them, bool [size], by a number that may be any."""
+    masks = list(masks_of(size))
+    return masks[number.bit_length() % len(masks)]
 
 
 def _hypotheses(leaves: list[Any], size: int) -> Iterator[dict[int, int]]:
