@@ -444,7 +444,7 @@ FAULTS = [
         "tasks/code_identity.py",
         "_read(name, file, _stamp(name, file), id(sys.modules.get(name)), taken)",
         "_read(name, file, (0, 0), id(sys.modules.get(name)), taken)",
-        f"{TESTS}/test_code_identity.py::test_a_source_is_read_again_once_it_has_changed",
+        f"{TESTS}/test_code_identity.py::test_a_source_that_nobody_has_imported_is_read_again_once_it_has_changed",
     ),
     Fault(
         "the content of a task knows no initial weights",
@@ -766,7 +766,7 @@ FAULTS = [
         "tasks/code_identity.py",
         "            if each not in seen or (seen[each] == EXECUTED and how == WHOLE):\n",
         "            if each not in seen:\n",
-        f"{TESTS}/test_code_identity.py::test_of_a_package_that_is_imported_itself_everything_counts",
+        f"{TESTS}/test_code_identity.py::test_of_a_package_that_another_module_imports_itself_everything_counts",
     ),
     Fault(
         "an optional distribution is part of a code identity",

@@ -232,6 +232,14 @@ def test_a_source_is_read_again_once_it_has_changed(load):
     assert code_identity(load(mine_b="VALUE = 2")) != first
 
 
+def test_a_source_that_nobody_has_imported_is_read_again_once_it_has_changed(load, tmp_path):
+    module = load(mine_a=mine(imports="def later():\n    import mine_b"), mine_b="VALUE = 1")
+    sys.modules.pop("mine_b", None)
+    first = code_identity(module.Mine())
+    tmp_path.joinpath("mine_b.py").write_text("VALUE = 23")
+    assert code_identity(module.Mine()) != first
+
+
 def test_code_whose_source_is_not_to_be_had_is_refused(load):
     def local():
         class Local:
@@ -409,3 +417,11 @@ def test_of_a_package_on_the_way_what_nobody_calls_does_not_count(load, tmp_path
 def test_of_a_package_that_is_imported_itself_everything_counts(load, tmp_path, importing):
     importing = f"from pack.part import value\n{importing}"
     assert passed(load, tmp_path, importing, unused=2) != passed(load, tmp_path, importing)
+
+
+def test_of_a_package_that_another_module_imports_itself_everything_counts(load, tmp_path):
+    def identity(unused):
+        load(mine_d="def later():\n    import pack")
+        return passed(load, tmp_path, "from pack.part import value\nimport mine_d", unused=unused)
+
+    assert identity(1) == identity(1) != identity(2)
