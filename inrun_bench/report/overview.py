@@ -12,20 +12,22 @@ from inrun_bench.report.markdown import cell, count, interval_cell, markdown, me
 from inrun_bench.runs.store import Store
 from inrun_bench.runs.unit import REFERENCE
 
-__all__ = ["headline", "methods_table"]
+__all__ = ["ANOTHER_LABEL", "game_table", "headline", "methods_table"]
 
 OWN, CONVENTIONAL, ANOTHER = "own", "conventional", "another seed"  # games of the experiment `retraining`, and a row
+ANOTHER_LABEL = "the reference under another seed"
 AGREEMENT = ("Spearman [95 % CI]", "Kendall", "Pearson", "top 10 %")  # columns that need a reference
 
 
 def headline(store: Store) -> str:
     """Return the one table to look at first: agreement with retraining and its price, by method and task.
 
-    Retraining is that of the run's own game and, where the folder has it, of the conventional one.
+    Retraining is that of the run's own game and, where the folder has it, of the conventional one: of this alone where
+    nothing was asked of the other but how it differs.
     """
     agreement, retraining = store.read_all("agreement"), store.read_all("retraining")
     if agreement.empty:
-        return ""
+        return "" if retraining.empty else _conventional(retraining)
     spearman = agreement[agreement["metric"] == "spearman"]
     table, cost = over_seeds(agreement), spearman.groupby(["task", "method"])["seconds"].median()
     names, seeds = list(dict.fromkeys(agreement["task"])), agreement["seed"].nunique()
@@ -49,7 +51,7 @@ def headline(store: Store) -> str:
     cells = [[look(m).label, *(found(task, m, own) for task, own in columns)] for m in in_order(methods)]
     if others_of:
         same = (mean_cell(other, (task, ANOTHER, "spearman")) if not own else "" for task, own in columns)
-        cells.append(["*the reference under another seed*", *same])
+        cells.append([f"*{ANOTHER_LABEL}*", *same])
     ends = []
     for task, own in columns:
         ceiling = mean_cell(table if own else other, (task, REFERENCE, "spearman_ceiling"))
@@ -66,6 +68,36 @@ def headline(store: Store) -> str:
         f"{count(seeds, 'seed')}], and wall time for the values of all samples on one core."
         f"{about if others_of else ''}\n\n{markdown(cells, ['method', *heads])}"
     )
+
+
+def _conventional(retraining: pd.DataFrame) -> str:
+    seeds = count(retraining["seed"].nunique(), "seed")
+    return (
+        "**Spearman correlation with Shapley values by conventional retraining** [95 % confidence interval over "
+        f"{seeds}]: the subset alone, in its own batches, by runs of other seeds.\n\n"
+        f"{game_table(retraining, CONVENTIONAL)}"
+    )
+
+
+def game_table(retraining: pd.DataFrame, game: str) -> str:
+    """Return agreement with one game of retraining, by method and task; what bounds it stands in the last rows.
+
+    Parameters
+    ----------
+    retraining : DataFrame
+        Rows of the experiment of that name.
+    game : str
+        One of its games.
+    """
+    own = retraining[(retraining["judge"] == game) & retraining["metric"].isin(["spearman", "spearman_ceiling"])]
+    means, names, seeds = over_seeds(own), list(dict.fromkeys(own["task"])), own["seed"].nunique()
+    cells = [
+        [look(method).label, *(interval_cell(means, (task, method, "spearman"), seeds) for task in names)]
+        for method in in_order(set(own["method"]) - {REFERENCE, ANOTHER})
+    ]
+    ends = ((f"*{ANOTHER_LABEL}*", ANOTHER, "spearman"), ("*noise ceiling*", REFERENCE, "spearman_ceiling"))
+    cells += [[label, *(mean_cell(means, (task, who, metric)) for task in names)] for label, who, metric in ends]
+    return markdown(cells, ["method", *names])
 
 
 def methods_table(store: Store) -> str:
