@@ -193,19 +193,20 @@ def _judged(values: np.ndarray, truth: Unit, rows: pd.DataFrame) -> Iterable[Row
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """Draw a column for each task and what grows in it, samples or steps, and a row for each measure."""
+    """Draw a row for each task and what grows in it, samples or steps, and a column for each measure."""
     rows = rows[rows["metric"].isin(["lds", "spearman", CEILING])]
     sweeps = [] if rows.empty else list(_sweeps(rows))
     measures = [key for key in MEASURES if ((rows["metric"] == key[0]) & (rows["judge"] == key[1])).any()]
     if not sweeps or not measures:
         return Figure()
-    figure = Figure(figsize=(3.1 * len(sweeps) + 0.6, 2.3 * len(measures) + 0.6), layout="constrained")
-    axes = figure.subplots(len(measures), len(sweeps), squeeze=False, sharex="col", sharey="row")
+    figure = Figure(figsize=(3.4 * len(measures) + 0.6, 2.1 * len(sweeps) + 0.9), layout="constrained")
+    axes = figure.subplots(len(sweeps), len(measures), squeeze=False, sharex="row", sharey=True)
+    least = min(0.0, float(over_seeds(rows, ("task", "n", "epochs", "method", "metric", "judge"))["mean"].min()))
     methods = in_order(m for m in rows["method"] if m not in (REFERENCE, "random"))
-    for column, (title, axis, own) in enumerate(sweeps):
+    for row, (title, axis, own) in enumerate(sweeps):
         means = over_seeds(own, (axis, "method", "metric", "judge"))
         ticks = sorted(own[axis].unique())
-        for row, key in enumerate(measures):
+        for column, key in enumerate(measures):
             ax = axes[row, column]
             for place, method in enumerate(methods):
                 apart = SPREAD ** (place / max(len(methods) - 1, 1) - 0.5)  # so that intervals do not hide each other
@@ -213,14 +214,14 @@ def draw(rows: pd.DataFrame) -> Figure:
             metric = CEILING if key[0] == "spearman" else key[0]
             _line(ax, means, ticks, (REFERENCE, metric, key[1]), None, 1.0)
             ax.axhline(0, color="0.8", linewidth=0.8, zorder=0)
-            ax.set_ylim(min(0.0, float(rows["value"].min())) - 0.03, 1.05)
+            ax.set_ylim(least - 0.03, 1.05)  # intervals of few seeds may be cut off, points are not
             ax.set_xscale("log")
             ax.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
             ax.minorticks_off()
-            if column == 0:
-                ax.set_ylabel(MEASURES[key])
-        axes[0, column].set_title(title)
-        axes[-1, column].set_xlabel({"n": "training samples", "steps": "steps of training"}[axis])
+            ax.set_xlabel({"n": "training samples", "steps": "steps of training"}[axis])
+            if row == 0:
+                ax.set_title(MEASURES[key])
+        axes[row, 0].set_ylabel(title.replace(", ", ",\n"))
     extra = [
         Line2D(
             [],

@@ -9,8 +9,10 @@ import pytest
 import tasks
 from inrun_bench.experiments import retraining
 from inrun_bench.experiments.retraining import ANOTHER, GAMES, OWN
+from inrun_bench.report import headline
+from inrun_bench.runs.store import Store
 from inrun_bench.runs.stored_values import read_reference, reference_blocks
-from inrun_bench.runs.unit import REFERENCE
+from inrun_bench.runs.unit import REFERENCE, Unit
 from tests.inrun_bench.tiny import PLAN, TASK
 
 PLAN = dataclasses.replace(PLAN, seeds=(0,))
@@ -84,7 +86,7 @@ def test_a_block_holds_values_that_share_out_the_utility_of_all():
     assert rows[rows["metric"] == "cost"]["seconds"].gt(0).all()
 
 
-def test_figure_and_table_show_every_game_and_method():
+def test_figure_and_tables_show_every_game_and_method(tmp_path):
     rng = np.random.default_rng(0)
     rows = pd.DataFrame(
         [
@@ -107,6 +109,14 @@ def test_figure_and_table_show_every_game_and_method():
     assert [ax.get_title() for ax in figure.axes] == ["a", "b", "c"]
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == list(GAMES)
     text = retraining.table(rows)
-    assert text.count("*noise ceiling*") == text.count(retraining.ANOTHER_LABEL) == 3
-    alone = rows[(rows["task"] == "a") & (rows["method"] == "knn") & (rows["judge"] == "conventional")]["value"]
-    assert f"{np.tanh(np.arctanh(alone).mean()):.3f} [" in text
+    assert text.count("*noise ceiling*") == text.count(retraining.ANOTHER_LABEL) == len(GAMES)
+    assert all(text.count(f"{title}, 2 seeds\n\n| method") == 1 for title in retraining.TITLES.values())
+    for game, told in zip(retraining.TITLES, text.split("| method")[1:], strict=True):
+        for task in ("a", "b", "c"):
+            alone = rows[(rows["task"] == task) & (rows["method"] == "knn") & (rows["judge"] == game)]["value"]
+            assert f"{np.tanh(np.arctanh(alone).mean()):.3f} [" in told
+    store = Store(tmp_path / "alone")
+    for (task, method, seed), own in rows.groupby(["task", "method", "seed"]):
+        store.write(Unit("retraining", task, method, int(seed)), own.to_dict("records"))
+    assert headline(store).partition("\n\n")[2] in text
+    assert "by conventional retraining" in headline(store)
