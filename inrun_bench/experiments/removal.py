@@ -2,13 +2,15 @@
 
 Removing what a method calls most valuable should hurt more than removing samples at random, and removing the least
 valuable should hurt less, or help. The area between the two curves, over the share removed, is the summary: larger is
-better. Retraining is that of the trajectory game: removed samples contribute nothing, steps keep their denominator.
-There is a curve for each utility of the task: the loss, and where there are classes, the accuracy.
+better. There is a curve for each utility of the task: the loss, and where there are classes, the accuracy.
+
+Retraining is that of the run's own game, in which removed samples contribute nothing and steps keep their denominator;
+and, where metrics say so, conventional: on what is kept alone, the mean of runs of other seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +24,7 @@ from inrun_bench import metrics
 from inrun_bench.report.looks import in_order, legend, look, panels
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import read_reference, read_values, reference_blocks, values_unit
-from inrun_bench.runs.unit import REFERENCE, Row, Unit
+from inrun_bench.runs.unit import REFERENCE, Row, Setting, Unit
 
 SUMMARY = "test loss and accuracy after retraining without the top or bottom samples"
 EXCLUSIVE = False
@@ -31,27 +33,38 @@ DEFAULT = True
 
 @dataclass(frozen=True)
 class Knobs:
-    """Random removals behind the band of the curves."""
+    """How often models are retrained.
+
+    Attributes
+    ----------
+    draws : int
+        Random removals behind the band of the curves.
+    runs : int
+        Of conventional retraining, of which a curve is the mean; there is none where this is 0.
+    """
 
     draws: int
+    runs: int
 
 
-KNOBS = {"quick": Knobs(draws=20), "standard": Knobs(draws=100), "large": Knobs(draws=10)}
+KNOBS = {"quick": Knobs(draws=20, runs=4), "standard": Knobs(draws=100, runs=10), "large": Knobs(draws=10, runs=0)}
 
+CONVENTIONAL = "conventional_"  # what such metrics begin with
 FRACTIONS = np.array(metrics.FRACTIONS)
 
 
 def units(plan: Plan) -> list[Unit]:
     """One unit a method, the reference among them where there is one, and one for random removal."""
-    found = []
+    found, knobs = [], plan.of_profile(KNOBS)
+    settings: dict[str, Setting] = {"runs": knobs.runs} if knobs.runs else {}
     for task in plan.tasks:
         for seed in plan.seeds:
             blocks = reference_blocks(plan, task, seed)
-            found.append(Unit("removal", task, "random", seed, {"draws": plan.of_profile(KNOBS).draws}))
+            found.append(Unit("removal", task, "random", seed, {"draws": knobs.draws, **settings}))
             if blocks:
-                found.append(Unit("removal", task, REFERENCE, seed, needs=blocks))
+                found.append(Unit("removal", task, REFERENCE, seed, settings, needs=blocks))
             found += [
-                Unit("removal", task, method, seed, needs=(values_unit(task, method, seed),))
+                Unit("removal", task, method, seed, settings, needs=(values_unit(task, method, seed),))
                 for method in plan.methods
                 if method != "random"
             ]
@@ -70,34 +83,49 @@ def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
             values = read_values(needs[unit.needs[0]])
         ascending = np.argsort(values, kind="stable")
         orders = {"top": ascending[::-1], "bottom": ascending}
-    utilities = list(task.objective.utilities)
-    curves = _curves(task, orders, utilities)
-    rows: list[Row] = [
-        {"metric": f"test_{utility}", "direction": name, "fraction": float(fraction), "value": float(value)}
-        for name, curve in curves.items()
-        for utility, column in zip(utilities, curve.T, strict=True)
-        for fraction, value in zip(FRACTIONS, -column if utility == "loss" else column, strict=True)
-    ]
-    if unit.method != "random":
-        ends = zip(utilities, curves["top"].T, curves["bottom"].T, strict=True)
-        rows += [
-            {"metric": f"area_{name}", "value": metrics.RemovalCurve(FRACTIONS, top, bottom).area}
-            for name, top, bottom in ends
-        ]
+    rows = list(_judged(orders, _OwnRetraining(task), ""))
+    if "runs" in unit.settings:
+        alone = task.conventional_game(split="test", seeds=int(unit.settings["runs"]))
+        rows += _judged(orders, alone, CONVENTIONAL)
     return rows
 
 
-def _curves(
-    task: tasks.Task, orders: Mapping[str, NDArray[np.intp]], utilities: Sequence[str]
-) -> dict[str, NDArray[np.float64]]:
-    """Return utilities on the test set, float64 [fractions, utilities], as ever more of each order is removed."""
+class _OwnRetraining:
+    """Utilities on the test set of the task's own run without some of its samples."""
+
+    def __init__(self, task: tasks.Task) -> None:
+        self.measures = tuple(task.objective.utilities)
+        self._task = task
+
+    def measure(self, kept: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Return utilities, float64 [m, measures], without what is not kept, bool [m, n_train]."""
+        return tasks.retrain(self._task, kept, [(utility, "test") for utility in self.measures])
+
+
+def _judged(
+    orders: Mapping[str, NDArray[np.intp]], retraining: _OwnRetraining | tasks.ConventionalGame, prefix: str
+) -> Iterable[Row]:
+    """Yield curves of utilities on the test set, as ever more of each order is removed, and areas between them."""
     keep = np.concatenate([metrics.kept_along(order, FRACTIONS) for order in orders.values()])
-    outcomes = tasks.retrain(task, keep, [(utility, "test") for utility in utilities])
-    return dict(zip(orders, outcomes.reshape(len(orders), len(FRACTIONS), len(utilities)), strict=True))
+    names = retraining.measures
+    outcomes = retraining.measure(keep).reshape(len(orders), len(FRACTIONS), len(names))
+    for direction, curve in zip(orders, outcomes, strict=True):
+        for name, utilities in zip(names, curve.T, strict=True):
+            for fraction, value in zip(FRACTIONS, -utilities if name == "loss" else utilities, strict=True):
+                place = {"direction": direction, "fraction": float(fraction)}
+                yield {"metric": f"{prefix}test_{name}", **place, "value": float(value)}
+    if "top" in orders:
+        top, bottom = outcomes[list(orders).index("top")], outcomes[list(orders).index("bottom")]
+        for name, *ends in zip(names, top.T, bottom.T, strict=True):
+            yield {"metric": f"{prefix}area_{name}", "value": metrics.RemovalCurve(FRACTIONS, *ends).area}
 
 
 DIRECTIONS = {"top": "most valuable removed first", "bottom": "least valuable removed first"}
-METRICS = {"test_accuracy": "test accuracy", "test_loss": "test loss"}
+METRICS = {
+    "test_accuracy": "test accuracy",
+    "test_loss": "test loss",
+    f"{CONVENTIONAL}test_loss": "test loss, conventional",
+}
 
 
 def draw(rows: pd.DataFrame) -> Figure:

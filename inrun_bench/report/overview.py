@@ -16,6 +16,7 @@ __all__ = ["ANOTHER_LABEL", "game_table", "headline", "methods_table"]
 
 OWN, CONVENTIONAL, ANOTHER = "own", "conventional", "another seed"  # games of the experiment `retraining`, and a row
 ANOTHER_LABEL = "the reference under another seed"
+RETRAINED = "by conventional retraining"  # the removal area
 AGREEMENT = ("Spearman [95 % CI]", "Kendall", "Pearson", "top 10 %")  # columns that need a reference
 
 
@@ -126,13 +127,15 @@ def methods_table(store: Store) -> str:
         "Pearson": lambda task, method: mean_cell(table, (task, method, "pearson")),
         "top 10 %": lambda task, method: mean_cell(table, (task, method, "top10_overlap")),
         "removal area (loss)": lambda task, method: mean_cell(table, (task, method, "area_loss")),
+        RETRAINED: lambda task, method: mean_cell(table, (task, method, "conventional_area_loss")),
         "flipped labels, AUROC": lambda task, method: mean_cell(table, (task, method, "auroc")),
         "AP": lambda task, method: mean_cell(table, (task, method, "average_precision")),
     }
-    parts = []
+    parts, again = [], "conventional_area_loss" in set(removal["metric"])
     for task in dict.fromkeys(found["task"]):
         rows = found[found["task"] == task]
-        shown = {head: cell for head, cell in columns.items() if task in judged or head not in AGREEMENT}
+        left_out = (() if task in judged else AGREEMENT) + (() if again else (RETRAINED,))
+        shown = {head: cell for head, cell in columns.items() if head not in left_out}
         cells = [[cell(task, method) for cell in shown.values()] for method in in_order(rows["method"])]
         about = "Not compared with a retraining reference; time is that for the values of all samples, on one core."
         if task in judged:

@@ -36,10 +36,10 @@ def rows_of(vector, evaluations=1, seconds=1.0):
     return pd.concat([frame, pd.DataFrame([cost])])
 
 
-def judged(experiment, vector, task=TASK):
+def judged(experiment, vector, task=TASK, **settings):
     """What an experiment says of a method with these values."""
     need = values.values_unit(task, "method", 0)
-    unit = Unit("judged", task, "method", 0, needs=(need,))
+    unit = Unit("judged", task, "method", 0, settings, needs=(need,))
     return pd.DataFrame(experiment.measure(unit, {need: rows_of(vector)}))
 
 
@@ -216,6 +216,33 @@ def test_curves_of_tasks_with_and_without_an_accuracy_share_a_figure():
     assert has_curves == [[False, True], [False, True], [True, True], [True, True]]
     assert {text.get_text() for ax in panels[:2, 0] for text in ax.texts} == {"none: no classes"}
     assert len(EXPERIMENTS["removal"].draw(regression).axes) == 2
+
+
+@pytest.mark.parametrize("method", ["random", "knn"])
+def test_removal_by_conventional_retraining_trains_on_what_is_kept_alone(method):
+    task = tasks.load(TASK, 0)
+    vector = np.random.default_rng(0).normal(size=task.n_train)
+    if method == "random":
+        unit = Unit("removal", TASK, method, 0, {"draws": 2, "runs": 2})
+        rows = pd.DataFrame(removal.measure(unit, {}))
+        orders = {f"draw {i}": None for i in range(2)}
+    else:
+        rows, orders = judged(removal, vector, runs=2), {"top": np.argsort(-vector), "bottom": np.argsort(vector)}
+    alone = task.conventional_game("accuracy", "test", seeds=2)
+    everybody = alone(np.ones((1, task.n_train), dtype=bool)).item()
+    for direction, order in orders.items():
+        found = curve(rows, "conventional_test_accuracy", direction)
+        assert found[0.0] == pytest.approx(everybody)
+        assert found.index.tolist() == curve(rows, "test_accuracy", direction).index.tolist()
+        if order is not None:
+            kept = np.ones(task.n_train, dtype=bool)
+            kept[order[: round(0.25 * task.n_train)]] = False
+            assert found.iloc[np.isclose(found.index, 0.25)].item() == pytest.approx(alone(kept[None]).item())
+    if method == "knn":
+        top, bottom = (curve(rows, "conventional_test_loss", direction).to_numpy() for direction in orders)
+        gap = top - bottom
+        (area,) = rows[rows["metric"] == "conventional_area_loss"]["value"]
+        assert area == pytest.approx(0.05 * (gap.sum() - (gap[0] + gap[-1]) / 2))
 
 
 # --- detection ---

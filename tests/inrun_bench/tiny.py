@@ -24,7 +24,7 @@ KNOBS = [  # of each experiment that has any
             rate_factors={"sgd": (1.0, 5.0, 20.0), "adamw": (1.0,)},
         ),
     ),
-    (removal.KNOBS, removal.Knobs(draws=3)),
+    (removal.KNOBS, removal.Knobs(draws=3, runs=2)),
     (retraining.KNOBS, retraining.Knobs({"default": 20}, blocks=2, more_methods=())),
     (scale.KNOBS, scale.Knobs({TASK: ((50, 2), (50, 4), (100, 2))}, subsets=8, runs=1, training_steps=2e4)),
     (overhead.KNOBS, overhead.Knobs(repeats=2, workloads={"mlp": 2})),
