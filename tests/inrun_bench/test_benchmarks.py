@@ -167,13 +167,18 @@ def test_the_script_of_the_documentation_runs_in_processes_of_its_own(tmp_path):
     assert (tmp_path / "runs" / "mine" / "figures" / "agreement.png").is_file()
 
 
+def test_the_estimator_of_the_documentation_is_judged_on_groups(tmp_path):
+    (tmp_path / "halved.py").write_text(code_blocks()[1])
+    assert "| halved" in run(tmp_path, "halved.py")
+
+
 def test_the_measures_of_the_documentation_run(tmp_path):
-    (tmp_path / "measures.py").write_text(code_blocks()[1])
+    (tmp_path / "measures.py").write_text(code_blocks()[2])
     run(tmp_path, "measures.py")
 
 
 def test_the_package_of_the_documentation_joins_every_command(tmp_path):
-    (tmp_path / "nearness.py").write_text(code_blocks()[2])
+    (tmp_path / "nearness.py").write_text(code_blocks()[3])
     (offered,) = re.findall(r"entry-points\.(\"?[\w.]+\"?)\]\n(\w+) = \"(.*?)\"", PAGE)
     info = tmp_path / "nearness-1.0.dist-info"
     info.mkdir()
