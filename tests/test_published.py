@@ -246,35 +246,75 @@ def test_what_is_claimed_of_large_problems_and_of_estimators_themselves():
     assert rows.query("metric == 'microseconds'")["value"].max() <= 2
 
 
-def retrained(judge):
+def retrained(judge, metric="spearman"):
     """Mean Spearman correlation with a game of retraining, by task and method."""
     rows = Store(ROOT / "results" / "retraining", create=False).read_all("retraining")
-    own = rows[(rows["metric"] == "spearman") & (rows["judge"] == judge)]
+    own = rows[(rows["metric"] == metric) & (rows["judge"] == judge)]
     return own.groupby(["task", "method"])["value"].mean().unstack("method")
 
 
+def settled():
+    """Tasks whose reference by conventional retraining leaves something to agree with."""
+    ceilings = retrained("conventional", "spearman_ceiling")["reference"]
+    assert len(ceilings) == 6
+    return ceilings.index[ceilings > 0.9]
+
+
 def follows_one_run_less():
-    own, conventional = retrained("own"), retrained("conventional")
-    of_one_run = ["inrun-first", "inrun-second", "inrun-integrated", "few-run-4"]
-    return len(own) == 4 and (conventional[of_one_run] < own[of_one_run]).all(axis=None)
+    own, conventional = (retrained(judge).loc[settled()] for judge in ("own", "conventional"))
+    of_one_run = ["inrun-first", "inrun-second", "inrun-integrated", "unrolled", "few-run-4", "few-run-8"]
+    return len(own) == 5 and (conventional[of_one_run] < own[of_one_run]).all(axis=None)
 
 
 def averages_agree_more():
-    found = retrained("conventional")
-    pairs = [("inrun-first", "inrun-first-seeds-20"), ("few-run-4", "few-run-4-seeds-20")]
-    return len(found) == 4 and all((found[one] < found[mean]).all() for one, mean in pairs)
+    found = retrained("conventional").loc[settled()]
+    pairs = [(name, f"{name}-seeds-20") for name in ("inrun-first", "inrun-integrated", "few-run-4")]
+    return len(found) == 5 and all((found[one] < found[mean]).all() for one, mean in pairs)
 
 
-def no_more_than_another_seed():
-    found = retrained("conventional").drop(index="iris-logreg")
-    most = found["another seed"] + 0.02
-    return len(found) == 3 and all((found[method] <= most).all() for method in ("inrun-first", "few-run-4"))
+def less_than_another_seed():
+    found = retrained("conventional").loc[settled()]
+    return all(
+        (found[f"inrun-{order}"] < found["another seed"]).sum() == 4 for order in ("first", "second", "integrated")
+    )
+
+
+def ranges_of_conventional():
+    found = retrained("conventional").loc[settled()]
+    ends = found.agg(["min", "max"]).round(2)
+    of_methods = found.drop(columns=["reference", "another seed"])
+    best = of_methods.idxmax(axis=1).eq("few-run-4-seeds-20").all()
+    return best and ends["inrun-first"].tolist() == [0.73, 0.83] and ends["few-run-4-seeds-20"].tolist() == [0.93, 0.96]
+
+
+def does_not_settle():
+    (task,) = set(retrained("conventional").index) - set(settled())
+    halves = retrained("conventional").loc[task, "reference"]
+    return task == "digits-sgd-large-lr" and abs(halves) < 0.1
+
+
+def blocks_of_references():
+    rows = Store(ROOT / "results" / "retraining", create=False).read_all("retraining")
+    blocks = rows.dropna(subset=["block"]).groupby(["task", "seed", "game"])["block"].nunique()
+    return len(blocks) == 6 * 5 * 4 and (blocks == 20).all()
 
 
 def sizes_of_the_headline():
+    found = [tasks.load(name, 0) for name in retrained("conventional").index]
+    steps = [task.recipe.n_steps(task.n_train) for task in found]
+    sizes = [task.n_train for task in found]
+    return (min(sizes), max(sizes), min(steps), max(steps)) == (16, 200, 20, 75)
+
+
+def seeds_of_the_headline():
+    rows = Store(ROOT / "results" / "retraining", create=False).read_all("retraining")
+    return rows["seed"].nunique() == 5
+
+
+def sizes_of_the_quick_tasks():
     found = [tasks.load(name, 0) for name in PROFILES["quick"].tasks]
     steps = {task.recipe.n_steps(task.n_train) for task in found}
-    return {task.n_train for task in found} == {100, 200} and steps == {50}
+    return {task.n_train for task in found} == {100, 200} and steps == {50} and len(PROFILES["quick"].seeds) == 3
 
 
 def seeds_of_agreement():
@@ -331,14 +371,20 @@ SENTENCES = {
     "KNN-Shapley, which trains nothing, agrees more with the run's own game than In-Run values of any order do": (
         neighbours_win_where_it_is_hard
     ),
-    "every method that follows one run agrees less with it than with the run's own game": follows_one_run_less,
-    "values averaged over 20 seeds agree more with it than those of one run, on all four": averages_agree_more,
-    "Means over 20 seeds agree more with conventional retraining, on all four": averages_agree_more,
-    "on the three larger tasks about as much as the run's own reference does under another seed, or less than that": (
-        no_more_than_another_seed
+    "On all five, every method that follows one run agrees more with that one than with conventional retraining": (
+        follows_one_run_less
     ),
-    "The tasks of this table have 100 to 200 training samples and 50 steps": sizes_of_the_headline,
-    "Over ten, with paired differences, on six tasks, a hard one among them": seeds_of_agreement,
+    "values averaged over 20 seeds agree more with conventional retraining than those of one run": averages_agree_more,
+    "Means over 20 seeds agree more with it, on all five": averages_agree_more,
+    "In-Run values agree less, and on four of the five tasks where conventional retraining settles less than the run's "
+    "own reference does under another seed": less_than_another_seed,
+    "In-Run values of first order agree with it to 0.73 to 0.83 where it settles, on five tasks; the mean of 4 "
+    "differentiated runs over 20 seeds, the best that was tried, to 0.93 to 0.96": ranges_of_conventional,
+    "the two halves of the reference do not agree with each other": does_not_settle,
+    "their references are means of 20 blocks, each of a run of its own": blocks_of_references,
+    "These tasks have 16 to 200 training samples and 20 to 75 steps": sizes_of_the_headline,
+    "Three tasks of 100 to 200 training samples and 50 steps, three seeds": sizes_of_the_quick_tasks,
+    "Five seeds; over ten, with paired differences": lambda: seeds_of_the_headline() and seeds_of_agreement(),
 }
 
 

@@ -208,6 +208,8 @@ def draw(rows: pd.DataFrame) -> Figure:
                     [place - WIDTH / 2, place + WIDTH / 2], [level] * 2, color="black", linestyle=line, linewidth=1.2
                 )
         ax.set_xticks(range(len(GAMES)), GAMES)
+        if len(names) - number <= PANELS_A_ROW:
+            ax.set_xlabel("what a coalition is retrained by")
         shown = means.loc[[key for key in means.index if key[1] != "random"], "mean"]
         ax.set_ylim(min(0.0, shown.min()) - 0.02, 1.05)  # intervals of few seeds may be cut off, points are not
         if number % PANELS_A_ROW == 0:
