@@ -251,7 +251,7 @@ def retrained(judge, metric="spearman"):
     """Mean Spearman correlation with a game of retraining, by task and method."""
     rows = Store(ROOT / "results" / "retraining", create=False).read_all("retraining")
     own = rows[(rows["metric"] == metric) & (rows["judge"] == judge)]
-    return over_seeds(own, ("task", "method"))["mean"].unstack("method")
+    return over_seeds(own)["mean"].droplevel("metric").unstack("method")
 
 
 def settled():
