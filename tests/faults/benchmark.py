@@ -323,8 +323,8 @@ FAULTS = [
     Fault(
         "methods are judged by the samples that train them",
         "inrun_bench/experiments/removal.py",
-        '[(utility, "test") for utility in utilities]',
-        '[(utility, "validation") for utility in utilities]',
+        '[(utility, "test") for utility in self.measures]',
+        '[(utility, "validation") for utility in self.measures]',
         f"{TESTS}/test_experiments.py::test_removal_retrains_without_the_share_that_it_names",
     ),
     Fault(
@@ -452,5 +452,33 @@ FAULTS = [
         "        differences = (own - base).astype(float).dropna()\n",
         "        differences = own.astype(float) - float(base.mean())\n",
         f"{TESTS}/test_report.py",
+    ),
+    Fault(
+        "removal by conventional retraining is judged by the validation samples",
+        "inrun_bench/experiments/removal.py",
+        'task.conventional_game(split="test", ',
+        'task.conventional_game(split="validation", ',
+        f"{TESTS}/test_experiments.py::test_removal_by_conventional_retraining_trains_on_what_is_kept_alone",
+    ),
+    Fault(
+        "a method keeps what it is asked for to itself",
+        "inrun_bench/methods/method.py",
+        "        return self.run(task, seed, **given)\n",
+        "        return self.run(task, seed)\n",
+        f"{TESTS}/test_method_options.py",
+    ),
+    Fault(
+        "methods that are named are passed over where an experiment has its own",
+        "inrun_bench/experiments/__init__.py",
+        "    if own_methods and not methods_named:\n",
+        "    if own_methods:\n",
+        f"{TESTS}/test_method_options.py::test_an_experiment_runs_its_own_methods_unless_some_are_named",
+    ),
+    Fault(
+        "a differentiated run counts as one training in a rule that ends an estimator",
+        "inrun_bench/methods/adjoint.py",
+        "lambda runs: runs - POINTS + differentiated",
+        "lambda runs: runs",
+        f"{TESTS}/test_reference.py::test_evaluations_are_trainings_and_a_differentiated_run_counts_as_what_it_takes",
     ),
 ]
