@@ -2,9 +2,10 @@
 
 **Law.** `code_identity` follows an object as pickle does, into its attributes, and collects the modules that define the
 classes (base classes included) and functions on the way. Of each of these modules enters the source, and that of every
-module it imports, at its head or inside of a function, and so on until an installed release. Comments, docstrings and
-layout do not count. Of a package that is passed on the way to one of its modules counts what importing it executes: not
-the functions and classes that this does not reach.
+module it imports, at its head or inside of a function, and that defines what it takes from a module (which may import
+lazily), and so on until an installed release. Comments, layout, and docstrings do not count, these unless the module
+asks for any. Of a package that is passed on the way to one of its modules counts what importing it executes: all but
+plain functions that this does not reach by name.
 
 - a distribution enters by name and version, and by the hash or commit that pip noted where it was installed from a file
   or a repository. One that was installed from a folder, editable or not, can change under the same version, and enters
@@ -20,7 +21,8 @@ identities are the same where it is installed and where it is not.
 inside of functions, modules made at run time, functions that are not what their file has since it was changed, and
 whatever cannot be pickled.
 
-**Not seen**: files that code reads, environment variables, modules imported by a computed name, attributes of modules
+**Not seen**: files that code reads, environment variables, modules imported by a computed name (but those that a package
+that is in memory imports lazily), attributes of modules
 and classes that are set from elsewhere, constants of a module whose file was changed after it was imported, and
 libraries that a user's own extension module is linked to.
 """
@@ -51,7 +53,7 @@ _PYTHON = f"python {sys.version_info.major}.{sys.version_info.minor}"
 _STANDARD_LIBRARY = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")]
 _INSTALLED = ("site-packages", "dist-packages")  # names of the folders that distributions are installed in
 WHOLE, EXECUTED = "whole module", "what importing it executes"  # neither is the name of a function
-_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+_IMPORTS = (ast.Import, ast.ImportFrom)
 _owners = cache(packages_distributions)  # half a second: it reads the lists of files of all distributions
 
 
@@ -59,7 +61,9 @@ class CodeIdentityError(ValueError):
     """An object's code or state cannot be known; the message says of what, and what to do."""
 
 
-def code_identity(thing: object, *, reached_alone: bool = False, optional: Collection[str] = ()) -> str:
+def code_identity(
+    thing: object, *, reached_alone: bool = False, optional: Collection[str] = (), in_memory: bool = False
+) -> str:
     """Return a SHA-256 digest, as 64 hexadecimal digits, of an object's state and code.
 
     Parameters
@@ -69,9 +73,11 @@ def code_identity(thing: object, *, reached_alone: bool = False, optional: Colle
     reached_alone : bool
         Of the module that defines `thing`, a function, take what the function reaches by name alone: definitions,
         assignments and imports at its head, and what these reach in turn. Statements that are none of these count
-        always. What is around it in the file may then change.
+        always, and so do imports whose name is not used. What is around it in the file may then change.
     optional : collection of str
         Packages, by the names that they are imported by, whose release does not count.
+    in_memory : bool
+        Read sources once in a process: what was imported stays as it is, whatever becomes of its file.
 
     Returns
     -------
@@ -100,8 +106,14 @@ def code_identity(thing: object, *, reached_alone: bool = False, optional: Colle
             f"a code identity needs an object that can be pickled, and one of class {type(thing).__name__} fails with "
             f"{type(error).__name__}: {error}; define classes at the head of a module"
         ) from error
-    entry = (thing.__module__, thing.__name__) if reached_alone and isinstance(thing, FunctionType) else None
-    sources, releases = _code_of(hasher.modules, entry, optional)
+    entry = None
+    if reached_alone and isinstance(thing, FunctionType) and _known_by_name(thing):
+        entry = thing.__module__, thing.__name__
+    if in_memory:
+        loaded = tuple((name, sys.modules.get(name)) for name in sorted(hasher.modules))
+        sources, releases = _code_in_memory(loaded, entry, frozenset(optional))
+    else:
+        sources, releases = _code_of(hasher.modules, entry, optional)
     return hashlib.sha256(json.dumps([state, sources, sorted(releases)], sort_keys=True).encode()).hexdigest()
 
 
@@ -160,7 +172,7 @@ def _known_by_name(function: FunctionType) -> bool:
 
 
 def _code_of(
-    defining: set[str], entry: tuple[str, str] | None = None, optional: Collection[str] = ()
+    defining: Collection[str], entry: tuple[str, str] | None = None, optional: Collection[str] = ()
 ) -> tuple[dict[str, str], set[str]]:
     """Return digests of the sources of the modules and of what they import, by name, and the releases among them.
 
@@ -186,6 +198,14 @@ def _code_of(
                 seen[each] = how
                 ahead.append(each)
     return sources, releases
+
+
+@cache
+def _code_in_memory(
+    defining: tuple[tuple[str, ModuleType | None], ...], entry: tuple[str, str] | None, optional: frozenset[str]
+) -> tuple[dict[str, str], set[str]]:
+    """Return the same, once for as long as the modules that define something are those in memory."""
+    return _code_of({name for name, _ in defining}, entry, optional)
 
 
 def _stamp(name: str, file: Path) -> tuple[int, int]:
@@ -214,7 +234,9 @@ def _read(name: str, file: Path, _stamp: tuple[int, int], _module: int, taken: s
         return hashlib.sha256(source).hexdigest(), {}
     if name in sys.modules:
         _refuse_other_than(source, sys.modules[name])
-    tree = _WithoutDocstrings().visit(ast.parse(source))
+    tree = ast.parse(source)
+    if b"__doc__" not in source and b"getdoc" not in source:
+        tree = _WithoutDocstrings().visit(tree)
     nodes = tree.body if taken == WHOLE else _reached(tree, taken)
     text = "\n".join(map(ast.dump, nodes))
     return hashlib.sha256(text.encode()).hexdigest(), dict(_imports(name, nodes))
@@ -230,24 +252,40 @@ class _WithoutDocstrings(ast.NodeTransformer):
 def _reached(tree: ast.Module, function: str) -> list[ast.stmt]:
     """Return those statements at the head of a module that a function reaches by name, in their order.
 
-    An import of several names counts as one import of each. What binds no name is always reached. In place of a
-    function, :data:`EXECUTED` reaches all but definitions of functions and classes.
+    An import of several names counts as one import of each. What binds no name is always reached, and an import of a
+    name that is not used. In place of a function, :data:`EXECUTED` reaches all but plain functions.
     """
     statements = [bound for node in tree.body for bound in _bound(node)]
     if function != EXECUTED and not any(function in names for names, _ in statements):
         return tree.body  # it is defined inside of another
+    used = _names_in(tree)
     reached = {function}
     taken = {
         place
         for place, (names, node) in enumerate(statements)
-        if not names or (function == EXECUTED and not isinstance(node, _DEFINITIONS))
+        if not names
+        or function in names
+        or (isinstance(node, _IMPORTS) and not names & used)
+        or (function == EXECUTED and not _is_plain(node))
     }
     new = taken
     while new:
-        reached |= {each.id for place in new for each in ast.walk(statements[place][1]) if isinstance(each, ast.Name)}
+        reached |= {name for place in new for name in _names_in(statements[place][1])}
         new = {place for place, (names, _) in enumerate(statements) if names & reached} - taken
         taken |= new
     return [statements[place][1] for place in sorted(taken)]
+
+
+def _names_in(node: ast.AST) -> set[str]:
+    return {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+
+
+def _is_plain(node: ast.stmt) -> bool:
+    """Whether a statement is a function of which nothing is executed but that it is defined."""
+    if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or node.decorator_list:
+        return False
+    defaults = [each for each in (*node.args.defaults, *node.args.kw_defaults) if each is not None]
+    return not any(isinstance(each, (ast.Call, ast.NamedExpr)) for one in defaults for each in ast.walk(one))
 
 
 def _bound(node: ast.stmt) -> Iterator[tuple[set[str], ast.stmt]]:
@@ -259,11 +297,12 @@ def _bound(node: ast.stmt) -> Iterator[tuple[set[str], ast.stmt]]:
         for alias in node.names:
             names = set() if alias.name == "*" else {alias.asname or alias.name}
             yield names, ast.ImportFrom(node.module, [alias], node.level)
-    elif isinstance(node, _DEFINITIONS):
+    elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         yield {node.name}, node
     elif isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        yield {each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)}, node
+        targets += [each.target for each in ast.walk(node) if isinstance(each, ast.NamedExpr)]
+        yield {name for target in targets for name in _names_in(target)}, node
     else:
         yield set(), node
 
@@ -298,13 +337,22 @@ def _imports(name: str, nodes: Iterable[ast.AST]) -> Iterator[tuple[str, str]]:
     spec = getattr(sys.modules.get(name), "__spec__", None) or _spec(name)
     package = "" if spec is None else spec.parent or ""
     passed, imported = {package} - {""}, set[str]()
-    for node in (each for one in nodes for each in ast.walk(one)):
+    bound: dict[str, object] = {}  # what names stand for that were imported
+    everything = [each for one in nodes for each in ast.walk(one)]
+    for node in everything:
         if isinstance(node, ast.Import):
             imported |= {part for alias in node.names for part in _to(alias.name)}
+            for alias in node.names:
+                first = alias.name if alias.asname else alias.name.partition(".")[0]
+                bound[alias.asname or first] = sys.modules.get(first)
         elif isinstance(node, ast.ImportFrom):
             origin = resolve_name("." * node.level + (node.module or ""), package)
             passed.add(origin)
             imported |= {origin, *(f"{origin}.{alias.name}" for alias in node.names)}
+            for alias in node.names:
+                bound[alias.asname or alias.name] = _attribute(sys.modules.get(origin), alias.name)
+    taken = [*bound.values(), *(_meant(node, bound) for node in everything if isinstance(node, ast.Attribute))]
+    imported |= {part for thing in taken for part in _to(_module_of(thing))}
     passed = {part for each in passed for part in _to(each)}
     released = {top: _release(top) is not None for top in {each.partition(".")[0] for each in passed | imported}}
     for how, modules in ((EXECUTED, passed), (WHOLE, imported)):
@@ -313,9 +361,32 @@ def _imports(name: str, nodes: Iterable[ast.AST]) -> Iterator[tuple[str, str]]:
             yield (top if released[top] else each), how  # what is below a release need not be looked for
 
 
+def _meant(node: ast.expr, bound: Mapping[str, object]) -> object:
+    """Return what a name, or an attribute of a module of ours, stands for; None for anything else."""
+    if isinstance(node, ast.Name):
+        return bound.get(node.id)
+    return _attribute(_meant(node.value, bound), node.attr) if isinstance(node, ast.Attribute) else None
+
+
+def _attribute(thing: object, name: str) -> object:
+    """Return an attribute of a module that is no release, whose attributes may be imported when they are asked for."""
+    if not isinstance(thing, ModuleType) or _release(thing.__name__.partition(".")[0]) is not None:
+        return None
+    try:
+        return getattr(thing, name, None)
+    except Exception:  # whatever a lazy import raises
+        return None
+
+
+def _module_of(thing: object) -> str:
+    """Return the module that something is, or that defines it; nothing where there is none."""
+    module = thing.__name__ if isinstance(thing, ModuleType) else getattr(thing, "__module__", None)
+    return module if isinstance(module, str) and module in sys.modules else ""
+
+
 def _to(name: str) -> Iterator[str]:
     """Yield the packages on the way to a module, and it."""
-    parts = name.split(".")
+    parts = name.split(".") if name else []
     return (".".join(parts[:end]) for end in range(1, len(parts) + 1))
 
 

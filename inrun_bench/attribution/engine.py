@@ -188,7 +188,14 @@ class InRunShapley:
             Which validation set's, where there are several.
         steps : slice, optional
             Of which steps the scores are added up, for instance ``slice(1, None)`` without the first; all where None.
+
+        Raises
+        ------
+        ValueError
+            If the model was found to mix samples after steps in which that could not be seen.
         """
+        if self._capture.contradicted is not None:
+            raise ValueError(f"there are no values: {self._capture.contradicted}")
         name = self._books.only() if validation is None else validation
         _check_choice("validation", name, list(self._books.ledgers))
         if steps is None:

@@ -21,7 +21,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import cache
 
 from inrun_bench.methods import METHODS, method_of
 from inrun_bench.runs.provenance import Provenance
@@ -116,14 +115,13 @@ def outdated(stored: Mapping[Unit, Provenance], experiments: Mapping[str, Measur
     return sum(map(bool, found)), Counter(what for several in found for what in several)
 
 
-@cache  # what is in memory stays the same, whatever becomes of its source
 def code_of(thing: Callable[..., object], *, reached_alone: bool = False) -> str:
-    """Return a digest of a function's code, or that of its own that it carries to where its source is not."""
+    """Return a digest of a function's code and state, or that of its own that it carries to where it has no source."""
     carried: str | None = getattr(thing, "code_identity", None)
     if carried is not None:
         return carried
     try:
-        return code_identity(getattr(thing, "__func__", thing), reached_alone=reached_alone, optional=OPTIONAL)
+        return code_identity(thing, reached_alone=reached_alone, optional=OPTIONAL, in_memory=True)
     except CodeIdentityError as error:
         return f"{UNKNOWN}{error}"
 

@@ -481,4 +481,11 @@ FAULTS = [
         "lambda runs: runs",
         f"{TESTS}/test_reference.py::test_evaluations_are_trainings_and_a_differentiated_run_counts_as_what_it_takes",
     ),
+    Fault(
+        "the state of a bound method does not count",
+        "inrun_bench/runs/fingerprint.py",
+        "        return code_identity(thing, reached_alone",
+        "        return code_identity(getattr(thing, '__func__', thing), reached_alone",
+        f"{TESTS}/test_fingerprint.py::test_the_state_of_what_is_called_counts",
+    ),
 ]

@@ -757,8 +757,8 @@ FAULTS = [
     Fault(
         "what importing a package on the way executes is no part of a code identity",
         "tasks/code_identity.py",
-        "        if not names or (function == EXECUTED and not isinstance(node, _DEFINITIONS))\n",
-        "        if not names\n",
+        "        or (function == EXECUTED and not _is_plain(node))\n",
+        "",
         f"{TESTS}/test_code_identity.py::test_of_a_package_on_the_way_what_importing_it_executes_counts",
     ),
     Fault(
@@ -774,5 +774,33 @@ FAULTS = [
         '        if name.partition(".")[0] in optional:\n            continue\n',
         "",
         f"{TESTS}/test_code_identity.py::test_what_is_installed_counts_by_version_and_what_was_installed_from_a_folder_by_source",
+    ),
+    Fault(
+        "a function whose module executes nothing else is no part of its code identity",
+        "tasks/code_identity.py",
+        "        or function in names\n",
+        "",
+        f"{TESTS}/test_code_identity.py::test_a_function_counts_itself_whatever_stands_beside_it",
+    ),
+    Fault(
+        "what a package imports lazily is not followed",
+        "tasks/code_identity.py",
+        "    imported |= {part for thing in taken for part in _to(_module_of(thing))}\n",
+        "",
+        f"{TESTS}/test_code_identity.py::test_what_a_package_imports_lazily_is_followed",
+    ),
+    Fault(
+        "decorated functions of a package on the way do not count",
+        "tasks/code_identity.py",
+        " or node.decorator_list:\n",
+        ":\n",
+        f"{TESTS}/test_code_identity.py::test_definitions_that_importing_executes_count_of_a_package_on_the_way",
+    ),
+    Fault(
+        "an import for its effect does not count",
+        "tasks/code_identity.py",
+        "        or (isinstance(node, _IMPORTS) and not names & used)\n",
+        "",
+        f"{TESTS}/test_code_identity.py::test_what_a_function_reaches_by_other_ways_is_seen",
     ),
 ]

@@ -1,6 +1,7 @@
 """Fingerprints follow a change of whatever rows follow from, and of nothing else."""
 
 import dataclasses
+import functools
 import importlib
 import sys
 
@@ -14,7 +15,7 @@ import tasks.code_identity as code_identity_module
 from inrun_bench.experiments import EXPERIMENTS
 from inrun_bench.methods import METHODS
 from inrun_bench.runs import fingerprint
-from inrun_bench.runs.fingerprint import Fingerprints, changes, code_parts, outdated
+from inrun_bench.runs.fingerprint import Fingerprints, changes, code_of, code_parts, outdated
 from inrun_bench.runs.provenance import Provenance
 from inrun_bench.runs.unit import Unit
 from tests.inrun_bench.tiny import TASK
@@ -195,6 +196,49 @@ def test_every_experiment_and_every_method_has_code_that_can_be_seen():
     for name in METHODS:
         parts = code_parts(Unit("values", TASK, name, 0), EXPERIMENTS["values"].measure)
         assert not parts["method"].startswith(fingerprint.UNKNOWN)
+
+
+@dataclasses.dataclass
+class Scaled:
+    """A method with a state, of which no dataclass knows a hash."""
+
+    factor: float
+
+    def __call__(self, task, seed):
+        raise NotImplementedError
+
+    def value(self, task, seed):
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """One that is equal to others that are not the same."""
+
+    factor: float = dataclasses.field(compare=False)
+
+    def __call__(self, task, seed):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    "method",
+    [Scaled, Frozen, lambda factor: Scaled(factor).value, lambda factor: functools.partial(Scaled(1), factor)],
+    ids=["an object", "one that is equal", "a bound method", "a partial"],
+)
+def test_the_state_of_what_is_called_counts(method):
+    one, other = (code_of(method(factor)) for factor in (1.0, -2.0))
+    assert one == code_of(method(1.0)) != other
+    assert code_of(method(1)) != one
+    assert not one.startswith(fingerprint.UNKNOWN)
+
+
+def test_a_state_that_has_changed_since_is_seen():
+    method = Scaled(1.0)
+    before = code_of(method), code_of(method.value)
+    method.factor = 2.0
+    assert code_of(method) != before[0]
+    assert code_of(method.value) != before[1]
 
 
 @pytest.mark.parametrize("engine", ["inrun_bench.attribution", "inrun_bench.adjoint"])

@@ -425,3 +425,77 @@ def test_of_a_package_that_another_module_imports_itself_everything_counts(load,
         return passed(load, tmp_path, "from pack.part import value\nimport mine_d", unused=unused)
 
     assert identity(1) == identity(1) != identity(2)
+
+
+@pytest.mark.parametrize("head", ["", "import math\n", "LIMIT = 3\n", "from __future__ import annotations\n"])
+def test_a_function_counts_itself_whatever_stands_beside_it(load, head):
+    def identity(value):
+        return code_identity(load(mine_a=f"{head}def measure(x): return {value}").measure, reached_alone=True)
+
+    assert identity(1) == identity(1) != identity(2)
+
+
+LAZY = """
+import importlib
+def __getattr__(name):
+    if name == "value":
+        return importlib.import_module("pack.part").value
+    raise AttributeError(name)
+"""
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["from pack import value; value()", "import pack; pack.value()", "import pack as p; p.value()"],
+)
+def test_what_a_package_imports_lazily_is_followed(load, tmp_path, body):
+    def identity(constant):
+        tmp_path.joinpath("pack").mkdir(exist_ok=True)
+        tmp_path.joinpath("pack", "__init__.py").write_text(LAZY)
+        load(pack__part=f"def value(): return {constant}")
+        return code_identity(load(mine_a=mine(body), pack__part=f"def value(): return {constant}").Mine())
+
+    assert identity(1) == identity(1) != identity(2)
+
+
+EXECUTING = {
+    "a registered function": "from mine_c import register\n@register\ndef f(): return {}",
+    "a class": "class Base:\n    value = {}",
+    "a default": "def f(x=print({})): ...",
+    "a walrus": "def f(x=(later := {})): ...",
+}
+
+
+@pytest.mark.parametrize("initial", EXECUTING.values(), ids=EXECUTING)
+def test_definitions_that_importing_executes_count_of_a_package_on_the_way(load, tmp_path, initial):
+    def identity(value):
+        tmp_path.joinpath("pack").mkdir(exist_ok=True)
+        load(mine_c="def register(f): return f")
+        tmp_path.joinpath("pack", "__init__.py").write_text(initial.format(value))
+        parts = {"pack__part": "value = 1", "mine_c": "def register(f): return f"}
+        return code_identity(load(mine_a=mine("from pack.part import value"), **parts).Mine())
+
+    assert identity(1) == identity(1) != identity(2)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import mine_b\ndef measure(x): ...",  # for what importing it does
+        "a = (b := {})\ndef measure(x): return b",
+        "def make():\n    def measure(x): return {}\n    return measure\ndef measure(x): ...\nmade = make()",
+    ],
+    ids=["an import for its effect", "a walrus", "another of its name"],
+)
+def test_what_a_function_reaches_by_other_ways_is_seen(load, source):
+    def identity(value):
+        module = load(mine_a=source.replace("{}", str(value)), mine_b=f"value = {value}")
+        return code_identity(getattr(module, "made", module.measure), reached_alone=True)
+
+    assert identity(1) == identity(1) != identity(2)
+
+
+def test_docstrings_count_where_a_module_asks_for_any(load):
+    source = "def grid():\n    {}\ndef measure(x): return grid.__doc__.split()"
+    one, other = (code_identity(load(mine_a=source.format(doc)).measure) for doc in ("'1 2'", "'1 3'"))
+    assert one != other

@@ -19,14 +19,7 @@ from inrun_bench.attribution.capture.batch_axis import BatchAxis, DeclaredAxes, 
 from inrun_bench.attribution.capture.compiled import announce, expect, graphs_made
 from inrun_bench.attribution.capture.hooks import EagerHook, ForwardAsWritten, has_own_forward, plain_forward
 from inrun_bench.attribution.capture.links import Links, Numbered
-from inrun_bench.attribution.capture.observation import (
-    SEVERAL,
-    Observation,
-    Seen,
-    contradiction,
-    is_looked_at_again,
-    observe,
-)
+from inrun_bench.attribution.capture.observation import SEVERAL, Call, Observation, Seen, is_looked_at_again
 from inrun_bench.attribution.capture.operation_count import OperationCount
 from inrun_bench.attribution.capture.operations import FollowedOperations
 from inrun_bench.attribution.capture.recorder import OperationKey, tensors_in
@@ -79,12 +72,13 @@ class ObservedCalls:
         self.micro_batch: MicroBatch | None = None
         self.count = OperationCount()
         self.compiled = False
+        self._contradicted: str | None = None
         self._declared, self._operations, self._parameters = declared, operations, parameters
         self._layers = {site.layer: site.name for site in sites}
         self._model = model
         self._observations: dict[_Form, Observation] = {}
         self._ways: dict[_Form, set[int]] = {}  # in which calls have gone, by the number of their operations
-        self._times: Counter[_Form] = Counter()  # that calls were made, whatever the settings
+        self._times: Counter[_Form] = Counter()  # that calls were made, and differentiated
         self._called: set[_Form] = set()  # with the present part of the batch
         self._alone: set[_Form] = set()  # called with a part of a batch that the model was called with in no other way
         # what a part of the model was called on, and with which samples, while it is new
@@ -121,6 +115,11 @@ class ObservedCalls:
     def looking_back(self) -> bool:
         """Whether hooks are being called that no backward pass of the loop calls."""
         return self._links.looking
+
+    @property
+    def contradicted(self) -> str | None:
+        """What was found not to hold that values were counted by; None while all of it does."""
+        return self._contradicted or self._links.contradicted
 
     def remove(self) -> None:
         """Take all hooks off the model."""
@@ -227,6 +226,8 @@ class ObservedCalls:
                 self._again = module
                 self._operations.follow_again(True)
             return
+        if self.contradicted is not None:
+            raise ValueError(self.contradicted)
         self._outermost, self._in_graph = module, compiled
         if self._latest is not self.micro_batch:
             if len(self._called) == 1:
@@ -321,15 +322,13 @@ class ObservedCalls:
             state = RandomState.now(given, others=True, generators=self._generators)
             self._going = _Going(form, args, kwargs, size, state, new=known is None)
         if known is not None:
-            self._times[form.bare] += 1
-            if torch.is_grad_enabled() and is_looked_at_again(self._times[form.bare]):
-                self._look_again(form, args, kwargs, size, known)
+            if torch.is_grad_enabled():
+                self._look_again(form, self._call_of(module, args, kwargs, size), known)
             return known
-        self._times[form.bare] = 1
         held = (each for part in self._model.modules() for each in vars(part).values())
         self._generators = [each for each in held if isinstance(each, GENERATORS)]
         with self._operations.paused():
-            observation = observe(module, args, kwargs, size, self._layers, self._parameters)
+            observation = self._call_of(module, args, kwargs, size).observe()
         if all(self._declared.of(name) != "observed" for name in observation.unclear_layers):
             self._observations[form] = observation  # another batch may tell what this one does not
             return observation
@@ -337,28 +336,27 @@ class ObservedCalls:
         told = [self._observations[one] for one in alike if one in self._observations]
         return told[0] if len(told) == 1 else observation
 
-    def _look_again(
-        self, form: _Form, args: tuple[Any, ...], kwargs: dict[str, Any], size: int, known: Observation
-    ) -> None:
-        """Refuse a call that contradicts what is known of it."""
+    def _call_of(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], size: int) -> Call:
+        return Call.of(module, args, kwargs, size, self._layers, self._parameters)
+
+    def _look_again(self, form: _Form, call: Call, known: Observation) -> None:
+        """Refuse a call that contradicts what is known of it, and what was counted before, too."""
+        key = form if form in self._observations else form.bare
+        self._times[key] += 1
+        times = self._times[key] + 1  # the first was observed
+        if not is_looked_at_again(times):
+            return
+        believed = [name for name in self._layers.values() if self._declared.of(name) != "observed"]
         with self._operations.paused():
-            reason = contradiction(
-                form.module,
-                args,
-                kwargs,
-                size,
-                {layer: name for layer, name in self._layers.items() if self._declared.of(name) == "observed"},
-                self._parameters,
-                known=known,
-                times=self._times[form.bare],
-            )
+            reason = call.contradiction(known, believed)
         if reason is not None:
-            raise ValueError(
-                f"what was seen in the first call of {self._name_of(form.module)} does not hold in call "
-                f"{self._times[form.bare]}: {reason}. What was counted up to now may be wrong, too: begin anew, with "
-                "samples that stay apart and in their order, or with batch_axis=axis, the axis that numbers them in "
-                "all layers, if nothing mixes them"
+            self._contradicted = (
+                f"what was seen in the first call of {self._name_of(form.module)} does not hold in call {times}: "
+                f"{reason}. What was counted up to now may be wrong, too: begin anew, with samples that stay apart and "
+                "in their order, or with batch_axis=axis, the axis that numbers them in all layers, if nothing mixes "
+                "them"
             )
+            raise ValueError(self._contradicted)
 
     def _whatever_the_settings(self, form: _Form) -> Observation | None:
         """Return what was seen of a call under many settings, if it was always the same."""
@@ -416,7 +414,7 @@ class ObservedCalls:
 
     def _observed_again(self, going: _Going) -> Observation:
         with self.count.paused(), self._operations.paused(), going.state.again():
-            return observe(going.form.module, going.args, going.kwargs, going.size, self._layers, self._parameters)
+            return self._call_of(going.form.module, going.args, going.kwargs, going.size).observe()
 
     def _joined(self, known: Observation, found: Observation) -> Observation:
         """Put what was found of the present call beside what is known, wherever that stands."""

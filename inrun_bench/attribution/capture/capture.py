@@ -94,6 +94,11 @@ class Capture:
         """The rule that each linear map's and convolution's last call was scored by, where the probe was known."""
         return self._fused.chosen
 
+    @property
+    def contradicted(self) -> str | None:
+        """What was found not to hold that values were counted by; None while all of it does."""
+        return self._calls.contradicted
+
     def remove(self) -> None:
         """Take all hooks off the model."""
         for part in (self._layers, self._fused, self._calls, self._coupling):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from inrun_bench.attribution.capture.batch_axis import BatchAxis, batch_first
-from inrun_bench.attribution.capture.observation import RESOLUTION, is_looked_at_again, mask_of, masks_of
+from inrun_bench.attribution.capture.observation import RESOLUTION, is_looked_at_again, masks_of
 
 __all__ = ["Links", "Numbered"]
 
@@ -55,10 +55,13 @@ class Links:
     ----------
     looking : bool
         Whether autograd is being asked: what its hooks see is no backward pass of the loop's.
+    contradicted : str or None
+        What was found not to hold of a link that had been sound.
     """
 
     def __init__(self) -> None:
         self.looking = False
+        self.contradicted: str | None = None
         self._made: list[_Made] = []
         self._sound: Counter[tuple[Any, ...]] = Counter()  # how often each was met
 
@@ -95,7 +98,11 @@ class Links:
                 link = one.call, one.edge.output_nr, one.axis, call, position, given.axis, way
                 times = self._sound[link] + 1
                 if times == 1 or is_looked_at_again(times):
-                    self._check(one, given, size, name, [mask_of(size, times)] if times > 1 else masks_of(size))
+                    try:
+                        self._check(one, given, size, name)
+                    except ValueError as error:
+                        self.contradicted = str(error) if times > 1 else None
+                        raise
                 self._sound[link] = times
 
     def leave(self, call: Any, name: Callable[[], str], outputs: Sequence[Numbered]) -> None:
@@ -127,8 +134,8 @@ class Links:
             waiting += further
         return found, tuple(way)
 
-    def _check(self, one: _Made, given: Numbered, size: int, name: Callable[[], str], masks: Iterable[Tensor]) -> None:
-        for mask in masks:
+    def _check(self, one: _Made, given: Numbered, size: int, name: Callable[[], str]) -> None:
+        for mask in masks_of(size):
             along = _drawn_like(given.tensor)
             rows = batch_first(along, given.axis)
             rows[~mask.repeat_interleave(len(rows) // size).to(rows.device)] = 0

@@ -10,8 +10,8 @@ The same shows which operations see no samples at all (what is computed from pos
 layers mix samples (batch statistics, contrastive losses) and which see their rows in another order (experts). These are
 :class:`~inrun_bench.attribution.capture.batch_axis.Unclear`, with the reason. An axis is a fact of the code and not of
 the sizes: it is observed once for each form of the arguments, and holds for other sizes. A model may still begin with
-what tells nothing, samples of one length that it sorts by length for instance. So the second, the eighth, the 32nd ...
-call of each form is looked at once more, with one exchange: what is known must hold there, too.
+what tells nothing, samples of one length that it sorts by length for instance. So the second, the fifth, the 14th, the
+41st ... call of each form is looked at once more: what is known must hold there, too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -29,14 +29,13 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from inrun_bench.attribution.capture.batch_axis import BatchAxis, Unclear
 from inrun_bench.attribution.capture.recorder import OperationKey, Output, Recorder, tensors_in
-from inrun_bench.attribution.capture.twin import begins_with_zero, beside_training, twin_of
+from inrun_bench.attribution.capture.twin import CHANGED, begins_with_zero, beside_training, own, twin_of
 
-__all__ = ["RESOLUTION", "Observation", "Seen", "contradiction", "is_looked_at_again", "mask_of", "masks_of", "observe"]
+__all__ = ["RESOLUTION", "Call", "Observation", "Seen", "is_looked_at_again", "masks_of"]
 
 Seen: TypeAlias = BatchAxis | Unclear
 """What was seen of one output: the axis that numbers samples, None where it holds none, or why neither is clear."""
 
-DEPENDS = "which layers are called, and with what sizes, depends on the samples' values"
 ROUNDS = 8  # of taking what turned out to be constant for what it is; more than any model has constants of constants
 SEVERAL = Unclear("its calls had different axes when the model was observed, and it is not known which this is")
 RESOLUTION = 1e-6  # relative; rows that nothing was done to are the same to the bit, but for sums in random order
@@ -51,6 +50,7 @@ class Observation:
     failure: Unclear | None = None  # why nothing could be observed
     without_samples: bool = False  # whether nothing in the call holds samples
     arguments: dict[int, int] = field(default_factory=dict, compare=False)  # which axes number samples, by slot
+    told: frozenset[int] = field(default=frozenset(), compare=False)  # slots in which these axes' rows differed
     outputs: dict[int, BatchAxis] = field(default_factory=dict, compare=False)  # the same of what is returned
     missing: frozenset[str] = frozenset()  # layers that were not called, and parameters of none that were not used
     way: tuple[Any, ...] = field(default=(), compare=False)  # operations outside of layers, and what was called
@@ -84,8 +84,14 @@ class Observation:
         if self.failure is not None or other.failure is not None:
             return other if self.failure is not None else self
         layers, operations = _joined(self.layers, other.layers), _joined(self.operations, other.operations)
-        missing, counts = self.missing & other.missing, self.counts | other.counts
-        return replace(other, layers=layers, operations=operations, missing=missing, counts=counts)
+        return replace(
+            other,
+            layers=layers,
+            operations=operations,
+            missing=self.missing & other.missing,
+            counts=self.counts | other.counts,
+            told=self.told | other.told,
+        )
 
     def of_layer(self, name: str, call: int | None) -> Seen:
         """Return what was seen of a layer's call, numbered from 0; None: of one that is not known by its number."""
@@ -117,108 +123,96 @@ class Observation:
         return SEVERAL
 
 
-def observe(
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    size: int,
-    layers: Mapping[nn.Module, str],
-    parameters: Mapping[str, nn.Parameter],
-) -> Observation:
-    """Return where the samples are in a call of a module.
+def is_looked_at_again(times: int) -> bool:
+    """Whether what is known must hold once more the second time, the fifth, the 14th, the 41st, and so on.
+
+    Even and odd turns, so that what alternates is met, each three times as late as the one before: ``(3**k + 1) / 2``.
+    """
+    number = 2 * times - 1
+    while number > 1 and number % 3 == 0:
+        number //= 3
+    return times > 1 and number == 1
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a module that is about to be made, to be run beside training on a twin.
 
     Parameters
     ----------
     module : torch.nn.Module
-        What is about to be called.
-    args, kwargs
-        With what.
+        What is called.
+    leaves, spec
+        With what, as :func:`torch.utils._pytree.tree_flatten` has it; see :meth:`of`.
     size : int
         Number of samples, at least 2.
     layers : mapping of module to str
         The layers to look at, by their names; those that lie within `module` are seen.
     parameters : mapping of str to Parameter
         Those whose operations are to be looked at, outside of `layers`.
-
-    Notes
-    -----
-    ``1 + 2 ceil(log2(size))`` forward passes; as many again for each round in which outputs turn out to be constant
-    though they were computed with the help of samples, and for each axis of the arguments that has the batch's length.
+    as_it_is : bool
+        Whether weights that are zero are left zero.
+    alone : bool
+        Whether the call is not run at all where the twin would share something with the module that may change.
     """
-    leaves, spec = tree_flatten((args, dict(kwargs)))
-    if any(leaf.is_meta for leaf in leaves if isinstance(leaf, Tensor)):
-        return _failed("tensors without numbers cannot be observed")
-    observations = []
-    as_it_is = _Call(module, layers, parameters, spec, leaves, size)
-    zeros = begins_with_zero(module)
-    for axes in _hypotheses(leaves, size):
-        given = leaves if _tells(leaves, axes) else _told_apart(leaves, axes)
-        if _tells(given, axes):
-            watched = replace(as_it_is, leaves=given, as_it_is=not zeros)
-            observations.append(watched.observed(axes))
-            if (zeros or given is not leaves) and observations[-1].failure is None:
-                observations[-1] = as_it_is.beside(observations[-1])
-    if not observations:
-        return _failed(
-            f"index names {size} samples, but no argument of the call, of shapes "
-            f"{[list(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]}, has an axis of that length along "
-            "which rows differ"
-        )
-    best = [one for one in observations if one.unclear == min(each.unclear for each in observations)]
-    if any(one != best[0] for one in best[1:]):
-        return _failed(
-            f"several axes of the arguments have the length of the batch, {size}, and each may number its samples"
-        )
-    best[0].missing = as_it_is.names - best[0].layers.keys() - {key for one in best[0].operations for key in one[1]}
-    return best[0]
 
-
-def is_looked_at_again(times: int) -> bool:
-    """Whether what is known by now must hold once more: the second time, the eighth, the 32nd, and so on."""
-    return times > 1 and times.bit_count() == 1 and times.bit_length() % 2 == 0
-
-
-def contradiction(
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    size: int,
-    layers: Mapping[nn.Module, str],
-    parameters: Mapping[str, nn.Parameter],
-    *,
-    known: Observation,
-    times: int,
-) -> str | None:
-    """Return what speaks against what is known of a call, by one exchange of samples; None where nothing does.
-
-    Parameters
-    ----------
-    module, args, kwargs, size, layers, parameters
-        As for :func:`observe`.
-    known : Observation
-        Of calls before.
-    times : int
-        How often the call has been made, which chooses the samples that are exchanged.
-
-    Notes
-    -----
-    Two forward passes. Where they cannot be run, or go another way than any that is known, nothing speaks against it.
-    """
-    leaves, spec = tree_flatten((args, dict(kwargs)))
-    if known.failure is not None or known.without_samples or not _tells(leaves, known.arguments):
-        return None
-    return _Call(module, layers, parameters, spec, leaves, size).contradiction(known, mask_of(size, times))
-
-
-@dataclass(frozen=True)
-class _Call:
     module: nn.Module
+    leaves: list[Any]
+    spec: Any
+    size: int
     layers: Mapping[nn.Module, str]
     parameters: Mapping[str, nn.Parameter]
-    spec: Any
-    leaves: list[Any]
-    size: int
-    as_it_is: bool = True  # also where weights are zero
+    as_it_is: bool = True
+    alone: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        size: int,
+        layers: Mapping[nn.Module, str],
+        parameters: Mapping[str, nn.Parameter],
+    ) -> Call:
+        """Return the call of a module with arguments."""
+        return cls(module, *tree_flatten((args, dict(kwargs))), size, layers, parameters)
+
+    def observe(self) -> Observation:
+        """Return where the samples are.
+
+        ``1 + 2 ceil(log2(size))`` forward passes; as many again for each round in which outputs turn out to be constant
+        though they were computed with the help of samples, and for each axis of the arguments that has the batch's
+        length.
+        """
+        leaves = self.leaves
+        if any(leaf.is_meta for leaf in leaves if isinstance(leaf, Tensor)):
+            return _failed("tensors without numbers cannot be observed")
+        observations = []
+        zeros = begins_with_zero(self.module)
+        for axes in _hypotheses(leaves, self.size):
+            given = leaves if _tells(leaves, axes) else _told_apart(leaves, axes)
+            if _tells(given, axes):
+                watched = replace(self, leaves=given, as_it_is=not zeros)
+                found = watched.observed(axes)
+                if (zeros or given is not leaves) and found.failure is None:
+                    found = self.beside(found)
+                told = frozenset(slot for slot, axis in axes.items() if _tells(leaves, {slot: axis}))
+                observations.append(replace(found, told=told))
+        if not observations:
+            return _failed(
+                f"index names {self.size} samples, but no argument of the call, of shapes "
+                f"{[list(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]}, has an axis of that length "
+                "along which rows differ"
+            )
+        best = [one for one in observations if one.unclear == min(each.unclear for each in observations)]
+        if any(one != best[0] for one in best[1:]):
+            return _failed(
+                f"several axes of the arguments have the length of the batch, {self.size}, and each may number its "
+                "samples"
+            )
+        best[0].missing = self.names - best[0].layers.keys() - {key for one in best[0].operations for key in one[1]}
+        return best[0]
 
     @property
     def names(self) -> frozenset[str]:
@@ -235,12 +229,12 @@ class _Call:
             try:
                 base, changes = self._exchanged(axes, constants)
             except Exception as error:  # whatever a model raises where it is run beside training
-                if "changes its own parameters" in str(error):
+                if CHANGED in str(error):
                     raise
                 reason = f"to observe its samples the model was run beside training, which failed: {error!r}"
                 return _failed(reason, error)
             if changes is None:
-                return _failed(DEPENDS)
+                return _failed("which layers are called, and with what sizes, depends on the samples' values")
             found = {
                 (output.kind, output.number)
                 for output, seen in zip(base.outputs, changes, strict=True)
@@ -262,30 +256,39 @@ class _Call:
         other = self.observed(observation.arguments)
         return other if other.failure is not None else observation.joined(other)
 
-    def contradiction(self, known: Observation, mask: Tensor) -> str | None:
-        """Return which output changes in other places than the samples of a mask; None where there is none."""
-        leaves = list(self.leaves)
-        for slot, axis in known.arguments.items():
-            leaves[slot] = _with_neighbours(leaves[slot], axis, mask)
+    def contradiction(self, known: Observation, believed: Collection[str]) -> str | None:
+        """Return which output changes in other places than its samples' rows, by what is known; None where none does.
+
+        As many passes as an observation has. Nothing speaks against what is known where they cannot be run without
+        effect, go another way than any that is known, or differ in sizes or random numbers by what is exchanged.
+
+        Parameters
+        ----------
+        known : Observation
+            Of calls before.
+        believed : collection of str
+            Layers of which somebody has said where their samples are.
+        """
+        axes = {slot: axis for slot, axis in known.arguments.items() if slot in known.told}
+        if known.failure is not None or known.without_samples or not _tells(self.leaves, axes):
+            return None
         try:
-            base, exchanged = (self._run(each, known.arguments, known.constants) for each in (self.leaves, leaves))
-        except Exception:  # whatever a model raises where it is run beside training: too little memory, for instance
+            base, changes = replace(self, alone=True)._exchanged(axes, known.constants)
+        except Exception as error:  # whatever a model raises beside training: too little memory, for instance
+            if CHANGED in str(error):
+                raise
             return None
-        if base.count not in known.counts:  # another way than any that was seen
+        if changes is None or base.count not in known.counts:
             return None
-        if exchanged.forms != base.forms:
-            return DEPENDS
         calls: Counter[Any] = Counter()
-        for one, two in zip(base.outputs, exchanged.outputs, strict=True):
-            seen = known.of_output(one.kind, calls[one.kind])
-            calls[one.kind] += 1
-            change = _changed(mask, one, two)
-            if seen is None and change.whole:
-                return f"the output of {_named(one)} was taken for a constant, and changes with the samples"
-            if not isinstance(seen, Unclear | None) and not (
-                seen in change.slices and _at_samples(change, seen, self.size)
-            ):
-                return f"{_named(one)}: {_elsewhere(one, self.size)}"
+        for output, seen in zip(base.outputs, changes, strict=True):
+            axis = known.of_output(output.kind, calls[output.kind])
+            calls[output.kind] += 1
+            if axis is None or isinstance(axis, Unclear) or output.kind in believed:
+                continue  # a constant that sees samples now is differentiated where it meets them, as before
+            axis = 0 if axis == "folded" and output.shape[0] == self.size else axis
+            if axis not in output.slices or not all(_at_samples(change, axis, self.size) for change in seen):
+                return f"{_named(output)}: {_elsewhere(output, self.size)}"
         return None
 
     def _summary(self, axes: dict[int, int], base: _Pass, changes: list[list[_Change]]) -> Observation:
@@ -314,7 +317,7 @@ class _Call:
             for slot, axis in axes.items():
                 leaves[slot] = _with_neighbours(leaves[slot], axis, mask)
             exchanged = self._run(leaves, axes, constants)
-            if exchanged.forms != base.forms:
+            if exchanged.forms != base.forms or (self.alone and not all(map(torch.equal, exchanged.drawn, base.drawn))):
                 return base, None
             for one, two, seen in zip(base.outputs, exchanged.outputs, changes, strict=True):
                 seen.append(_changed(mask, one, two))
@@ -322,10 +325,10 @@ class _Call:
 
     def _run(self, leaves: list[Any], axes: dict[int, int], constants: set[tuple[Any, int]]) -> _Pass:
         memo: dict[int, Any] = {}
-        twin = twin_of(self.module, memo, as_it_is=self.as_it_is)
+        twin = twin_of(self.module, memo, as_it_is=self.as_it_is, alone=self.alone)
         parameters = {key: memo.get(id(p), p) for key, p in self.parameters.items()}
         recorder = Recorder({id(p): key for key, p in parameters.items()}, self.size, constants)
-        given = [_copied(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        given = [_copied(leaf) if isinstance(leaf, Tensor) else own(leaf, memo, alone=self.alone) for leaf in leaves]
         for slot in axes:
             recorder.taint(given[slot])
         args, kwargs = tree_unflatten(given, self.spec)
@@ -338,8 +341,9 @@ class _Call:
             output = twin(*args, **kwargs)
             count = recorder.count.counted
             recorder.leave_model(output)
+            drawn = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]
         returned = [each.detach() for each in tensors_in(output) if each.requires_grad]
-        return _Pass(recorder.outputs, count, returned)
+        return _Pass(recorder.outputs, count, returned, drawn)
 
 
 @dataclass(frozen=True)
@@ -349,6 +353,7 @@ class _Pass:
     outputs: list[Output]
     count: int
     returned: list[Tensor]
+    drawn: list[Tensor]  # states of random numbers afterwards
 
     @property
     def forms(self) -> list[tuple[Any, tuple[int, ...]]]:
@@ -432,12 +437,6 @@ def masks_of(size: int) -> Iterator[Tensor]:
         chosen = (numbers >> digit) % 2 == 1
         yield chosen
         yield ~chosen
-
-
-def mask_of(size: int, number: int) -> Tensor:
-    """Return one of them, bool [size], by a number that may be any."""
-    masks = list(masks_of(size))
-    return masks[number.bit_length() % len(masks)]
 
 
 def _hypotheses(leaves: list[Any], size: int) -> Iterator[dict[int, int]]:

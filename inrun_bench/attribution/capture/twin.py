@@ -21,15 +21,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["begins_with_zero", "beside_training", "twin_of"]
+from inrun_bench.attribution.capture.recorder import tensors_in
+
+__all__ = ["CHANGED", "begins_with_zero", "beside_training", "own", "twin_of"]
 
 HOOKS = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 """Of a module, left out: those that run before its forward may make its weights."""
 
+CHANGED = "changes its own parameters"
 FAINT = 0.05  # numbers in place of biases and gates, which shall not saturate what is behind them
 
 
-def twin_of(module: nn.Module, memo: dict[int, Any], *, as_it_is: bool = True) -> nn.Module:
+def twin_of(module: nn.Module, memo: dict[int, Any], *, as_it_is: bool = True, alone: bool = False) -> nn.Module:
     """Return a module that computes the same from the same parameters, and whose state is its own.
 
     Parameters
@@ -40,11 +43,14 @@ def twin_of(module: nn.Module, memo: dict[int, Any], *, as_it_is: bool = True) -
         Filled with the twin of each module, and what the twin has for each parameter, by id.
     as_it_is : bool
         Whether zero is left zero.
+    alone : bool
+        Whether what cannot be copied is refused; else it is shared.
 
     Raises
     ------
     TypeError
-        If the forward of a module is a function of its own that may hold on to the module.
+        If the forward of a module is a function of its own that may hold on to the module, or `alone` and something
+        cannot be copied.
     """
     for child in module.modules():
         if id(child) not in memo:
@@ -55,7 +61,8 @@ def twin_of(module: nn.Module, memo: dict[int, Any], *, as_it_is: bool = True) -
         memo[id(parameter)] = _stand_in(parameter) if replaced else parameter
     for child in module.modules():
         if memo[id(child)] is not child:
-            vars(memo[id(child)]).update({name: _own(child, name, value, memo) for name, value in _held(child).items()})
+            held = {name: _own(child, name, value, memo, alone) for name, value in _held(child).items()}
+            vars(memo[id(child)]).update(held)
     twin: nn.Module = memo[id(module)]
     return twin
 
@@ -94,7 +101,7 @@ def _stand_in(parameter: nn.Parameter) -> nn.Parameter:
     return nn.Parameter(drawn.to(parameter), requires_grad=parameter.requires_grad)
 
 
-def _own(module: nn.Module, name: str, value: Any, memo: dict[int, Any]) -> Any:
+def _own(module: nn.Module, name: str, value: Any, memo: dict[int, Any], alone: bool) -> Any:
     if name in HOOKS:
         return type(value)()
     if name == "_parameters":
@@ -103,11 +110,21 @@ def _own(module: nn.Module, name: str, value: Any, memo: dict[int, Any]) -> Any:
         return copy.copy(value)
     if name == "forward":
         return MethodType(value.__func__, memo[id(module)])
-    return _copied(value, memo)
+    return own(value, memo, alone=alone)
 
 
-def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    """Return a copy as deep as can be; what cannot be copied is shared."""
+def own(value: Any, memo: dict[int, Any], *, alone: bool = False) -> Any:
+    """Return a copy as deep as can be, whose tensors have no graph; what cannot be copied is shared, or refused.
+
+    Parameters
+    ----------
+    value : object
+        Of a module's attributes, or an argument.
+    memo : dict
+        As for :func:`twin_of`.
+    alone : bool
+        Whether a TypeError is raised where something cannot be copied.
+    """
     if isinstance(value, Tensor):
         return memo[id(value)] if id(value) in memo else value.detach().clone()
     if isinstance(value, torch.Generator):
@@ -116,11 +133,18 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         return generator
     if type(value) in (dict, list, tuple, set) or type(value).__name__ == "OrderedDict":
         if isinstance(value, dict):
-            return type(value)((key, _copied(each, memo)) for key, each in value.items())
-        return type(value)(_copied(each, memo) for each in value)
+            return type(value)((key, own(each, memo, alone=alone)) for key, each in value.items())
+        return type(value)(own(each, memo, alone=alone) for each in value)
+    if value is None or isinstance(value, (int, float, str)):
+        return value
+    for tensor in tensors_in(value):  # those of a graph cannot be copied by others
+        if id(tensor) not in memo:
+            memo[id(tensor)] = tensor.detach().clone()
     try:
         return copy.deepcopy(value, memo)
-    except Exception:  # locks, files, tensors of a graph: whatever cannot be copied
+    except Exception as error:  # locks, files: whatever cannot be copied
+        if alone:
+            raise TypeError(f"{type(value).__name__} cannot be copied") from error
         return value
 
 
@@ -151,7 +175,7 @@ def beside_training(module: nn.Module) -> Iterator[None]:
         np.random.set_state(states[1])  # noqa: NPY002
     if not torch.equal(before, _norms(parameters)):
         raise RuntimeError(
-            f"the forward of {type(module).__name__} changes its own parameters, so that it cannot be run beside "
+            f"the forward of {type(module).__name__} {CHANGED}, so that it cannot be run beside "
             "training to observe its batch axis; keep such tensors as buffers, or pass batch_axis=0 (the axis of the "
             "samples in all layers) and start anew"
         )

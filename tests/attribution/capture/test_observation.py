@@ -20,7 +20,7 @@ from torch import nn
 from inrun_bench import InRunShapley
 from inrun_bench.attribution.capture import observation as observing
 from inrun_bench.attribution.capture.batch_axis import Unclear
-from inrun_bench.attribution.capture.observation import observe
+from inrun_bench.attribution.capture.observation import Call
 from inrun_bench.attribution.capture.twin import twin_of
 from tests.attribution.brute_force import relative_error
 from tests.attribution.problem import N, classes, problem
@@ -591,7 +591,7 @@ def test_weights_of_zero_cost_one_pass_more(constant, monkeypatch):
             nn.init.constant_(layer.bias, float(not zero))
         parameters = dict(model.named_parameters())
         layers = {model.inner: "inner", model.head: "head", model.token: "token"}
-        found = observe(model, (torch.randn(4, 3),), {}, 4, layers, parameters)
+        found = Call.of(model, (torch.randn(4, 3),), {}, 4, layers, parameters).observe()
         assert found.layers == {"inner": [0], "head": [0]} | ({"token": [None]} if constant else {})
         counted.append(len(passes))
         passes.clear()
@@ -945,7 +945,7 @@ def test_nothing_of_the_model_changes_while_it_is_observed():
     torch.manual_seed(0)
     model, x = Counting(), torch.randn(4, 5)
     state = torch.get_rng_state()
-    observation = observe(model, (x,), {}, 4, {model.inner: "inner"}, dict(model.named_parameters()))
+    observation = Call.of(model, (x,), {}, 4, {model.inner: "inner"}, dict(model.named_parameters())).observe()
     assert observation.layers == {"inner": [0]}
     assert (model.calls, model.seen, float(model.total), float(model.plain)) == (0, [], 0.0, 0.0)
     assert torch.equal(torch.get_rng_state(), state)
@@ -970,6 +970,6 @@ def test_a_twin_computes_with_the_same_weights_and_keeps_what_it_counts_to_itsel
 def test_samples_that_are_all_alike_cannot_be_told_apart():
     model = nn.Embedding(5, 3)
     alike = torch.ones(4, 5, dtype=torch.long)
-    observation = observe(model, (alike,), {}, 4, {model: ""}, dict(model.named_parameters()))
+    observation = Call.of(model, (alike,), {}, 4, {model: ""}, dict(model.named_parameters())).observe()
     assert isinstance(observation.of_layer("", 0), Unclear)
     assert observation.unclear == math.inf
