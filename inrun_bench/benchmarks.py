@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from baselines import InterruptedEstimateWarning, Valuation
+from baselines.real_numbers import real_numbers
 from inrun_bench.experiments import EXPERIMENTS, Experiment, units_of
 from inrun_bench.methods import METHODS, Method, method_names
 from inrun_bench.report import write_summary
@@ -226,7 +227,8 @@ class _Handed:
         start = time.perf_counter()
         answer = self.run(task, seed, **more)
         if isinstance(answer, np.ndarray | list | tuple) or hasattr(answer, "__array__"):
-            values, seconds = np.asarray(answer, dtype=np.float64), time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            values = real_numbers(f"what method {self.name!r} returns", answer).astype(np.float64)
             return Valuation(values, stderr=None, evaluations=0, seconds=seconds, method=self.name)
         return answer  # type: ignore[no-any-return]
 

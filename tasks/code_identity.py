@@ -21,10 +21,9 @@ identities are the same where it is installed and where it is not.
 inside of functions, modules made at run time, functions that are not what their file has since it was changed, and
 whatever cannot be pickled.
 
-**Not seen**: files that code reads, environment variables, modules imported by a computed name (but those that a package
-that is in memory imports lazily), attributes of modules
-and classes that are set from elsewhere, constants of a module whose file was changed after it was imported, and
-libraries that a user's own extension module is linked to.
+**Not seen**: files that code reads, environment variables, modules imported by a computed name (but for those that a
+package in memory imports lazily), attributes of modules and classes that are set from elsewhere, constants of a module
+whose file was changed after it was imported, and libraries that a user's own extension module is linked to.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import warnings
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Protocol, cast
@@ -101,10 +102,17 @@ def units_of(
     found = experiment.units(plan)
     if not found and asked_for:
         needs = getattr(experiment, "NEEDS", "")
-        those = (f"; it needs {needs}" if needs else "") + (f"; it runs on {', '.join(own_tasks)}" if own_tasks else "")
-        those += f"; it runs {', '.join(own_methods)}" if own_methods else ""
+        those = f"; it needs {needs}" if needs else ""
+        those += f"; where none is named, it runs on {', '.join(own_tasks)}" if own_tasks else ""
+        those += f"; where none is named, its methods are {', '.join(own_methods)}" if own_methods else ""
         given = ", ".join(plan.tasks) + (f" with {', '.join(plan.methods)}" if own_methods else "")
         raise ValueError(f"experiment {name!r} has nothing to do on {given}{those}")
+    left_out = [method for method in plan.methods if method not in {unit.method for unit in found}]
+    if found and own_methods and methods_named and left_out:
+        warnings.warn(
+            f"experiment {name!r} leaves out {', '.join(left_out)}; it needs {experiment.NEEDS}",  # type: ignore[attr-defined]
+            stacklevel=2,
+        )
     return found
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -112,7 +113,10 @@ def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
     looks = count()
     start = time.perf_counter()
 
+    shown: list[Estimate] = []
+
     def look(estimate: Estimate) -> bool:
+        shown.append(estimate)
         seen = {
             "error": metrics.root_mean_square(estimate.values - truth.values) / spread,
             "spearman": metrics.agreement(estimate.values, truth.values)["spearman"],
@@ -123,7 +127,12 @@ def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
         rows.extend({"metric": name, "value": value, **place} for name, value in seen.items())
         return False
 
-    run(stop=look)
+    found = run(stop=look)
+    if not shown or not np.allclose(shown[-1].values, found.values, rtol=1e-6, atol=1e-9 * spread):
+        raise ValueError(
+            f"method {unit.method!r} must show its rule `stop` every estimate, the last of them that which it returns: "
+            f"it was asked {len(shown)} times, and " + ("returned another one" if shown else "never by it")
+        )
     return rows
 
 
@@ -167,6 +176,8 @@ def efficiencies(rows: pd.DataFrame) -> pd.DataFrame:
         One row an unbiased estimator, one column a task; empty where no rows hold standard errors.
     """
     errors = rows[(rows["metric"] == "stderr") & ~rows["method"].isin(BIASED)]
+    if errors.empty:
+        return errors
     last = errors.loc[errors.groupby(["task", "method", "repetition"])["look"].idxmax()]
     need = last.assign(need=last["value"] ** 2 * last["evaluations"]).groupby(["task", "method"])["need"].median()
     by_method = need.unstack("task")
@@ -198,6 +209,8 @@ def _errors_table(rows: pd.DataFrame) -> str:
         return ""
     tasks = list(dict.fromkeys(errors["task"]))
     of_estimators = errors[errors["method"] != REFERENCE]
+    if of_estimators.empty:
+        return ""
     last = of_estimators.loc[of_estimators.groupby(["task", "method", "repetition"])["look"].idxmax()]
     medians = last.groupby(["task", "method"])[["value", "evaluations", "seconds"]].median()
     cells = []

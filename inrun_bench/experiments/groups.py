@@ -183,7 +183,11 @@ def draw(rows: pd.DataFrame) -> Figure:
         ax.set_xticks(range(len(truth)), truth["name"], rotation=35 if long else 0, ha="right" if long else "center")
         if number % TASKS_A_ROW == 0:
             ax.set_ylabel("value of a group (nats)")
-    legend(figure, methods, [Line2D([], [], color="black", linewidth=1, label="exact")])
+    extra = [
+        Line2D([], [], color="black", linewidth=1, label="exact"),
+        Line2D([], [], marker="o", fillstyle="none", linestyle="none", color="0.4", label="hollow: further off"),
+    ]
+    legend(figure, methods, extra)
     return figure
 
 

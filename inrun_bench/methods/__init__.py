@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from baselines import Valuation
-from baselines.convergence import StoppingRule
-from inrun_bench.methods.method import OPTIONS, Method
+from baselines.grouped import numbered_groups
+from inrun_bench.methods.method import Method
 from inrun_bench.runs.unit import REFERENCE
 from tasks import Task
 from tasks.registry import Registry
@@ -59,16 +58,15 @@ def method_names(*, taking: str | None = None) -> tuple[str, ...]:
     return tuple(name for name in METHODS if taking in method_of(name).options)
 
 
-def valued(
-    name: str,
-    task: Task,
-    seed: np.random.SeedSequence,
-    *,
-    groups: NDArray[np.int64] | None = None,
-    budget: int | None = None,
-    stop: StoppingRule | None = None,
-) -> Valuation:
-    """Return what the method makes of the task; see :meth:`Method.__call__`.
+def valued(name: str, task: Task, seed: np.random.SeedSequence, **options: Any) -> Valuation:
+    """Return what the method makes of the task.
+
+    Parameters
+    ----------
+    name : str
+        Of the method.
+    task, seed, options
+        As for :meth:`Method.__call__`.
 
     Raises
     ------
@@ -81,17 +79,19 @@ def valued(
         Whatever the method raises; a note tells the method and the task.
     """
     method = method_of(name)
-    given = {"groups": groups, "budget": budget, "stop": stop}
-    for option in OPTIONS:
-        if given[option] is not None and option not in method.options:
+    options = {option: given for option, given in options.items() if given is not None}
+    for option in options:
+        if option not in method.options:
             those = ", ".join(method_names(taking=option))
             raise ValueError(f"method {name!r} takes no {option}; methods that do: {those}")
+    groups = options.get("groups")
+    n_groups = None if groups is None else int(numbered_groups(groups, task.n_train).max()) + 1
     try:
-        answer = method(task, seed, groups=groups, budget=budget, stop=stop)
+        answer = method(task, seed, **options)
     except Exception as error:
         error.add_note(f"in method {name!r}, called as method(task, seed) with task {task.name!r}, seed {task.seed}")
         raise
-    return _checked(name, answer, task, None if groups is None else int(np.max(groups)) + 1)
+    return _checked(name, answer, task, n_groups)
 
 
 def _checked(name: str, answer: object, task: Task, n_groups: int | None) -> Valuation:
@@ -113,7 +113,7 @@ def _checked(name: str, answer: object, task: Task, n_groups: int | None) -> Val
             f", and there are as many samples in its {' and its '.join(same)} set" if same else ""
         )
     elif wrong_values.size:
-        shown = ", ".join(f"{answer.values[i]} of sample {i}" for i in wrong_values[:_SHOWN])
+        shown = ", ".join(f"{answer.values[i]} of {players.split()[-1][:-1]} {i}" for i in wrong_values[:_SHOWN])
         more = ", ..." if len(wrong_values) > _SHOWN else ""
         advice = f"{shown}{more}; give these a value, or raise an error that says why there is none"
     else:

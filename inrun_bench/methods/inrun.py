@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baselines import Valuation
-from baselines.grouped import numbered_groups
 from inrun_bench.attribution import InRunShapley
 from inrun_bench.methods.mean_over_runs import drawn_seeds, mean_over_runs, moments_of_runs
 from inrun_bench.methods.method import Method
@@ -46,7 +45,7 @@ def inrun(
 
 def _summed(values: NDArray[np.float64], groups: NDArray[np.int64] | None) -> NDArray[np.float64]:
     """Return the values of samples, or their sums by group."""
-    return values if groups is None else np.bincount(numbered_groups(groups, len(values)), values).astype(np.float64)
+    return values if groups is None else np.bincount(groups, values).astype(np.float64)
 
 
 def over_seeds(

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 from baselines import Valuation
+from baselines.arguments import whole_number
 from baselines.convergence import StoppingRule
+from baselines.grouped import numbered_groups
 from tasks import Task
 
 __all__ = ["OPTIONS", "Method"]
@@ -56,7 +58,9 @@ class Method:
     def options(self) -> frozenset[str]:
         """Those of :data:`OPTIONS` that the method takes."""
         try:
-            parameters = inspect.signature(self.run).parameters
+            own = inspect.signature(self.run, follow_wrapped=False).parameters
+            passes_on = any(each.kind is each.VAR_KEYWORD for each in own.values())
+            parameters = inspect.signature(self.run).parameters if passes_on else own
         except ValueError:  # of a function in C that does not say
             return frozenset()
         return frozenset(parameters.keys() & set(OPTIONS))
@@ -64,9 +68,9 @@ class Method:
     def __call__(
         self,
         task: Task,
-        seed: np.random.SeedSequence,
+        seed: np.random.SeedSequence | int,
         *,
-        groups: NDArray[np.int64] | None = None,
+        groups: ArrayLike | None = None,
         budget: int | None = None,
         stop: StoppingRule | None = None,
     ) -> Valuation:
@@ -76,9 +80,9 @@ class Method:
         ----------
         task : Task
             What is trained, on what.
-        seed : SeedSequence
+        seed : SeedSequence or int
             The source of chance.
-        groups : int64 [n_train], optional
+        groups : int [n_train], optional
             The group of each training sample, all of 0 .. k - 1: these are valued in their place.
         budget : int, optional
             Trainings that may be spent, in place of as many as the method takes when nobody says.
@@ -93,12 +97,20 @@ class Method:
 
         Raises
         ------
-        ValueError
-            If the method does not take what it is given.
+        ValueError, TypeError
+            If the method does not take what it is given, groups are not numbered so, `budget` is no whole number, or
+            `stop` no function.
         """
         given: dict[str, Any] = {"groups": groups, "budget": budget, "stop": stop}
         given = {option: thing for option, thing in given.items() if thing is not None}
         missing = [option for option in given if option not in self.options]
         if missing:
             raise ValueError(f"method {self.label!r} takes no {' and no '.join(missing)}")
-        return self.run(task, seed, **given)
+        if groups is not None:
+            given["groups"] = numbered_groups(groups, task.n_train)
+        if budget is not None:
+            given["budget"] = whole_number("budget", budget)
+        if stop is not None and not callable(stop):
+            raise TypeError(f"stop must be a rule, a function of an estimate, got {type(stop).__name__}")
+        source = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
+        return self.run(task, source, **given)

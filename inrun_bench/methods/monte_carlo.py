@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +35,17 @@ TRUNCATION = 0.05  # share of v(N) - v(empty) that the rest of a permutation may
 LOOKAHEAD = 10  # a batched trainer is several times faster on 100 coalitions than on 10
 TRAININGS_A_PLAYER = 10
 
-shifted = partial(permutation_shapley, antithetic=True, shifts=SHIFTS)
 truncated = partial(tmc_shapley, tolerance=TRUNCATION, lookahead=LOOKAHEAD)
+
+
+def shifted(game: Game, n_permutations: int | None = None, **options: Any) -> Valuation:
+    """Return an estimate from permutations, five shifts of each, and the reverses."""
+    if game.n_players < SHIFTS:
+        raise ValueError(
+            f"shifted permutations need {SHIFTS} players, samples or groups, and there are {game.n_players}"
+        )
+    return permutation_shapley(game, n_permutations, antithetic=True, shifts=SHIFTS, **options)
+
 
 GAME_ESTIMATORS: dict[str, Callable[..., Valuation]] = {
     "permutation": permutation_shapley,

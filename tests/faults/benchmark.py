@@ -463,8 +463,8 @@ FAULTS = [
     Fault(
         "a method keeps what it is asked for to itself",
         "inrun_bench/methods/method.py",
-        "        return self.run(task, seed, **given)\n",
-        "        return self.run(task, seed)\n",
+        "        return self.run(task, source, **given)\n",
+        "        return self.run(task, source)\n",
         f"{TESTS}/test_method_options.py",
     ),
     Fault(

@@ -87,7 +87,7 @@ def test_every_point_is_told_and_drawn(found):
 
 def test_tasks_without_points_and_sizes_that_are_not_there_are_refused(monkeypatch):
     plan = dataclasses.replace(PLAN, profile="standard", tasks=("mnist-cnn",))
-    with pytest.raises(ValueError, match=r"nothing to do on mnist-cnn; it needs .*; it runs on breast-cancer-logreg, "):
+    with pytest.raises(ValueError, match=r"nothing to do on mnist-cnn; it needs .*, it runs on breast-cancer-logreg"):
         units_of("scale", scale, plan)
     monkeypatch.setitem(scale.KNOBS, "tiny-scale", scale.Knobs({"iris-logreg": ((101, 1),)}, 3, 1, 0))
     with pytest.raises(ValueError, match=r"'iris-logreg' has 100 samples to train on.*got n=101"):

@@ -227,7 +227,7 @@ class Call:
         constants: set[tuple[Any, int]] = set()
         for _ in range(ROUNDS):
             try:
-                base, changes = self._exchanged(axes, constants)
+                base, changes = self.exchanged(axes, constants)
             except Exception as error:  # whatever a model raises where it is run beside training
                 if CHANGED in str(error):
                     raise
@@ -273,7 +273,7 @@ class Call:
         if known.failure is not None or known.without_samples or not _tells(self.leaves, axes):
             return None
         try:
-            base, changes = replace(self, alone=True)._exchanged(axes, known.constants)
+            base, changes = replace(self, alone=True).exchanged(axes, known.constants)
         except Exception as error:  # whatever a model raises beside training: too little memory, for instance
             if CHANGED in str(error):
                 raise
@@ -306,7 +306,7 @@ class Call:
             table.setdefault(output.kind, []).append(axis)
         return observation
 
-    def _exchanged(
+    def exchanged(
         self, axes: dict[int, int], constants: set[tuple[Any, int]]
     ) -> tuple[_Pass, list[list[_Change]] | None]:
         """Return a pass as it is, and what each exchange changed in each output; None where it changed their forms."""
