@@ -29,6 +29,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflat
 from torch.utils.checkpoint import checkpoint
 
 from inrun_bench.attribution.capture.compiled import graphs_made
+from inrun_bench.attribution.capture.trees import modules_of, parameters_of
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("baselines", "inrun_bench", "tasks")
@@ -169,6 +170,21 @@ def test_foreach_functions_work_on_lists_element_by_element():
 def test_a_compiled_model_holds_the_model():
     model = nn.Linear(1, 1)
     assert torch.compile(model)._orig_mod is model
+
+
+@relied_on("*._modules", "*._parameters")
+def test_a_module_holds_its_parts_and_parameters_in_two_dicts():
+    """What :mod:`inrun_bench.attribution.capture.trees` walks; shared parts are met once, in torch's own order."""
+    shared = nn.Linear(2, 2)
+    model = nn.ModuleDict({"a": nn.Sequential(shared, nn.ReLU()), "b": shared, "c": nn.Bilinear(2, 2, 2)})
+    model.register_module("none", None)
+    model.c.register_parameter("nothing", None)
+    model.c.bias = model.a[0].bias
+    assert modules_of(model) == list(model.modules())
+    assert parameters_of(model) == set(model.parameters())
+    assert model.c._parameters["bias"] is shared.bias
+    model.c.bias = nn.Parameter(torch.zeros(2))
+    assert model.c._parameters["bias"] is model.c.bias
 
 
 @relied_on("*._version")

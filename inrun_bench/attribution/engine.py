@@ -19,6 +19,7 @@ from inrun_bench.attribution.batch_samples import BatchSamples, Index, Weights
 from inrun_bench.attribution.capture.batch_axis import BatchAxis, DeclaredAxes
 from inrun_bench.attribution.capture.capture import Capture
 from inrun_bench.attribution.capture.saved_tensors import in_backward_pass
+from inrun_bench.attribution.capture.trees import parameters_of
 from inrun_bench.attribution.directions import Factors
 from inrun_bench.attribution.gradient_scaling import Watcher, copies, dense
 from inrun_bench.attribution.layer_terms import Term
@@ -515,7 +516,7 @@ class InRunShapley:
         self._losses = {name: self._new_loss(closure) for name, closure in (self._validation or {}).items()}
 
     def _trained(self) -> set[nn.Parameter]:
-        return {p for p in self._model.parameters() if p.requires_grad}
+        return {p for p in parameters_of(self._model) if p.requires_grad}
 
     def _follow_frozen_and_unfrozen(self) -> None:
         """Watch anew where parameters were frozen or unfrozen since the last step."""
@@ -555,7 +556,7 @@ class InRunShapley:
 
     def _new_loss(self, closure: Closure) -> ValidationLoss:
         trained = self._capture.parameters
-        others = set(self._model.parameters()) - set(trained.values())
+        others = parameters_of(self._model) - set(trained.values())
         return ValidationLoss(closure, trained, others, self._capture.factors.collecting, self._capture.as_called_last)
 
 

@@ -157,7 +157,7 @@ class LayerSite:
             elif any(direction is not None for direction in q):
                 dense = [None if direction is None else multiplied_out(direction) for direction in q]
                 scores.append(rule.score(self.layer, a, b, dense, self.kernels))
-        total: Tensor = sum(scores[1:], start=scores[0]) if scores else b.new_zeros(len(b))
+        total: Tensor = sum(scores[1:], start=scores[0]) if scores else b.new_zeros(b.shape[0])
         return total
 
 
@@ -199,7 +199,7 @@ class LayerTerm:
         if self.b.dtype == torch.float16:  # a probe's numbers may be too small for it
             return self.rounded(torch.float32).score(probe)
         scores = self.site.score(self.a, self.b, probe)
-        return scores if len(scores) == self.micro_batch.size else scores.reshape(self.micro_batch.size, -1).sum(1)
+        return scores if scores.shape[0] == self.micro_batch.size else scores.reshape(self.micro_batch.size, -1).sum(1)
 
     def rounded(self, dtype: torch.dtype) -> LayerTerm:
         """Return the term with its floating-point tensors in another precision."""

@@ -15,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from inrun_bench.attribution.products.backend import Backend
 from inrun_bench.attribution.transfer import Numbers
 from inrun_bench.attribution.updates import Update, check_optimizer, is_linear, read_update
-from inrun_bench.attribution.weights import differ, traits
+from inrun_bench.attribution.weights import compared, differ, traits
 
 __all__ = ["Optimizers", "closure_evaluated"]
 
@@ -177,12 +177,12 @@ class AsRead:
         if changed or _settings(member) != self._settings[id(member)]:
             raise _refused(number, f"of parameter {changed[0]!r}" if changed else "settings of an optimiser")
 
-        def check(others: NDArray[np.float64]) -> None:
-            if others.any():
+        def check(numbers: NDArray[np.float64]) -> None:
+            if differ(numbers).any():
                 raise _refused(number, f"of one of the parameters {', '.join(map(repr, list(held)[:2]))}, ...")
 
         if held:
-            checks.expect(differ(traits(_numbers(held))[0], *self._traits[id(member)]), check)
+            checks.expect(compared(traits(_numbers(held)), self._traits[id(member)]), check)
 
 
 def _refused(number: int, what: str) -> RuntimeError:

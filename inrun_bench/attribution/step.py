@@ -80,11 +80,14 @@ class StepReceived:
     void: Tensor | None
     update: Update
 
-    def factor(self, device: torch.device) -> Tensor:
-        """Return what scores of the accumulated gradient are multiplied with to be scores of the one received."""
-        product = torch.ones((), dtype=torch.float64, device=device)
+    def factor(self, device: torch.device) -> float | Tensor:
+        """Return what scores of the accumulated gradient are multiplied with to be scores of the one received.
+
+        A float64 scalar on the device, or a number where it is one.
+        """
+        product: float | Tensor = 1.0
         for factor in (self.changes.factor, self.unscaled):
-            product = product * (factor.to(device) if isinstance(factor, Tensor) else factor)
+            product = product * (factor.to(device, torch.float64) if isinstance(factor, Tensor) else factor)
         return product
 
 

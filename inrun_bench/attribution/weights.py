@@ -4,38 +4,46 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Collection, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, NoReturn, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from inrun_bench.attribution.precision import norms, own_precision
 from inrun_bench.attribution.transfer import Numbers, gathered
 
-__all__ = ["Place", "SeenWeights", "differ", "traits"]
+__all__ = ["Place", "SeenWeights", "Traits", "compared", "differ", "traits"]
 
-SMALL = 2**14
+SMALL = 2**15
 """Numbers that are copied in less time than it takes to ask for their sum."""
+
+ROUNDING = 8
+"""What may be made of a sum by rounding, in units of the precision of its terms and of their norm."""
 
 Place: TypeAlias = list[tuple[int, int]]
 """What tells weights from what they were: address and version of each."""
 
 
 class SeenWeights:
-    """The weights of a model, and numbers that tell whether they are what they were.
+    """The weights of a model, and what tells whether they are what they were.
 
     Parameters
     ----------
     trained : sequence of Parameter
         Those that optimisers move.
-    parameters : collection of Parameter
-        All of the model's.
+    parameters : mapping of Parameter to str
+        All of the model's, and their names.
     """
 
-    def __init__(self, trained: Sequence[nn.Parameter], parameters: Collection[nn.Parameter]) -> None:
+    def __init__(self, trained: Sequence[nn.Parameter], parameters: Mapping[nn.Parameter, str]) -> None:
         self._trained, self._parameters = trained, parameters
-        self._traits: tuple[Tensor, Tensor] | None = None
+        self._small = [p for p in trained if _is_small(p)]
+        self._large = [p for p in trained if not _is_small(p)]
+        self._bytes: dict[nn.Parameter, tuple[int, NDArray[np.uint8]]] = {}  # of small ones, in their own memory
+        self._noted: tuple[list[bytes], Traits | None] | None = None
         self._noted_at: Place = []
 
     @property
@@ -50,79 +58,118 @@ class SeenWeights:
 
     def note(self) -> None:
         """Note what the weights are."""
-        self._traits, self._noted_at = traits(self.present), self.place
+        self._noted, self._noted_at = self._now(), self.place
 
     def note_if_moved(self) -> None:
         """Note what they are if they are not those that were noted last, as far as versions tell."""
-        if self._traits is None or self.place != self._noted_at:
+        if self._noted is None or self.place != self._noted_at:
             self.note()
 
     def expect_as_noted(self, checks: Numbers, number: int) -> None:
         """Have weights refused that have changed since, behind torch's version counters."""
 
-        def refuse(changed: Any) -> None:
-            if changed:
-                raise RuntimeError(
-                    f"step {number}: weights were changed through .data since the optimiser's last step, which torch "
-                    "does not count, so that the validation loss and its gradient are not theirs; change them in place "
-                    "under torch.no_grad()"
-                )
+        def refuse(whose: str = "") -> NoReturn:
+            raise RuntimeError(
+                f"step {number}: weights were changed through .data{whose} since the optimiser's last step, which "
+                "torch does not count, so that the validation loss and its gradient are not theirs; change them in "
+                "place under torch.no_grad()"
+            )
 
-        assert self._traits is not None
-        now, _ = traits(self.present)
-        checks.expect(differ(now, *self._traits).any(), refuse)
+        def check(numbers: NDArray[np.float64]) -> None:
+            if differ(numbers).any():
+                refuse()
+
+        assert self._noted is not None
+        (small, large), (noted, traits_noted) = self._now(), self._noted
+        if small != noted:
+            changed = next(p for p, x, y in zip(self._small, small, noted, strict=True) if x != y)
+            refuse(f" ({self._parameters[changed]!r})")
+        if large is not None and traits_noted is not None:
+            checks.expect(compared(large, traits_noted), check)
+
+    def _now(self) -> tuple[list[bytes], Traits | None]:
+        with torch.no_grad():
+            return [self._bytes_of(p) for p in self._small], traits(self._large) if self._large else None
+
+    def _bytes_of(self, p: nn.Parameter) -> bytes:
+        place, held = self._bytes.get(p, (None, None))
+        if held is None or place != p.data_ptr():
+            held = p.detach().reshape(-1).view(torch.uint8).numpy()
+            if p.is_contiguous():  # else they are a copy
+                self._bytes[p] = p.data_ptr(), held
+        return held.tobytes()
 
 
-def traits(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return numbers that hardly any other tensors have, and what rounding may make of each, both float64 [parts, k].
+def _is_small(p: Tensor) -> bool:
+    return p.device.type == "cpu" and p.numel() <= SMALL
 
-    On a processor, k = 1, and small tensors are one part; on a GPU, k = 3, and each tensor is one.
+
+class Traits(NamedTuple):
+    """Numbers that hardly any other tensors have, and what rounding may make of each, both float64 [tensors, k].
+
+    On a processor, k = 1; on a GPU, k = 3.
     """
-    flat = [x.reshape(-1) for x in tensors]
-    return (_weighted_sums if all(x.device.type == "cpu" for x in flat) else _norms_and_largest)(flat)
+
+    numbers: Tensor
+    rounding: Tensor
 
 
-def differ(now: Tensor, noted: Tensor, rounding: Tensor) -> Tensor:
-    """Return bool [parts]: whose :func:`traits` are others than was noted, rounding apart."""
-    if now.shape != noted.shape:
-        return now.new_ones(1, dtype=torch.bool)
-    alike = ((now - noted).abs() <= rounding) | (now.isnan() & noted.isnan())
-    return ~alike.all(1)
+def traits(tensors: Sequence[Tensor]) -> Traits:
+    """Return what tells tensors from others."""
+    return (_weighted_sums if all(x.device.type == "cpu" for x in tensors) else _norms_and_largest)(tensors)
 
 
-def _norms_and_largest(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def compared(now: Traits, noted: Traits) -> Tensor:
+    """Return what :func:`differ` asks for, float64 [3, tensors, k]."""
+    if now.numbers.shape != noted.numbers.shape:
+        return torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64).view(3, 1, 1)
+    return torch.stack([now.numbers, noted.numbers, noted.rounding])
+
+
+def differ(numbers: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return bool [tensors]: whose traits are others than was noted, rounding apart."""
+    now, noted, rounding = numbers
+    with np.errstate(invalid="ignore"):
+        alike = (np.abs(now - noted) <= rounding) | (np.isnan(now) & np.isnan(noted))
+    others: NDArray[np.bool_] = ~alike.all(1)
+    return others
+
+
+def _norms_and_largest(tensors: Sequence[Tensor]) -> Traits:
     """Return norms of two parts of each tensor and its largest number: few launches, for a GPU."""
-    filled = [x if x.numel() else x.new_zeros(1) for x in tensors]
+    filled = [x.reshape(-1) if x.numel() else x.new_zeros(1) for x in tensors]
     cuts = [max(len(x) // 3, 1) for x in filled]
     first = norms([x[:cut] for x, cut in zip(filled, cuts, strict=True)])
     rest = norms([x[cut:] for x, cut in zip(filled, cuts, strict=True)])
     numbers = torch.stack([first, rest, gathered(torch._foreach_max(filled)).to(first)], 1)
-    return numbers.double(), _rounding(numbers.abs())
+    return Traits(numbers.double(), ROUNDING * torch.finfo(numbers.dtype).eps * numbers.abs().double())
 
 
-def _weighted_sums(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _weighted_sums(tensors: Sequence[Tensor]) -> Traits:
     """Return sums in which every number has a factor of its own: one pass, for a processor."""
-    parts = [x if x.dtype == torch.float64 else x.float() for x in tensors if len(x) > SMALL]
-    small = [x.double() for x in tensors if len(x) <= SMALL]  # no change of one is lost in the rounding of others
-    parts += [torch.cat(small).nan_to_num_(1, 2, 3)] if small else []  # else nothing is told beside them
     with own_precision(torch.device("cpu")):
-        pairs = [_weighted_sum(x) for x in parts]
-    return gathered([total for total, _ in pairs])[:, None], gathered([rounding for _, rounding in pairs])[:, None]
+        kinds = [torch.float64 if x.dtype == torch.float64 else torch.float32 for x in tensors]
+        rows = [_summed_by_row(x.to(kind)).double() for x, kind in zip(tensors, kinds, strict=True)]
+        rows = [x.nan_to_num_(1, 2, 3) for x in rows]  # else nothing is told beside them
+        numbers = gathered([torch.dot(x, _factors(len(x), torch.float64)) for x in rows]).double()
+        share = torch.tensor([ROUNDING * torch.finfo(kind).eps for kind in kinds], dtype=torch.float64)
+        return Traits(numbers[:, None], (share * norms(rows).double())[:, None])
 
 
-def _weighted_sum(w: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``a' W b``, for weights [n] folded to a square W, and fixed random a and b, and what rounding makes."""
-    side = math.isqrt(len(w))
-    factors = _factors(2 ** (3 * side).bit_length(), w.dtype)
-    folded = torch.mv(w[: side * side].view(side, side), factors[:side])
-    along = torch.cat([folded, w[side * side :]])
-    return torch.dot(along, factors[: len(along)]).double(), _rounding(torch.linalg.vector_norm(along))
+def _summed_by_row(w: Tensor) -> Tensor:
+    """Return sums of rows of weights, each number times that of its column; a copy."""
+    side = math.isqrt(w.numel()) if w.dim() < 2 else max(w.shape[1:].numel(), 1)
+    factors = _factors(side, w.dtype)
+    if w.dim() > 1:
+        return torch.mv(w.reshape(-1, side), factors)
+    w = w.reshape(-1)
+    return torch.cat([torch.mv(w[: side * side].view(side, side), factors), w[side * side :]])
 
 
-def _rounding(size: Tensor) -> Tensor:
-    return 8 * torch.finfo(size.dtype).eps * size.double()
+def _factors(count: int, dtype: torch.dtype) -> Tensor:
+    return _many_factors(2 ** count.bit_length(), dtype)[:count]
 
 
 @functools.cache
-def _factors(count: int, dtype: torch.dtype) -> Tensor:
+def _many_factors(count: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(count, dtype=dtype, device="cpu", generator=torch.Generator("cpu").manual_seed(0))

@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from inrun_bench import InRunShapley
+from inrun_bench.attribution import weights
+from inrun_bench.attribution.transfer import Numbers
 from tests.attribution.brute_force import relative_error
 from tests.attribution.problem import N, perceptron, problem
 
@@ -669,11 +671,14 @@ def test_a_buffer_that_is_filled_anew_before_the_step_is_refused_where_it_is_nee
     assert len(engine.ledger.steps) == begin + (late == "split")
 
 
+@pytest.mark.parametrize("size", ["small", "large"])
 @pytest.mark.parametrize("where", ["between steps", "in the block"])
 @pytest.mark.parametrize("order", ["first", "integrated"])
 @pytest.mark.parametrize("begin", [1, 5])
 @pytest.mark.parametrize("change", BEHIND)
-def test_weights_that_are_changed_behind_version_counters_are_refused(change, begin, order, where):
+def test_weights_that_are_changed_behind_version_counters_are_refused(change, begin, order, where, size, monkeypatch):
+    if size == "large":
+        monkeypatch.setattr(weights, "SMALL", 0)
     p = problem()
     engine = p.engine(order)
     p.train(engine, begin)
@@ -686,6 +691,24 @@ def test_weights_that_are_changed_behind_version_counters_are_refused(change, be
             p.take_step()
         _ = engine.ledger
     assert len(engine.ledger.steps) == begin
+
+
+@pytest.mark.parametrize("layout", ["transposed", "channels last", "bfloat16", "no axes"])
+def test_weights_of_any_layout_that_are_changed_behind_version_counters_are_refused(layout):
+    made = {
+        "transposed": lambda: torch.randn(3, 4).t(),
+        "channels last": lambda: torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "bfloat16": lambda: torch.randn(5, dtype=torch.bfloat16),
+        "no axes": lambda: torch.randn(()),
+    }
+    w = nn.Parameter(made[layout]())
+    seen = weights.SeenWeights([w], {w: "w"})
+    for change in (lambda: None, lambda: w.data.view(-1)[-1:].neg_() if w.is_contiguous() else w.data[-1, -1].neg_()):
+        seen.note_if_moved()
+        seen.expect_as_noted(Numbers(), 0)
+        change()
+    with pytest.raises(RuntimeError, match=r"through \.data \('w'\)"):
+        seen.expect_as_noted(Numbers(), 0)
 
 
 @pytest.mark.filterwarnings("ignore:weights were changed by something else")

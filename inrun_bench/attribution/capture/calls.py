@@ -8,12 +8,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 
 from inrun_bench.attribution.capture.batch_axis import BatchAxis, DeclaredAxes, Unclear
 from inrun_bench.attribution.capture.compiled import announce, expect, graphs_made
@@ -24,6 +23,7 @@ from inrun_bench.attribution.capture.operation_count import OperationCount
 from inrun_bench.attribution.capture.operations import FollowedOperations
 from inrun_bench.attribution.capture.recorder import OperationKey, tensors_in
 from inrun_bench.attribution.capture.saved_tensors import in_backward_pass
+from inrun_bench.attribution.capture.trees import flattened, leaves_of, modules_of
 from inrun_bench.attribution.layer_terms import LayerSite, MicroBatch
 from inrun_bench.attribution.random_state import GENERATORS, RandomState
 
@@ -84,6 +84,7 @@ class ObservedCalls:
         # what a part of the model was called on, and with which samples, while it is new
         self._first_numbers: dict[_Form, tuple[MicroBatch | None, list[Tensor]]] = {}
         self._links = Links()
+        self._observed_modules: dict[nn.Module, bool] = {}
         self._modes: list[tuple[nn.Module, bool]] = []  # of all modules, when one was called last, and nobody watched
         self._number = announce(self)
         self._outermost: nn.Module | None = None
@@ -208,12 +209,12 @@ class ObservedCalls:
     def _enter(self, module: nn.Module, compiled: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():
             if module is self._model and self.micro_batch is not None and self.micro_batch.size > 1:
-                leaves = tree_flatten((args, kwargs))[0]
+                leaves = leaves_of(args, kwargs)
                 expect(self._number, "expect_known", *[None if isinstance(leaf, Tensor) else leaf for leaf in leaves])
             return
         self._operations.enter_module(module)
         if self.micro_batch is None and self._operations.depth == 1 and not in_backward_pass():
-            self._modes = [(each, each.training) for each in self._model.modules()]
+            self._modes = [(each, each.training) for each in modules_of(self._model)]
         if self.micro_batch is None or self._outermost is not None or self.looking_back:
             return
         if in_backward_pass():  # what a checkpoint computes anew is known
@@ -242,7 +243,7 @@ class ObservedCalls:
             self._waiting.append(self._observation)
         linked = self._linked(module)
         if linked is not None:
-            inputs = _numbered((args, kwargs), linked.arguments)
+            inputs = _numbered(leaves_of(args, kwargs), linked.arguments)
             with self._operations.paused():
                 self._links.enter(self._form, partial(self._name_of, module), inputs, self.micro_batch.size)
         self._calls.clear()
@@ -255,13 +256,13 @@ class ObservedCalls:
 
         What a checkpoint computes anew would be another function in another mode.
         """
-        present = [(module, module.training) for module in self._model.modules()]
+        others = [(module, module.training) for module, training in self._modes if module.training != training]
+        for module, training in others:
+            module.training = not training
         try:
-            for module, training in self._modes:
-                module.training = training
             yield
         finally:
-            for module, training in present:
+            for module, training in others:
                 module.training = training
 
     def expect_known(self, *leaves: Any) -> None:
@@ -303,8 +304,8 @@ class ObservedCalls:
     ) -> Observation | None:
         if size == 1 or self._declared.everywhere != "observed":
             return None
-        leaves, spec = tree_flatten((args, kwargs))
-        arguments = (str(spec), *map(_form, leaves))
+        leaves, tree = flattened(args, kwargs)
+        arguments = (tree, *map(_form, leaves))
         axes = tuple(_axes_of_length(leaf, size) for leaf in leaves)
         self._form = form = _Form(module, arguments, axes, _settings(module))
         self._called.add(form)
@@ -323,9 +324,9 @@ class ObservedCalls:
             self._going = _Going(form, args, kwargs, size, state, new=known is None)
         if known is not None:
             if torch.is_grad_enabled():
-                self._look_again(form, self._call_of(module, args, kwargs, size), known)
+                self._look_again(form, args, kwargs, size, known)
             return known
-        held = (each for part in self._model.modules() for each in vars(part).values())
+        held = (each for part in modules_of(self._model) for each in vars(part).values())
         self._generators = [each for each in held if isinstance(each, GENERATORS)]
         with self._operations.paused():
             observation = self._call_of(module, args, kwargs, size).observe()
@@ -339,13 +340,16 @@ class ObservedCalls:
     def _call_of(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], size: int) -> Call:
         return Call.of(module, args, kwargs, size, self._layers, self._parameters)
 
-    def _look_again(self, form: _Form, call: Call, known: Observation) -> None:
+    def _look_again(
+        self, form: _Form, args: tuple[Any, ...], kwargs: dict[str, Any], size: int, known: Observation
+    ) -> None:
         """Refuse a call that contradicts what is known of it, and what was counted before, too."""
         key = form if form in self._observations else form.bare
         self._times[key] += 1
         times = self._times[key] + 1  # the first was observed
         if not is_looked_at_again(times):
             return
+        call = self._call_of(form.module, args, kwargs, size)
         believed = [name for name in self._layers.values() if self._declared.of(name) != "observed"]
         with self._operations.paused():
             reason = call.contradiction(known, believed)
@@ -368,8 +372,14 @@ class ObservedCalls:
         known = self._observation
         if known is None or known.without_samples or self._in_graph or not torch.is_grad_enabled():
             return None
-        layers = [self._layers[each] for each in module.modules() if each in self._layers]
-        return None if all(self._declared.of(name) != "observed" for name in layers) else known
+        return known if self._is_observed(module) else None
+
+    def _is_observed(self, module: nn.Module) -> bool:
+        """Whether a module holds layers of which nobody has said where their samples are."""
+        if module not in self._observed_modules:
+            layers = [self._layers[each] for each in modules_of(module) if each in self._layers]
+            self._observed_modules[module] = any(self._declared.of(name) == "observed" for name in layers)
+        return self._observed_modules[module]
 
     def _name_of(self, module: nn.Module) -> str:
         name = next(name for name, each in self._model.named_modules() if each is module)
@@ -387,7 +397,9 @@ class ObservedCalls:
         """Observe a call that ends if it went another way than any before, and refuse it where that is not the same."""
         known, counted = self._observation, self.count.counted
         form = going.form if going.form in self._observations else going.form.bare
-        ways = self._ways.setdefault(form, self._ways_whatever_the_settings(form))
+        ways = self._ways.get(form)
+        if ways is None:
+            ways = self._ways[form] = self._ways_whatever_the_settings(form)
         made = graphs_made() != self._graphs  # and with them, operations
         if known is None or (counted in ways and not made):
             return
@@ -476,6 +488,13 @@ class _Form:
     axes: tuple[frozenset[int], ...]
     settings: tuple[Any, ...]
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.module, self.arguments, self.axes, self.settings))
+
     @property
     def but_for_tensors(self) -> list[Any]:
         """What is known of arguments that are no tensors."""
@@ -493,9 +512,8 @@ class _Form:
         return alike and all(theirs <= own for own, theirs in zip(self.axes, other.axes, strict=True))
 
 
-def _numbered(tree: Any, axes: Mapping[int, BatchAxis]) -> list[Numbered]:
-    """Return the differentiated tensors of a tree that hold samples; `axes` by their place."""
-    leaves = tree_flatten(tree)[0]
+def _numbered(leaves: list[Any], axes: Mapping[int, BatchAxis]) -> list[Numbered]:
+    """Return the differentiated tensors among leaves that hold samples; `axes` by their place."""
     return [
         Numbered(leaves[slot], axis)
         for slot, axis in axes.items()
@@ -566,7 +584,7 @@ def _form(leaf: Any) -> Any:
 
 def _settings(module: nn.Module) -> tuple[Any, ...]:
     """Return what the code of a module may ask for its way: the switches of all its parts, ``training`` among them."""
-    return tuple(_switches(each) for each in module.modules())
+    return tuple(_switches(each) for each in modules_of(module))
 
 
 def _switches(thing: Any) -> tuple[Any, ...]:

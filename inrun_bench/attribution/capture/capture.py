@@ -82,7 +82,7 @@ class Capture:
             sites, self._looking_away, self._calls, self._fused, self._operations, self.factors
         )
         self._owners = [
-            (module, attribute, name, p, p.device)
+            (module._parameters, attribute, name, p, p.device)
             for name, p in self.parameters.items()
             for module in model.modules()
             for attribute, own in module.named_parameters(recurse=False)
@@ -170,8 +170,8 @@ class Capture:
 
     def check_parameters(self) -> None:
         """Refuse to go on with parameters that are no longer those that the engine was made for."""
-        for module, attribute, name, parameter, device in self._owners:
-            if getattr(module, attribute, None) is not parameter:
+        for held, attribute, name, parameter, device in self._owners:
+            if held.get(attribute) is not parameter:
                 raise RuntimeError(
                     f"parameter {name!r} was replaced since InRunShapley was made; "
                     "make a new engine, or change the weights in place"

@@ -108,7 +108,7 @@ class FusedLayers:
         """Run a layer, with a backward pass that scores its samples if that is the fastest rule."""
         layer: Any = site.layer
         micro_batch, probes, how = self.micro_batch, self._probes, self._how[site.name]
-        if micro_batch is None or probes is None or len(a) != micro_batch.size or not torch.is_grad_enabled():
+        if micro_batch is None or probes is None or a.shape[0] != micro_batch.size or not torch.is_grad_enabled():
             return plain_forward(layer, a)
         if not torch.compiler.is_compiling() and site.frozen is not False:
             return plain_forward(layer, a)

@@ -32,6 +32,7 @@ from inrun_bench.attribution.capture.observation import Seen
 from inrun_bench.attribution.capture.operation_terms import Operation, OperationTerm
 from inrun_bench.attribution.capture.operations import FollowedOperations
 from inrun_bench.attribution.capture.saved_tensors import in_backward_pass, save
+from inrun_bench.attribution.capture.trees import tensors_of
 from inrun_bench.attribution.families import find_rules
 from inrun_bench.attribution.layer_terms import LayerSite, LayerTerm, MicroBatch, Term
 from inrun_bench.attribution.products.backend import Backend
@@ -113,7 +114,7 @@ class WatchedLayers:
         if self.micro_batch is not None and torch.is_grad_enabled():
             with torch._C.DisableTorchFunction():  # what is asked of tensors here is no operation of the model's
                 replayed = site.replays or seen is None or self._operations.takes_part(args, kwargs)
-                state = RandomState.now(_tensors((args, kwargs))) if replayed else None
+                state = RandomState.now(tensors_of(args, kwargs)) if replayed else None
         self._calls.count.pause()
         self._entered.append((site, seen, state))
         self._fused.entered.append(seen)
@@ -172,8 +173,8 @@ class WatchedLayers:
         _check_size(site, seen, first, self.micro_batch.size)
         operation = self._operations.through(site.layer, args, kwargs, state)
         if operation is not None or not (scored or frozen):
-            call = _WatchedCall(site, self.micro_batch, args, kwargs, seen, state, operation, scored or frozen)
-            hook = call.hook(self._receive, self._operations.apart)
+            call = _WatchedCall(site, self.micro_batch, seen, state, operation, scored or frozen)
+            hook = call.hook(args, kwargs, self._receive, self._operations.apart)
             base = first._base  # through which a view may be written into
             whole = base is not None and base.requires_grad and base.numel() == first.numel()
             hook_on_value(first, hook) if whole else first.register_hook(hook)
@@ -230,30 +231,33 @@ class _WatchedCall:
 
     site: LayerSite
     micro_batch: MicroBatch
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
     axis: int | Literal["folded"]
     state: RandomState | None
     operation: Operation | None
     scored: bool
 
-    def hook(self, receive: Callable[[Term], None], apart: Callable[[Tensor], Tensor]) -> Callable[[Tensor], None]:
+    def hook(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        receive: Callable[[Term], None],
+        apart: Callable[[Tensor], Tensor],
+    ) -> Callable[[Tensor], None]:
         """Let autograd keep the arguments, and return the hook that makes terms of them when b comes."""
-        leaves, rebuilt = _flattened(self.args, self.kwargs)
+        leaves, rebuilt = _flattened(args, kwargs)
         known_by_chain = self.operation.sources if self.operation is not None and self.scored else ()
         slots = [slot for slot, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and slot not in known_by_chain]
         saved = save([apart(leaves[slot]) for slot in slots], self.site.where)
         leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         anew = in_backward_pass()
-        call = replace(self, args=(), kwargs={})
 
         def backward(b: Tensor) -> None:
             if anew:
-                call.micro_batch.computed_anew()
+                self.micro_batch.computed_anew()
             known = list(leaves)
             for slot, tensor in zip(slots, saved(), strict=True):
                 known[slot] = tensor
-            for term in call.terms(known, rebuilt, b.detach()):
+            for term in self.terms(known, rebuilt, b.detach()):
                 receive(term)
 
         return backward
@@ -296,10 +300,6 @@ def _flattened(
         return list(args), lambda leaves: (tuple(leaves), {})
     leaves, spec = tree_flatten((args, kwargs))
     return leaves, lambda leaves: tree_unflatten(leaves, spec)
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
 
 
 def find_sites(model: nn.Module, key_of: Mapping[nn.Parameter, str], kernels: Backend) -> list[LayerSite]:

@@ -32,7 +32,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from inrun_bench.attribution.capture.batch_axis import BatchAxis, Unclear, candidates
 from inrun_bench.attribution.capture.followed_tensors import FollowedTensors
@@ -48,6 +48,7 @@ from inrun_bench.attribution.capture.operation_terms import (
 )
 from inrun_bench.attribution.capture.recorder import OperationKey, key_of_operation
 from inrun_bench.attribution.capture.saved_tensors import hold, hooks_on_saved_tensors, in_backward_pass, save
+from inrun_bench.attribution.capture.trees import leaves_of
 from inrun_bench.attribution.layer_terms import MicroBatch
 from inrun_bench.attribution.precision import Autocast
 from inrun_bench.attribution.random_state import RandomState
@@ -226,7 +227,7 @@ class FollowedOperations:
         """Whether anything that is followed is among the arguments of a layer that is entered."""
         if self._mode is None or self.inside:
             return False
-        return bool(self._mode.followed.sources_of(_leaves_of(args, kwargs)))
+        return bool(self._mode.followed.sources_of(leaves_of(args, kwargs)))
 
     def derive(
         self,
@@ -375,7 +376,7 @@ class _Mode(TorchFunctionMode):
         if torch.compiler.is_compiling():
             return func(*args, **kwargs)
         if func in BACKWARD:  # which torch runs without this mode
-            self.followed.sources_of(_leaves_of(args, kwargs))
+            self.followed.sources_of(leaves_of(args, kwargs))
             self._operations.suspended = True
             try:
                 return func(*args, **kwargs)
@@ -383,7 +384,7 @@ class _Mode(TorchFunctionMode):
                 self._operations.suspended = False
         if self._operations.micro_batch is None or self._operations.inside or not torch.is_grad_enabled():
             return func(*args, **kwargs)
-        if not self.followed.sources_of(_leaves_of(args, kwargs)):
+        if not self.followed.sources_of(leaves_of(args, kwargs)):
             return func(*args, **kwargs)
         leaves, spec = tree_flatten((args, kwargs))
         sources = self.followed.sources_of(leaves)
@@ -427,13 +428,6 @@ def _modes() -> Iterator[Any]:
     """Yield the modes that torch asks, the innermost first."""
     for place in range(torch._C._len_torch_function_stack() - 1, -1, -1):
         yield torch._C._get_function_stack_at(place)
-
-
-def _leaves_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """Return all arguments, in no time where they are no trees."""
-    leaves = [*args, *kwargs.values()]
-    flat = all(leaf is None or isinstance(leaf, (Tensor, bool, int, float, str)) for leaf in leaves)
-    return leaves if flat else tree_leaves(leaves)
 
 
 def _tensors(result: Any) -> list[Tensor]:

@@ -10,11 +10,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten
 
 from inrun_bench.attribution.capture.batch_axis import BatchAxis, batch_first, candidates
 from inrun_bench.attribution.capture.in_place import results_of
 from inrun_bench.attribution.capture.operation_count import OperationCount
+from inrun_bench.attribution.capture.trees import leaves_of, tensors_of
 
 __all__ = ["OperationKey", "Output", "Recorder", "key_of_operation", "tensors_in"]
 
@@ -103,8 +103,8 @@ class Recorder(TorchFunctionMode):
         def hook(_layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             self._inside -= 1
             self.count.go_on()
-            given = _tensors((args, kwargs))
-            results = _tensors(output)
+            given = tensors_of(args, kwargs)
+            results = tensors_of((output,), {})
             tainted = any(id(each) in self._samples for each in given)
             for result in results if tainted else []:
                 self.taint(result)
@@ -128,7 +128,7 @@ class Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        given = _tensors((args, kwargs))
+        given = tensors_of(args, kwargs)
         versions = [each._version for each in given]
         result = func(*args, **kwargs)
         written = [each for each, version in zip(given, versions, strict=True) if each._version != version]
@@ -198,16 +198,12 @@ def _projected(slices: Tensor) -> Tensor:
 def tensors_in(output: Any) -> list[Tensor]:
     """Return the tensors that a module returned: in trees, and in objects whose attributes they are."""
     found: list[Tensor] = []
-    waiting, met = tree_flatten(output)[0], set()
+    waiting, met = leaves_of((output,), {}), set()
     while waiting:
         leaf = waiting.pop(0)
         if isinstance(leaf, Tensor):
             found.append(leaf)
         elif id(leaf) not in met and not isinstance(leaf, (type, nn.Module)):
             met.add(id(leaf))  # objects may hold each other
-            waiting = tree_flatten(dict(getattr(leaf, "__dict__", {})))[0] + waiting
+            waiting = leaves_of((), getattr(leaf, "__dict__", {})) + waiting
     return found
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]

@@ -53,8 +53,9 @@ def bilinear_weight(layer: nn.Bilinear, a: Mapping[str, Tensor], b: Tensor, q: T
 @ghost_rule(nn.Bilinear, "bias")
 def linear_bias(layer: nn.Module, a: Tensor, b: Tensor, q: Tensor) -> Tensor:
     """Dot the output gradients, summed over positions, with the bias's probe [d_out]."""
-    summed = b.unsqueeze(1).flatten(1, -2).sum(1, dtype=torch.promote_types(b.dtype, torch.float32))
-    return summed @ q.to(summed.dtype)
+    kind = torch.promote_types(b.dtype, torch.float32)
+    summed = b.to(kind) if b.dim() == 2 else b.flatten(1, -2).sum(1, dtype=kind)
+    return summed @ q.to(kind)
 
 
 def _forward(_layer: Any, a: Tensor, weight: Tensor, bias: Tensor | None, *, transposed: bool) -> Tensor:

@@ -16,6 +16,7 @@ __all__ = ["Backend", "choose", "interpreted", "interpreter_obstacle"]
 
 Backend: TypeAlias = Literal["auto", "triton", "torch"]
 
+BACKENDS = get_args(Backend)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MISSING = "Triton is not installed (pip install triton)"
 
@@ -40,7 +41,7 @@ def choose(kernel: str, backend: Backend, *tensors: Tensor) -> Literal["triton",
     ValueError
         If `backend` is unknown, or ``"triton"`` is forced where it cannot run.
     """
-    if backend not in get_args(Backend):
+    if backend not in BACKENDS:
         raise ValueError(f"backend must be one of 'auto', 'triton', 'torch', got {backend!r}")
     if backend == "torch" or (backend == "auto" and not tensors[0].is_cuda):
         return "torch"

@@ -85,12 +85,13 @@ def project_dot(
 def project_dot_torch(x: Tensor, y: Tensor, probe: Tensor, lengths: Tensor | None) -> Tensor:
     """Return the scores [V, B] of x [B, T, depth], y [B, T, width] and probe [V, depth, width], one probe at a time."""
     exact = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
-    rows = x.new_zeros((len(probe), *x.shape[:2]), dtype=exact)  # [V, B, T]
-    for of_probe, direction in zip(rows, probe, strict=True):
-        of_probe.copy_(((x @ direction).to(exact) * y).sum(2))
-    if lengths is not None:
-        rows.masked_fill_(torch.arange(x.shape[1], device=x.device) >= lengths[:, None], 0.0)
-    return rows.sum(2)
+    scores = probe.new_empty(probe.shape[0], x.shape[0], dtype=exact)
+    padding = None if lengths is None else torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
+    for number, direction in enumerate(probe.unbind()):
+        products = (x @ direction).to(exact) * y
+        of_probe = products.sum((1, 2)) if padding is None else products.sum(2).masked_fill_(padding, 0.0).sum(1)
+        scores[number] = of_probe
+    return scores
 
 
 def _fitted(probe: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

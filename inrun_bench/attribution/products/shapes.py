@@ -11,6 +11,8 @@ __all__ = ["InputPrecision", "by_position", "check_precision", "check_sides"]
 InputPrecision: TypeAlias = Literal["ieee", "tf32", "tf32x3"]
 """How float32 numbers are multiplied: exactly, after rounding to 10 bits, or in three such products."""
 
+PRECISIONS = get_args(InputPrecision)
+
 
 def check_sides(a: Tensor, b: Tensor) -> None:
     """Raise ValueError unless a [B, ..., d_in] and b [B, ..., d_out] can be of one call of a linear map."""
@@ -23,11 +25,12 @@ def check_sides(a: Tensor, b: Tensor) -> None:
 
 def check_precision(input_precision: str) -> None:
     """Raise ValueError unless `input_precision` is a known one."""
-    if input_precision not in get_args(InputPrecision):
-        allowed = ", ".join(get_args(InputPrecision))
+    if input_precision not in PRECISIONS:
+        allowed = ", ".join(PRECISIONS)
         raise ValueError(f"input_precision must be one of {allowed}, got {input_precision!r}")
 
 
 def by_position(x: Tensor) -> Tensor:
     """Return x [B, ..., d] as [B, T, d]; one position of zeros a sample where there is none."""
-    return x.reshape(len(x), -1, x.shape[-1]) if x.numel() else x.new_zeros(len(x), 1, x.shape[-1])
+    rows, width = x.shape[0], x.shape[-1]
+    return x.reshape(rows, -1, width) if x.numel() else x.new_zeros(rows, 1, width)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,8 +19,8 @@ from inrun_bench.attribution.transfer import gathered
 __all__ = ["as_received"]
 
 
-def _refuse(number: int, infinite: NDArray[np.float64]) -> None:
-    if infinite:
+def _refuse(number: int, total: NDArray[np.float64]) -> None:
+    if not np.isfinite(total).all():
         raise FloatingPointError(
             f"step {number}: the optimiser received gradients that are not finite, and those that were accumulated are"
         )
@@ -67,22 +65,24 @@ def as_received(
     gradients = dict(zip(directions[0], received.gradients, strict=True))
     scores.expect_finite(begun.checks, total, begun.samples.of_row, begun.number)
     factor = received.factor(total.device)
-    total = total * factor
+    if isinstance(factor, Tensor) or factor != 1.0:
+        total, terms = total * factor, terms.times(factor)
+        magnitudes = {name: (magnitude * factor).abs() for name, magnitude in magnitudes.items()}
     if not received.changes.known:
         warn_of_unforeseen_change(begun.number)
         expected = gathered([gradient_dot(direction, gradients) for direction in directions]).to(total.device)
         total = total * (expected / total.sum(1))[:, None]
-    begun.checks.expect(~torch.isfinite(total).all(), partial(_refuse, begun.number))
+    begun.checks.expect(total, partial(_refuse, begun.number))
     if not received.changes.known:
         return total
     expect_sums(
         begun.checks,
-        replace(terms, sums=terms.sums * factor, magnitudes=terms.magnitudes * factor.abs()),
+        terms,
         directions,
         gradients,
         begun.number,
         but=but,
-        magnitudes={name: magnitude * factor.abs() for name, magnitude in magnitudes.items()},
+        magnitudes=magnitudes,
         unless=received.changes.uneven,
     )
     return total

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 
@@ -114,47 +115,42 @@ def expect_sums(
     unless : bool scalar Tensor, optional
         Where true, nothing is checked.
     """
-    group_of, n_groups = _groups(terms.keys, gradients)
-    left_out = {group_of[name] for name in but}
-    names = [name for name, g in gradients.items() if g is not None and group_of[name] not in left_out]
-    n_probes = len(directions)
-    received = [g for name in names if (g := gradients[name]) is not None]
-    of_probes = [[probe[name] for name in names] for probe in directions]
-    together = [terms.sums, terms.magnitudes, *_dots(of_probes, received, [magnitudes.get(name) for name in names])]
+    given = tuple([name for name, g in gradients.items() if g is not None])
+    layout = _layout(tuple(map(frozenset, terms.keys)), tuple(gradients), given, frozenset(but))
+    n_probes, n_groups = len(directions), len(layout.groups)
+    received = [g for name in layout.names if (g := gradients[name]) is not None]
+    of_probes = [[probe[name] for name in layout.names] for probe in directions]
+    dots = _dots(of_probes, received, [magnitudes.get(name) for name in layout.names])
+    together = [terms.sums, terms.magnitudes, *dots]
     flag = terms.sums.new_zeros(1) if unless is None else unless.double().reshape(1)
-    of_term = np.array([group_of[next(iter(keys))] for keys in terms.keys], dtype=int)
-    of_name = np.array([group_of[name] for name in names], dtype=int)
     precision = np.zeros(n_groups)
-    np.maximum.at(precision, of_term, terms.precision)
-    kept = np.array([group not in left_out for group in range(n_groups)], dtype=bool)
-
-    lengths = np.cumsum([len(part) for part in together[:-1]])
+    np.maximum.at(precision, layout.of_term, terms.precision)
+    split = 1 + 2 * len(layout.of_term) * n_probes
 
     def check(found: NDArray[np.float64]) -> None:
         if found[0]:
             return
-        columns = found[1:].reshape(-1, n_probes)
-        parts = np.split(columns, lengths)
-        got, size, wanted, scales = (np.zeros((n_groups, n_probes)) for _ in range(4))
-        columns_of = [(got, of_term), (size, of_term), (wanted, of_name), (scales, of_name), (size, of_name)]
-        for (into, group), values in zip(columns_of, parts, strict=True):
-            np.add.at(into, group, values)
+        of_terms, of_names = found[1:split].reshape(2, -1, n_probes), found[split:].reshape(3, -1, n_probes)
+        got, size = (_by_group(part, layout.of_term, n_groups) for part in of_terms)
+        wanted, scales, own = (_by_group(part, layout.of_name, n_groups) for part in of_names)
         eps = precision[:, None]
         share = np.sqrt(eps) / 4
-        allowed = share * scales + np.minimum(OF_ROUNDING * eps, share) * size + OF_NOTHING * eps**2 * scales.sum(0)
+        rounding = np.minimum(OF_ROUNDING * eps, share) * (size + own)
+        allowed = share * scales + rounding + OF_NOTHING * eps**2 * scales.sum(0)
         with np.errstate(invalid="ignore"):
-            wrong = (np.abs(got - wanted) > allowed) & np.isfinite(scales) & kept[:, None]
+            wrong = (np.abs(got - wanted) > allowed) & np.isfinite(scales) & layout.kept[:, None]
         if wrong.any():
             worst = np.unravel_index(np.argmax(np.where(wrong, np.abs(got - wanted), -1.0)), wrong.shape)
-            own = sorted(name for name, group in group_of.items() if group == worst[0])
-            more = f" and {len(own) - 2} more" if len(own) > 2 else ""
+            own_names = sorted(layout.groups[worst[0]])
+            more = f" and {len(own_names) - 2} more" if len(own_names) > 2 else ""
             raise ValueError(
                 f"step {number}: the samples' scores add up to {got[worst]:.6g}, but the gradient's dot product with "
-                f"the probe is {wanted[worst]:.6g}, in parameters {', '.join(map(repr, own[:2]))}{more}{WHAT_TO_DO}"
+                f"the probe is {wanted[worst]:.6g}, in parameters {', '.join(map(repr, own_names[:2]))}{more}"
+                f"{WHAT_TO_DO}"
             )
 
     device = terms.sums.device
-    numbers.expect(torch.cat([flag.to(device), *(part.to(device).flatten() for part in together)]), check)
+    numbers.expect(torch.cat([flag.to(device), *(part.to(device).reshape(-1) for part in together)]), check)
 
 
 WHAT_TO_DO = (
@@ -263,7 +259,8 @@ def warn_of_unforeseen_change(number: int) -> None:
 
 
 def _dot(q: Tensor, g: Tensor) -> Tensor:
-    return torch.dot(q.flatten(), g.flatten().to(q.dtype))
+    g = g if g.dtype == q.dtype else g.to(q.dtype)
+    return torch.dot(q, g) if q.dim() == 1 else torch.dot(q.reshape(-1), g.reshape(-1))
 
 
 def _dots(
@@ -288,20 +285,57 @@ def _dots(
     return torch.stack(dots, 1), torch.stack(at_most, 1), torch.stack(terms, 1)
 
 
-def _groups(terms: Sequence[set[str]], names: Collection[str]) -> tuple[dict[str, int], int]:
-    """Number parameters so that those of one term have one number, and return how many there are."""
-    return _numbered(tuple(map(frozenset, terms)), tuple(names))
+@dataclass(frozen=True)
+class _Layout:
+    """What is compared with what: parameters that share a term are one group.
+
+    Attributes
+    ----------
+    groups : list of set of str
+        All parameters, group by group.
+    names : list of str
+        Those that are compared.
+    of_term, of_name : int arrays
+        The group of each term, and of each of `names`.
+    kept : bool array
+        Which groups are compared.
+    """
+
+    groups: list[set[str]]
+    names: list[str]
+    of_term: NDArray[np.intp]
+    of_name: NDArray[np.intp]
+    kept: NDArray[np.bool_]
 
 
 @lru_cache(maxsize=64)
-def _numbered(terms: tuple[frozenset[str], ...], names: tuple[str, ...]) -> tuple[dict[str, int], int]:
-    groups: dict[str, set[str]] = {name: {name} for name in names}
+def _layout(
+    terms: tuple[frozenset[str], ...], names: tuple[str, ...], given: tuple[str, ...], but: frozenset[str]
+) -> _Layout:
+    """Lay out a check of terms by the parameters concerned; `given` have a gradient, `but` are left out."""
+    joined: dict[str, set[str]] = {name: {name} for name in names}
     for keys in set(terms):
-        joined = set().union(*(groups[key] for key in keys))
-        groups |= dict.fromkeys(joined, joined)
-    different = {id(group): group for group in groups.values()}
-    number = {identity: position for position, identity in enumerate(different)}
-    return {name: number[id(group)] for name, group in groups.items()}, len(number)
+        group = set().union(*(joined[key] for key in keys))
+        joined |= dict.fromkeys(group, group)
+    groups = list({id(group): group for group in joined.values()}.values())
+    number = {name: position for position, group in enumerate(groups) for name in group}
+    left_out = {number[name] for name in but}
+    compared = [name for name in given if number[name] not in left_out]
+    return _Layout(
+        groups,
+        compared,
+        np.array([number[next(iter(keys))] for keys in terms], dtype=np.intp),
+        np.array([number[name] for name in compared], dtype=np.intp),
+        np.array([position not in left_out for position in range(len(groups))], dtype=bool),
+    )
+
+
+def _by_group(values: NDArray[np.float64], group: NDArray[np.intp], n_groups: int) -> NDArray[np.float64]:
+    """Return sums of rows by group, [n_groups, columns]."""
+    sums = np.empty((n_groups, values.shape[1]))
+    for column in range(values.shape[1]):
+        sums[:, column] = np.bincount(group, values[:, column], n_groups)
+    return sums
 
 
 @lru_cache(maxsize=64)

@@ -46,13 +46,18 @@ class TermSums:
     sums: Tensor
     magnitudes: Tensor
 
-    def joined(self, other: TermSums, factor: float | Tensor) -> TermSums:
-        """Return these times a factor, and others."""
+    def times(self, factor: float | Tensor) -> TermSums:
+        """Return these of scores that were multiplied with a factor."""
+        size = factor.abs() if isinstance(factor, Tensor) else abs(factor)
+        return TermSums(self.keys, self.precision, self.sums * factor, self.magnitudes * size)
+
+    def joined(self, other: TermSums) -> TermSums:
+        """Return these and others."""
         return TermSums(
             self.keys + other.keys,
             self.precision + other.precision,
-            torch.cat([factor * self.sums, other.sums]),
-            torch.cat([(factor * self.magnitudes).abs(), other.magnitudes]),
+            torch.cat([self.sums, other.sums]),
+            torch.cat([self.magnitudes, other.magnitudes]),
         )
 
 
@@ -100,13 +105,20 @@ class Scores:
         by_micro_batch: dict[MicroBatch, list[_ScoredTerm]] = {}
         for term in self._terms:
             by_micro_batch.setdefault(term.micro_batch, []).append(term)
-        total = torch.zeros(self._n_probes, size, dtype=torch.float64, device=self._device)
-        sums, magnitudes = [total.new_zeros(0, self._n_probes)], [total.new_zeros(0, self._n_probes)]
-        for micro_batch, terms in by_micro_batch.items():
-            scores = gathered([term.scores for term in terms]).double().to(self._device)
-            total[:, micro_batch.rows] += scores.sum(0)
-            sums.append(scores.sum(2))
-            magnitudes.append(scores.abs().sum(2))
+        tables = {
+            part: gathered([term.scores for term in terms]).to(self._device, torch.float64)
+            for part, terms in by_micro_batch.items()
+        }
+        whole = next((table for part, table in tables.items() if part.size == size), None)
+        if whole is not None and len(tables) == 1:
+            total = whole.sum(0)
+        else:
+            total = torch.zeros(self._n_probes, size, dtype=torch.float64, device=self._device)
+            for part, table in tables.items():
+                total[:, part.rows] += table.sum(0)
+        none = [] if tables else [total.new_zeros(0, self._n_probes)]
+        sums = none + [table.sum(2) for table in tables.values()]
+        magnitudes = none + [table.abs().sum(2) for table in tables.values()]
         ordered = [term for terms in by_micro_batch.values() for term in terms]
         keys, precision = [term.keys for term in ordered], [term.precision for term in ordered]
         return total, TermSums(keys, precision, torch.cat(sums), torch.cat(magnitudes))
@@ -126,10 +138,11 @@ class Scores:
             The step's number.
         """
 
-        def check(bad: NDArray[np.float64]) -> None:
-            if not bad.any():
+        def check(sums: NDArray[np.float64]) -> None:
+            bad = np.flatnonzero(~np.isfinite(sums).all(0))
+            if not len(bad):
                 return
-            row = int(bad.nonzero()[0][0])
+            row = int(bad[0])
             of_row = (term for term in self._terms if row in range(size)[term.micro_batch.rows])
             sources = (term.where for term in of_row if not torch.isfinite(term.scores).all())
             raise FloatingPointError(
@@ -138,7 +151,7 @@ class Scores:
             )
 
         size = total.shape[1]
-        numbers.expect(~torch.isfinite(total).all(0), check)
+        numbers.expect(total, check)
 
     def finite(self) -> list[Tensor]:
         """Return of each term whether all its scores are finite."""

@@ -70,7 +70,7 @@ class SplitRoute(KeepRoute):
         ]
         known, of_known = self._of_first.total(begun.samples.rows)
         scores, total, terms = self._scored(begun, taken, rest, max(map(_rounding, self._parameters.values())))
-        terms = of_known.joined(terms, factor)
+        terms = of_known.times(factor).joined(terms)
         return as_received(begun, taken.received, scores, factor * known + total, terms, probes.received)
 
     def finite(self) -> list[Tensor]:

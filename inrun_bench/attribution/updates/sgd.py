@@ -38,17 +38,23 @@ def sgd_updates(
     states, group : mapping
         The optimiser's state of each parameter (empty before its first step) and the settings of the group.
     """
-    return [_update(w, state, group) for w, state in zip(weights, states, strict=True)]
+    settings = tuple(number(group[key]) for key in ("lr", "weight_decay", "momentum", "dampening"))
+    return [_update(w, state, group, *settings) for w, state in zip(weights, states, strict=True)]
 
 
 def _update(
-    weights: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]
+    weights: Tensor,
+    state: Mapping[str, Any],
+    group: Mapping[str, Any],
+    lr: Any,
+    decay: Any,
+    momentum: Any,
+    damping: Any,
 ) -> tuple[float | Tensor, Tensor | None]:
-    lr, decay, momentum, dampening = (number(group[key]) for key in ("lr", "weight_decay", "momentum", "dampening"))
     buffer = state.get("momentum_buffer") if momentum else None
     gain, carried = lr, lr * momentum
     if momentum:
-        share = 1.0 if buffer is None else 1.0 - dampening
+        share = 1.0 if buffer is None else 1.0 - damping
         gain = lr * (1.0 + momentum * share) if group["nesterov"] else lr * share
         carried = lr * momentum * momentum if group["nesterov"] else lr * momentum
     empty = weights.detach() * (gain * decay) if decay else None

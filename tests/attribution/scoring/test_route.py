@@ -53,7 +53,7 @@ def test_magnitudes_of_joined_sums_know_no_sign():
     """What is known of the probe has a negative factor where the optimiser maximises; what rounding may do has not."""
     sums = torch.tensor([[3.0], [-2.0]], dtype=torch.float64)
     one = TermSums([{"a"}, {"b"}], [1e-16, 1e-16], sums, sums.abs())
-    joined = one.joined(one, -2.0)
+    joined = one.times(-2.0).joined(one)
     assert joined.sums.flatten().tolist() == [-6.0, 4.0, 3.0, -2.0]
     assert joined.magnitudes.flatten().tolist() == [6.0, 4.0, 3.0, 2.0]
 

@@ -1,0 +1,56 @@
+"""Modules of a model, and leaves of arguments, listed in little time: both are asked for several times a step.
+
+What :meth:`torch.nn.Module.modules` and :func:`torch.utils._pytree.tree_flatten` return, without generators within
+generators, and without a tree's description where there is no tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from types import NoneType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+__all__ = ["flattened", "leaves_of", "modules_of", "parameters_of", "tensors_of"]
+
+LEAVES = {Tensor, nn.Parameter, NoneType, bool, int, float, str}  # kinds that are no trees; others are asked
+
+
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """Return a module and all below it, each once, in the order of :meth:`~torch.nn.Module.modules`."""
+    found: dict[nn.Module, None] = {}
+    waiting: list[nn.Module | None] = [model]
+    while waiting:
+        module = waiting.pop()
+        if module is not None and module not in found:
+            found[module] = None
+            if module._modules:
+                waiting.extend(reversed(module._modules.values()))
+    return list(found)
+
+
+def parameters_of(model: nn.Module) -> set[nn.Parameter]:
+    """Return the parameters of a module and of all below it."""
+    return {p for module in modules_of(model) for p in module._parameters.values() if p is not None}
+
+
+def flattened(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[Any], Hashable]:
+    """Return the leaves of arguments, and what tells their tree from others."""
+    given = [*args, *kwargs.values()]
+    if LEAVES.issuperset(map(type, given)):
+        return given, (len(args), *kwargs)
+    leaves, spec = tree_flatten((args, dict(kwargs)))
+    return leaves, str(spec)
+
+
+def leaves_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+    """Return the leaves of arguments."""
+    given = [*args, *kwargs.values()]
+    return given if LEAVES.issuperset(map(type, given)) else tree_flatten((args, dict(kwargs)))[0]
+
+
+def tensors_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """Return the tensors among the leaves of arguments."""
+    return [leaf for leaf in leaves_of(args, kwargs) if isinstance(leaf, Tensor)]
