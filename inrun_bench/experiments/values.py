@@ -19,7 +19,7 @@ from inrun_bench.report.looks import look
 from inrun_bench.report.markdown import markdown
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import parameter_rows, reference_blocks, values_unit, warm_up, with_recipes
-from inrun_bench.runs.unit import REFERENCE, Row, Unit
+from inrun_bench.runs.unit import Row, Unit
 
 SUMMARY = "the value of every training sample by every method, and the retraining reference"
 EXCLUSIVE = False
@@ -34,19 +34,23 @@ def units(plan: Plan) -> list[Unit]:
 
 
 def measure(unit: Unit, _needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
-    """Compute the values of one unit."""
+    """Compute the values of one method."""
     task = tasks.load(unit.task, unit.seed)
     warm_up(unit.task)
-    if unit.method == REFERENCE:
-        valuation = permutation_shapley(
-            task.trajectory_game(),
-            n_permutations=int(unit.settings["permutations"]),
-            antithetic=True,
-            shifts=int(unit.settings["shifts"]),
-            rng=unit.random_seed,
-        )
-    else:
-        valuation = valued(unit.method, task, unit.random_seed)
+    return list(_rows(valued(unit.method, task, unit.random_seed)))
+
+
+def measure_reference(unit: Unit, _needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
+    """Compute one block of the reference."""
+    task = tasks.load(unit.task, unit.seed)
+    warm_up(unit.task)
+    valuation = permutation_shapley(
+        task.trajectory_game(),
+        n_permutations=int(unit.settings["permutations"]),
+        antithetic=True,
+        shifts=int(unit.settings["shifts"]),
+        rng=unit.random_seed,
+    )
     return list(_rows(valuation))
 
 

@@ -6,7 +6,8 @@ part            what it covers
 ``task``        data, sizes and scaling of the splits, recipe, architecture and initial weights
                 (:func:`tasks.content.content_identity`)
 ``method``      the code of the method (:func:`tasks.code_identity.code_identity`): sources, or released versions
-``experiment``  the code that the experiment's `measure` reaches, likewise: not how rows are drawn and told
+``experiment``  the code that the experiment's `measure` reaches, likewise, or its `measure_reference`: not how rows are
+                drawn and told
 ``libraries``   versions of the libraries that change numbers
 ``needs``       the fingerprints of the units whose rows the unit reads
 ==============  ================================================================================================
@@ -24,7 +25,7 @@ from collections.abc import Callable, Mapping
 
 from inrun_bench.methods import METHODS, method_of
 from inrun_bench.runs.provenance import Provenance
-from inrun_bench.runs.unit import Measure, Measured, Unit
+from inrun_bench.runs.unit import Measure, Measured, Unit, measure_of
 from inrun_bench.version import versions
 from tasks import CATALOG
 from tasks.code_identity import CodeIdentityError, code_identity
@@ -58,7 +59,7 @@ class Fingerprints:
         """Return what rows of the unit would follow from if it were measured now."""
         if unit.key not in self._whole:
             measured = unit.experiment in self._experiments
-            found = dict(code_parts(unit, self._experiments[unit.experiment].measure)) if measured else {}
+            found = dict(code_parts(unit, measure_of(self._experiments[unit.experiment], unit))) if measured else {}
             if unit.task in CATALOG:
                 found["task"] = self._content_of(unit)
             if unit.needs:
@@ -80,7 +81,9 @@ class Fingerprints:
 def code_parts(unit: Unit, measure: Measure) -> Fingerprint:
     """Return those parts of a unit's fingerprint that depend on the code and the libraries of this process."""
     parts = {"experiment": code_of(measure, reached_alone=True), "libraries": _libraries()}
-    return parts | ({"method": code_of(method_of(unit.method).run)} if unit.method in METHODS else {})
+    if unit.method in METHODS:
+        parts["method"] = code_of(method_of(unit.method).run, reached_alone=True)
+    return parts
 
 
 def changes(unit: Unit, then: Fingerprint | None, now: Fingerprint) -> list[str]:

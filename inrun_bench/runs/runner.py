@@ -38,7 +38,7 @@ from inrun_bench.runs.backends import BACKENDS, Workers
 from inrun_bench.runs.fingerprint import Fingerprint, changes, code_parts
 from inrun_bench.runs.run_rows import RunRows
 from inrun_bench.runs.store import Store
-from inrun_bench.runs.unit import Measure, Measured, Row, Unit
+from inrun_bench.runs.unit import Measure, Measured, Row, Unit, measure_of
 
 __all__ = ["LIVES", "Outcome", "run"]
 
@@ -243,7 +243,7 @@ def _send(unit: Unit, rows: RunRows, experiments: Mapping[str, Measured], worker
         if not rows.up_to_date(need):
             return _settled(_Answer(message=f"RuntimeError: needs '{need}', which failed"))
     needs = {need: rows.store.read(need) for need in unit.needs}
-    measure = experiments[unit.experiment].measure
+    measure = measure_of(experiments[unit.experiment], unit)
     return workers.submit(_measure, measure, unit, needs, code_parts(unit, measure))
 
 

@@ -14,7 +14,18 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["DEFAULT_RECIPE", "REFERENCE", "Measure", "Measured", "Row", "Setting", "Unit", "recipe_setting", "title_of"]
+__all__ = [
+    "DEFAULT_RECIPE",
+    "REFERENCE",
+    "Measure",
+    "Measured",
+    "Row",
+    "Setting",
+    "Unit",
+    "measure_of",
+    "recipe_setting",
+    "title_of",
+]
 
 REFERENCE = "reference"
 """What stands in the method column for the retraining reference."""
@@ -40,6 +51,12 @@ class Measured(Protocol):
     @property
     def measure(self) -> Measure:
         """What returns the rows of a unit, given those of the units that it needs."""
+
+
+def measure_of(measured: Measured, unit: Unit) -> Measure:
+    """Return what measures a unit: for one of the reference the experiment's `measure_reference`, where it has one."""
+    own: Measure = getattr(measured, "measure_reference", measured.measure)
+    return own if unit.method == REFERENCE else measured.measure
 
 
 @dataclass(frozen=True)

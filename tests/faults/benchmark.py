@@ -350,21 +350,21 @@ FAULTS = [
     ),
     Fault(
         "a method's values need not be finite",
-        "inrun_bench/methods/__init__.py",
+        "inrun_bench/methods/registry.py",
         "    elif wrong_values.size:\n",
         "    elif False:\n",
         f"{TESTS}/test_method_answers.py",
     ),
     Fault(
         "a method may return as many values as it likes",
-        "inrun_bench/methods/__init__.py",
+        "inrun_bench/methods/registry.py",
         "    if answer.values.shape != (n,):\n",
         "    if False:\n",
         f"{TESTS}/test_method_answers.py",
     ),
     Fault(
         "an error inside of a method does not tell where",
-        "inrun_bench/methods/__init__.py",
+        "inrun_bench/methods/registry.py",
         "        error.add_note(",
         "        str(",
         f"{TESTS}/test_method_answers.py",
@@ -441,7 +441,7 @@ FAULTS = [
     ),
     Fault(
         "an experiment that has nothing to do says nothing",
-        "inrun_bench/experiments/__init__.py",
+        "inrun_bench/experiments/registry.py",
         "    if not found and asked_for:\n",
         "    if False:\n",
         f"{TESTS}/test_scale.py {TESTS}/test_benchmarks.py",
@@ -469,7 +469,7 @@ FAULTS = [
     ),
     Fault(
         "methods that are named are passed over where an experiment has its own",
-        "inrun_bench/experiments/__init__.py",
+        "inrun_bench/experiments/registry.py",
         "    if own_methods and not methods_named:\n",
         "    if own_methods:\n",
         f"{TESTS}/test_method_options.py::test_an_experiment_runs_its_own_methods_unless_some_are_named",

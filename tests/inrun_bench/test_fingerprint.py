@@ -17,7 +17,7 @@ from inrun_bench.methods import METHODS
 from inrun_bench.runs import fingerprint
 from inrun_bench.runs.fingerprint import Fingerprints, changes, code_of, code_parts, outdated
 from inrun_bench.runs.provenance import Provenance
-from inrun_bench.runs.unit import Unit
+from inrun_bench.runs.unit import REFERENCE, Unit, measure_of
 from tests.inrun_bench.tiny import TASK
 
 SPEC = tasks.CATALOG[TASK]
@@ -247,6 +247,17 @@ def test_what_has_nothing_to_do_with_the_engine_does_not_follow_from_its_code(mo
     judges = [EXPERIMENTS[name].measure for name in ("retraining", "agreement", "removal", "scale")]
     assert [thing for thing in judged + judges if engine in code_behind(thing)] == []
     assert engine in code_behind(METHODS["few-run-4" if engine.endswith("adjoint") else "inrun-first"].run)
+
+
+@pytest.mark.parametrize("experiment", ["values", "scale", "retraining"])
+def test_a_reference_follows_from_no_method_and_from_no_list_of_experiments(experiment):
+    measure = measure_of(EXPERIMENTS[experiment], Unit(experiment, TASK, REFERENCE, 0))
+    ours = {
+        name for name in code_behind(measure) if name.startswith(("inrun_bench.methods", "inrun_bench.experiments"))
+    }
+    assert ours == {"inrun_bench.experiments", f"inrun_bench.experiments.{experiment}"}
+    judged = measure_of(EXPERIMENTS[experiment], Unit(experiment, TASK, "knn", 0))
+    assert ("inrun_bench.methods.registry" in code_behind(judged)) is (experiment != "retraining")
 
 
 def code_behind(thing):
