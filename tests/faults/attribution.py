@@ -1059,7 +1059,7 @@ FAULTS = [
         f"{CODE}/capture/twin.py",
         "            memo[id(tensor)] = tensor.detach().clone()\n",
         "            pass\n",
-        f"{AGAIN}::test_what_a_first_batch_did_not_tell_may_be_sound",
+        f"{AGAIN}::test_a_graph_that_an_object_keeps_hides_nothing",
     ),
     Fault(
         "what is handed over beside tensors is shared with the twin",
