@@ -6,8 +6,10 @@ arithmetic, and not Python, takes the time (:mod:`tasks.architectures`), with va
 batches; here the rules for linear maps and convolutions compete. *Runs*: the wall time of each method for the values of
 a whole task, in units of one plain training run.
 
-All variants of a step take turns within a round, ratios are formed within a round, and the median over rounds is
-reported with its quartiles, so that a machine that slows down does not favour anyone. One thread, as everywhere.
+All variants of a step take turns within a round, after their first calls, some of which an engine observes by forward
+passes of its own (:mod:`inrun_bench.attribution.capture.observation`; later ones are the 14th, the 41st, and so on).
+Ratios are formed within a round, and the median over rounds is reported with its quartiles, so that a machine that slows
+down does not favour anyone. One thread, as everywhere.
 
 The gradient of the validation loss, which In-Run Data Shapley cannot do without, is also timed apart ("validation").
 A workload's ``net_ratio``, (variant - validation) / regular, is what a step with scores costs when one such pass is
@@ -88,6 +90,7 @@ SIZES: tuple[dict[str, Setting], ...] = (
     {"width": 0, "batch": 0},  # the task's own model and batch
     {"width": 1024, "batch": 64},  # two hidden layers wide enough that arithmetic, and not Python, takes the time
 )
+WARM_UP = 5  # calls, of which the engine observes the first, and looks again at the second and the fifth
 ROUND_SECONDS = 0.02  # a variant is called until a regular step's calls take this long
 SELDOM = 4  # rounds, in one of which what takes many times as long as a regular step takes part
 SMALL_RATE = 1e-3  # of workloads: the loss must stay finite while one batch is trained on again and again
@@ -297,11 +300,11 @@ def _rounds_and_peaks(
     """Return the seconds of a step of each variant in each round, and each variant's peak memory.
 
     A variant in `once` is called once a round, others as often as a short round asks; one in `seldom`, many times as
-    long as a regular step, takes part in every fourth round. Peaks are those of a later step: in its first ones an
-    engine checks itself.
+    long as a regular step, takes part in every fourth round. Times and peaks are those of later steps: in its first
+    ones an engine observes the model, and looks at it again.
     """
-    for name, step in variants.items():
-        wall_seconds(step, 1 if name in seldom else 2)  # warm up
+    for step in variants.values():
+        wall_seconds(step, WARM_UP)
     calls = max(1, round(ROUND_SECONDS / wall_seconds(variants["regular"], 3)))
     clocks: dict[str, Clock] = {name: partial(wall_seconds, calls=1 if name in once else calls) for name in variants}
     rounds = take_turns(
