@@ -8,8 +8,8 @@ a whole task, in units of one plain training run.
 
 All variants of a step take turns within a round, after their first calls, some of which an engine observes by forward
 passes of its own (:mod:`inrun_bench.attribution.capture.observation`; later ones are the 14th, the 41st, and so on).
-Ratios are formed within a round, and the median over rounds is reported with its quartiles, so that a machine that slows
-down does not favour anyone. One thread, as everywhere.
+Ratios are formed within a round, and the median over rounds is reported with its quartiles, so that a machine that
+slows down does not favour anyone. One thread, as everywhere.
 
 The gradient of the validation loss, which In-Run Data Shapley cannot do without, is also timed apart ("validation").
 A workload's ``net_ratio``, (variant - validation) / regular, is what a step with scores costs when one such pass is
