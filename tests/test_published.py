@@ -119,13 +119,11 @@ def test_what_is_claimed_of_steps(published, task, where):
     assert residual.empty or residual.median() <= 0.01
 
 
-@pytest.mark.parametrize(
-    ("folder", "most"), [("quick", 1.4), ("overhead", 1.12)]
-)  # since every step is checked; before
-def test_what_is_claimed_of_the_cost_of_scores(folder, most):
+@pytest.mark.parametrize("folder", ["quick", "overhead"])
+def test_what_is_claimed_of_the_cost_of_scores(folder):
     rows = Store(ROOT / "results" / folder, create=False).read_all("overhead")
     gpt = rows.query("task == 'gpt-256' and method == 'inrun-first'").set_index("metric")["value"]
-    assert gpt["net_ratio"] <= most
+    assert gpt["net_ratio"] <= 1.25  # 1.2 as measured when every step came to be checked
     assert gpt["peak_ratio"] <= 1.25
 
 
