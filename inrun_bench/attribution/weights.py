@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, NoReturn, TypeAlias
+from typing import Literal, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
 import torch
@@ -151,7 +151,7 @@ def _weighted_sums(tensors: Sequence[Tensor]) -> Traits:
         kinds = [torch.float64 if x.dtype == torch.float64 else torch.float32 for x in tensors]
         rows = [_summed_by_row(x.to(kind)).double() for x, kind in zip(tensors, kinds, strict=True)]
         rows = [x.nan_to_num_(1, 2, 3) for x in rows]  # else nothing is told beside them
-        numbers = gathered([torch.dot(x, _factors(len(x), torch.float64)) for x in rows]).double()
+        numbers = gathered([torch.dot(x, _factors(len(x), torch.float64, of="rows")) for x in rows]).double()
         share = torch.tensor([ROUNDING * torch.finfo(kind).eps for kind in kinds], dtype=torch.float64)
         return Traits(numbers[:, None], (share * norms(rows).double())[:, None])
 
@@ -159,17 +159,19 @@ def _weighted_sums(tensors: Sequence[Tensor]) -> Traits:
 def _summed_by_row(w: Tensor) -> Tensor:
     """Return sums of rows of weights, each number times that of its column; a copy."""
     side = math.isqrt(w.numel()) if w.dim() < 2 else max(w.shape[1:].numel(), 1)
-    factors = _factors(side, w.dtype)
+    factors = _factors(side, w.dtype, of="columns")
     if w.dim() > 1:
         return torch.mv(w.reshape(-1, side), factors)
     w = w.reshape(-1)
     return torch.cat([torch.mv(w[: side * side].view(side, side), factors), w[side * side :]])
 
 
-def _factors(count: int, dtype: torch.dtype) -> Tensor:
-    return _many_factors(2 ** count.bit_length(), dtype)[:count]
+def _factors(count: int, dtype: torch.dtype, *, of: Literal["rows", "columns"]) -> Tensor:
+    """Return fixed random numbers; were those of rows and columns the same, a matrix would be its transpose."""
+    return _many_factors(2 ** count.bit_length(), dtype, of)[:count]
 
 
 @functools.cache
-def _many_factors(count: int, dtype: torch.dtype) -> Tensor:
-    return torch.randn(count, dtype=dtype, device="cpu", generator=torch.Generator("cpu").manual_seed(0))
+def _many_factors(count: int, dtype: torch.dtype, of: str) -> Tensor:
+    draw = torch.Generator("cpu").manual_seed({"rows": 0, "columns": 1}[of])
+    return torch.randn(count, dtype=dtype, device="cpu", generator=draw)

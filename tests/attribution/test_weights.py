@@ -53,6 +53,13 @@ def test_no_change_of_a_tiny_tensor_is_lost_beside_large_ones():
     assert differing(_weighted_sums([tiny, *others]), noted).sum() == 1
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32])
+def test_a_matrix_is_not_its_transpose(kind):
+    w = torch.randn(200, 200, dtype=kind)
+    noted = _weighted_sums([w])
+    assert differing(_weighted_sums([w.t().clone()]), noted).all()
+
+
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])
 def test_a_number_that_is_none_hides_no_change_of_others(odd):
     weights = [torch.randn(100), torch.full((3,), odd)]

@@ -656,6 +656,13 @@ FAULTS = [
         f"{LOOPS}::test_weights_that_are_changed_behind_version_counters_are_refused",
     ),
     Fault(
+        "rows and columns have the same factors",
+        f"{CODE}/weights.py",
+        '{"rows": 0, "columns": 1}[of]',
+        "0",
+        f"{TESTS}/test_weights.py::test_a_matrix_is_not_its_transpose",
+    ),
+    Fault(
         "what is in a tensor's own memory is taken for a copy of it",
         f"{CODE}/weights.py",
         "            if p.is_contiguous():",
@@ -735,7 +742,7 @@ FAULTS = [
     Fault(
         "what several optimisers were about to do is told by norms",
         f"{CODE}/weights.py",
-        "gathered([torch.dot(x, _factors(len(x), torch.float64)) for x in rows])",
+        'gathered([torch.dot(x, _factors(len(x), torch.float64, of="rows")) for x in rows])',
         "gathered([torch.linalg.vector_norm(x) for x in rows])",
         f"{LOOPS}::test_what_is_changed_between_the_steps_of_several_optimisers_is_refused",
     ),
