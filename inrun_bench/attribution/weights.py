@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, NoReturn, TypeAlias
+from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ class SeenWeights:
         self._trained, self._parameters = trained, parameters
         self._small = [p for p in trained if _is_small(p)]
         self._large = [p for p in trained if not _is_small(p)]
-        self._bytes: dict[nn.Parameter, tuple[int, NDArray[np.uint8]]] = {}  # of small ones, in their own memory
+        self._bytes: dict[nn.Parameter, tuple[Any, NDArray[np.uint8]]] = {}  # of small ones, in their own memory
         self._noted: tuple[list[bytes], Traits | None] | None = None
         self._noted_at: Place = []
 
@@ -92,11 +92,13 @@ class SeenWeights:
             return [self._bytes_of(p) for p in self._small], traits(self._large) if self._large else None
 
     def _bytes_of(self, p: nn.Parameter) -> bytes:
-        place, held = self._bytes.get(p, (None, None))
-        if held is None or place != p.data_ptr():
-            held = p.detach().reshape(-1).view(torch.uint8).numpy()
-            if p.is_contiguous():  # else they are a copy
-                self._bytes[p] = p.data_ptr(), held
+        layout = p.data_ptr(), p.shape, p.stride()
+        known, held = self._bytes.get(p, (None, None))
+        if held is None or known != layout:
+            flat = p.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
+            held = flat.view(torch.uint8).numpy()
+            if flat.data_ptr() == p.data_ptr():  # else they are a copy
+                self._bytes[p] = layout, held
         return held.tobytes()
 
 

@@ -640,6 +640,27 @@ BEHIND = {
 }
 
 
+def test_a_weight_that_is_transposed_behind_version_counters_is_refused():
+    w = nn.Parameter(torch.randn(6, 6))
+    seen = weights.SeenWeights([w], {w: "w"})
+    seen.note_if_moved()
+    seen.expect_as_noted(Numbers(), 0)
+    w.data = w.data.t()
+    with pytest.raises(RuntimeError, match=r"through \.data"):
+        seen.expect_as_noted(Numbers(), 0)
+
+
+@pytest.mark.parametrize("made", [lambda: torch.randn(12)[::2], lambda: torch.randn(6, dtype=torch.cfloat).conj().imag])
+def test_weights_whose_memory_is_no_row_of_numbers_are_seen(made):
+    w = nn.Parameter(made())
+    seen = weights.SeenWeights([w], {w: "w"})
+    seen.note_if_moved()
+    seen.expect_as_noted(Numbers(), 0)
+    w.data[0] += 1
+    with pytest.raises(RuntimeError, match=r"through \.data"):
+        seen.expect_as_noted(Numbers(), 0)
+
+
 @pytest.mark.filterwarnings("ignore:weights were changed by something else after step 4")
 @pytest.mark.parametrize("late", ["keep", "split"])
 @pytest.mark.parametrize("order", ["first", "midpoint"])

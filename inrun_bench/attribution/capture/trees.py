@@ -20,6 +20,8 @@ LEAVES = {Tensor, nn.Parameter, NoneType, bool, int, float, str}  # kinds that a
 
 def modules_of(model: nn.Module) -> list[nn.Module]:
     """Return a module and all below it, each once, in the order of :meth:`~torch.nn.Module.modules`."""
+    if _overrides(model, "modules", "named_modules"):
+        return list(model.modules())
     found: dict[nn.Module, None] = {}
     waiting: list[nn.Module | None] = [model]
     while waiting:
@@ -33,7 +35,13 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
 
 def parameters_of(model: nn.Module) -> set[nn.Parameter]:
     """Return the parameters of a module and of all below it."""
+    if _overrides(model, "modules", "named_modules", "parameters", "named_parameters"):
+        return set(model.parameters())
     return {p for module in modules_of(model) for p in module._parameters.values() if p is not None}
+
+
+def _overrides(model: nn.Module, *methods: str) -> bool:
+    return any(getattr(type(model), method) is not getattr(nn.Module, method) for method in methods)
 
 
 def flattened(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[Any], Hashable]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_flatten
 
-from inrun_bench.attribution.capture.trees import flattened, leaves_of, tensors_of
+from inrun_bench.attribution.capture.trees import flattened, leaves_of, modules_of, parameters_of, tensors_of
 
 X, Y = torch.zeros(2), torch.ones(2)
 Pair = collections.namedtuple("Pair", "one other")
@@ -34,6 +34,17 @@ def test_leaves_are_those_of_torch(args):
         assert len(found) == len(expected)
         assert all(x is y for x, y in zip(found, expected, strict=True))
     assert len(tensors_of(args, kwargs)) == sum(isinstance(each, torch.Tensor) for each in expected)
+
+
+class Hiding(torch.nn.Sequential):
+    def named_modules(self, memo=None, prefix="", remove_duplicate=True):
+        return iter([("", self), ("0", self[0])])
+
+
+def test_a_model_that_names_its_own_modules_is_believed():
+    model = Hiding(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    assert modules_of(model) == list(model.modules()) == [model, model[0]]
+    assert parameters_of(model) == set(model.parameters()) == set(model[0].parameters())
 
 
 def test_trees_that_differ_are_told_apart():
