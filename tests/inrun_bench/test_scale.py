@@ -75,6 +75,15 @@ def test_where_permutations_are_too_dear_random_halves_judge_alone(found):
     assert len(of(rows, metric="lds", n=30, method="knn")) == 4  # two seeds, two games
 
 
+def test_a_method_is_judged_up_to_the_most_samples_it_is_given(found, monkeypatch):
+    limited = dataclasses.replace(scale.KNOBS["tiny-scale"], most_samples={"knn": 16})
+    monkeypatch.setitem(scale.KNOBS, "tiny-scale", limited)
+    largest = {}
+    for unit in scale.units(PLAN):
+        largest[unit.method] = max(unit.settings["n"], largest.get(unit.method, 0))
+    assert largest == {"reference": 30, "inrun-first": 30, "knn": 16}
+
+
 def test_every_point_is_told_and_drawn(found):
     table = scale.table(found.read_all("scale"))
     assert "| KNN-Shapley" in table
