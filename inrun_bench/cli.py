@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import sys
 import warnings
@@ -66,16 +67,20 @@ def _list(_options: argparse.Namespace) -> int:
     return 0
 
 
-def _run(options: argparse.Namespace) -> int:
-    _check_workers(options)
+def _seeds(options: argparse.Namespace) -> tuple[int, ...]:
     if any(seed < 0 for seed in options.seed):
         raise ValueError(f"--seed must not be negative, got {min(options.seed)}")
+    return tuple(dict.fromkeys(options.seed))
+
+
+def _run(options: argparse.Namespace) -> int:
+    _check_workers(options)
     profile = PROFILES[options.profile]
     plan = Plan(
         profile=options.profile,
         tasks=CATALOG.choose(options.task or profile.tasks or task_names(large=False)),
         methods=METHODS.choose(options.method or profile.methods or method_names()),
-        seeds=tuple(dict.fromkeys(options.seed)) or profile.seeds,
+        seeds=_seeds(options) or profile.seeds,
         reference_folder=options.reference,
     )
     default = [name for name, experiment in EXPERIMENTS.items() if experiment.DEFAULT]
@@ -180,11 +185,11 @@ def _reference(options: argparse.Namespace) -> int:
     store = Store(options.out)
     published = references(options.reference).stores
     having = [task for task in task_names(large=False) if options.recipe in CATALOG[task].recipes]
-    for task in CATALOG.choose(options.task or having):
+    for seed, task in itertools.product(_seeds(options), CATALOG.choose(options.task or having)):
         found = extend(
             store,
             task,
-            options.seed,
+            seed,
             recipe=options.recipe,
             reliability=options.reliability,
             seconds=60 * options.minutes,
@@ -194,7 +199,7 @@ def _reference(options: argparse.Namespace) -> int:
             earlier=published,
         )
         reached = "exact" if found.exact else _listed(found.reliability(), ".4f")
-        title = title_of(task, found.recipe)
+        title = _title(task, seed, found.recipe)
         print(f"{title}: {reached}; {found.evaluations:,} trainings, {found.seconds:,.0f} core seconds", flush=True)
     print(f"\n{write_summary(store, EXPERIMENTS)}")
     print(f"rows and this summary are in {store.root}")
@@ -211,16 +216,16 @@ def _verify(options: argparse.Namespace) -> int:
     own = Store(options.reference, create=False) if options.note else None
     store = references(options.reference) if own is None else Overlay((own,))
     proofs = [
-        verify(store, task, options.seed, recipe=recipe, coalitions=options.coalitions, remake=options.remake)
-        for task, recipe in _claimed(store, options)
+        verify(store, task, seed, recipe=recipe, coalitions=options.coalitions, remake=options.remake)
+        for task, seed, recipe in _claimed(store, options)
     ]
     for proof in proofs:
         verdict = "holds" if proof.holds else "DOES NOT HOLD"
         bits = "" if proof.same_game else "; data, weights or code differ from those of the reference in some bits"
         if own is not None and proof.holds:
-            noted = note_present_task(own, proof.task, options.seed, proof.recipe)
+            noted = note_present_task(own, proof.task, proof.seed, proof.recipe)
             bits += f"; noted in {noted} blocks that they are of the task as it is now"
-        title = title_of(proof.task, proof.recipe)
+        title = _title(proof.task, proof.seed, proof.recipe)
         remade = f"block {', '.join(map(str, proof.remade))} made anew within {_listed(proof.remade_errors, '.1g')}"
         print(
             f"{title}: {verdict}; values of {proof.replayed} of {proof.blocks} blocks from stored utilities within "
@@ -230,17 +235,27 @@ def _verify(options: argparse.Namespace) -> int:
     return 0 if all(proof.holds for proof in proofs) else NOT_PROVED
 
 
-def _claimed(store: Overlay, options: argparse.Namespace) -> list[tuple[str, str]]:
-    """Return tasks and recipes whose references are to be proved; those that are asked for and missing come first."""
+def _claimed(store: Overlay, options: argparse.Namespace) -> list[tuple[str, int, str]]:
+    """Return task, seed and recipe of what is to be proved; references that are asked for and missing come first."""
+    seeds = _seeds(options)
     there = [
-        (task, recipe)
-        for task in CATALOG.choose(options.task)
-        for recipe in reference.recipes(store, task, options.seed)
+        (task, seed, recipe)
+        for seed, task in itertools.product(seeds, CATALOG.choose(options.task))
+        for recipe in reference.recipes(store, task, seed)
         if options.recipe in (None, recipe)
     ]
+    having = {(task, seed) for task, seed, _ in there}
     asked_for = CATALOG.choose(options.task) if options.task or not there else ()
-    missing = [(task, options.recipe or DEFAULT_RECIPE) for task in asked_for if task not in dict(there)]
+    missing = [
+        (task, seed, options.recipe or DEFAULT_RECIPE)
+        for seed, task in itertools.product(seeds, asked_for)
+        if (task, seed) not in having
+    ]
     return missing + there
+
+
+def _title(task: str, seed: int, recipe: str) -> str:
+    return title_of(task, recipe) + (f", seed {seed}" if seed else "")
 
 
 def _note_outdated(store: Store) -> None:
@@ -364,7 +379,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_reference(command: argparse.ArgumentParser) -> None:
     command.add_argument("--task", nargs="+", default=[], help="tasks (default: all that are not large)")
-    command.add_argument("--seed", type=int, default=0, help="seed of the tasks (default: 0)")
+    command.add_argument("--seed", nargs="+", type=int, default=[0], help="seeds of the tasks (default: 0)")
     _add_reference_folder(command)
 
 

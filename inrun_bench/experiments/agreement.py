@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from inrun_bench import metrics
-from inrun_bench.report.intervals import left_out, mean_interval, over_seeds
+from inrun_bench.report.intervals import left_out, over_seeds
 from inrun_bench.report.looks import in_order, legend, look, panels
-from inrun_bench.report.markdown import markdown
+from inrun_bench.report.paired import paired_differences
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import read_reference, read_values, reference_blocks, values_unit
 from inrun_bench.runs.unit import REFERENCE, Row, Unit
@@ -108,35 +108,6 @@ def draw(rows: pd.DataFrame) -> Figure:
     return figure
 
 
-AGAINST = "inrun-first"
-"""The method that others are compared with, seed by seed: the paper's own, named before anything was measured."""
-
-
 def table(rows: pd.DataFrame) -> str:
     """Return how much more each method agrees with the reference than In-Run Data Shapley of first order does."""
-    spearman = rows[(rows["metric"] == "spearman") & (rows["method"] != REFERENCE)]
-    once = spearman.groupby(["task", "method", "seed"])["value"].agg(lambda own: own.iloc[0] if len(own) == 1 else None)
-    base = once[once.index.get_level_values("method") == AGAINST].droplevel("method")
-    seeds = spearman["seed"].nunique()
-    if base.empty or seeds < 2:
-        return ""
-    names = list(dict.fromkeys(spearman["task"]))
-    cells = []
-    for method in in_order(m for m in spearman["method"] if m not in (AGAINST, "random")):
-        own = once[once.index.get_level_values("method") == method].droplevel("method")
-        differences = (own - base).astype(float).dropna()
-        cells.append([look(method).label, *(_difference(differences, task) for task in names)])
-    return (
-        f"**Paired differences** of the Spearman correlation with the reference to that of {look(AGAINST).label}, on "
-        f"the same {seeds} seeds [95 % confidence interval]; in brackets, on how many of them it is larger.\n\n"
-        f"{markdown(cells, ['method', *names])}"
-    )
-
-
-def _difference(differences: pd.Series, task: str) -> str:
-    own = differences[differences.index.get_level_values("task") == task]
-    if own.empty:
-        return ""
-    mean, low, high, n = mean_interval(own)
-    interval = f" [{low:+.3f}, {high:+.3f}]" if n > 1 else ""
-    return f"{mean:+.3f}{interval} ({int((own > 0).sum())} of {n})"
+    return paired_differences(rows)

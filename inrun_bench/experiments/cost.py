@@ -5,7 +5,8 @@ so that few-run values, which agree with retraining to a few thousandths, can be
 there is lowers the agreement of a perfect method to the ceiling (:mod:`~inrun_bench.experiments.agreement`), which
 stands in the reference's own rows. Rows of a method also hold its parameters, the diagnostics among them.
 
-It needs reference values, from 'inrun-bench reference', and judges methods by each recipe for which a task has them.
+It needs reference values, from 'inrun-bench reference', and judges methods by each recipe and seed for which a task has
+them; correlations are means over these seeds, times medians.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from inrun_bench import metrics
 from inrun_bench.experiments.values import diagnostics
 from inrun_bench.methods import valued
 from inrun_bench.reference import blocks as reference
+from inrun_bench.report.intervals import over_seeds
 from inrun_bench.report.looks import TASKS_A_ROW, in_order, legend, look, panels, points
-from inrun_bench.report.markdown import markdown
+from inrun_bench.report.markdown import interval_cell, markdown, mean_cell
+from inrun_bench.report.paired import paired_differences
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import parameter_rows, with_recipes
 from inrun_bench.runs.timing import wall_seconds
@@ -39,18 +42,16 @@ TRAININGS = 7  # timed, of which the median counts
 
 
 def units(plan: Plan) -> list[Unit]:
-    """One unit a method, task and recipe, and one for the reference itself; seed 0 has references."""
-    found = []
+    """One unit a method, task, recipe and seed with a reference, and one for the reference itself."""
+    store, found = reference.references(plan.reference_folder), []
     for task in plan.tasks_with_reference:
-        others = [
-            recipe
-            for recipe in reference.recipes(reference.references(plan.reference_folder), task)
-            if recipe != DEFAULT_RECIPE
-        ]
-        for recipe in (DEFAULT_RECIPE, *others):
-            values = reference.as_unit(reference.read(reference.references(plan.reference_folder), task, recipe=recipe))
+        judged = [(seed, recipe) for seed in plan.seeds for recipe in reference.recipes(store, task, seed)]
+        judged = judged or [(plan.seeds[0], DEFAULT_RECIPE)]  # which says how to make it
+        for seed, recipe in sorted(judged, key=lambda each: each[1] != DEFAULT_RECIPE):
+            values = reference.as_unit(reference.read(store, task, seed, recipe))
             found += [
-                Unit("cost", task, method, 0, values.settings, needs=(values,)) for method in (REFERENCE, *plan.methods)
+                Unit("cost", task, method, seed, values.settings, needs=(values,))
+                for method in (REFERENCE, *plan.methods)
             ]
     return found
 
@@ -73,7 +74,7 @@ def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
 
 
 def _task(unit: Unit) -> tasks.Task:
-    return tasks.load(unit.task, recipe=unit.recipe)
+    return tasks.load(unit.task, unit.seed, recipe=unit.recipe)
 
 
 def _train(
@@ -102,21 +103,24 @@ def draw(rows: pd.DataFrame) -> Figure:
     spearman = rows[rows["metric"] == "spearman"]
     if spearman.empty:
         return Figure()
-    ceilings = rows[rows["metric"] == "spearman_ceiling"].set_index("task")["value"]
+    means = over_seeds(rows[rows["metric"].isin(["spearman", "spearman_ceiling"])])
+    prices = spearman.groupby(["task", "method"])["trainings"].median()
     figure, names, axes = panels(spearman, 1, height=3.0, most_columns=TASKS_A_ROW, sharex=True, sharey=True)
     methods = in_order(m for m in spearman["method"] if m not in NO_TIME)
-    lowest = min(0.0, float(spearman.loc[~spearman["method"].isin(NO_TIME), "value"].min())) - 0.03
+    lowest = min(0.0, *(means["mean"][key] for key in means.index if key[1] not in NO_TIME)) - 0.03
     for number, (ax, name) in enumerate(zip(axes[0], names, strict=True)):
-        own = spearman[spearman["task"] == name].set_index("method")
         for method in methods:
-            if method in own.index:
+            if (name, method, "spearman") in means.index:
                 style = look(method)
-                ax.plot(own.loc[method, "trainings"], own.loc[method, "value"], **points(style))
-        if name in ceilings.index:
-            ax.axhline(ceilings[name], color="black", linewidth=1, linestyle="--")
+                mean, low, high = means.loc[(name, method, "spearman"), ["mean", "low", "high"]]
+                price = prices[name, method]
+                ax.plot(price, mean, **points(style))
+                ax.plot([price, price], [low, high], color=style.color, linewidth=0.8, zorder=1)
+        if (name, REFERENCE, "spearman_ceiling") in means.index:
+            ax.axhline(means["mean"][name, REFERENCE, "spearman_ceiling"], color="black", linewidth=1, linestyle="--")
         ax.set_xscale("log")
         ax.margins(x=0.1)
-        ax.set_ylim(lowest, 1.03)
+        ax.set_ylim(lowest, 1.03)  # intervals of few seeds may be cut off, points are not
         ax.tick_params(labelbottom=True)  # a shared axis shows them in the last band alone
         ax.set_xlabel("wall time (one training = 1)")
         if number % TASKS_A_ROW == 0:
@@ -137,16 +141,24 @@ def table(rows: pd.DataFrame) -> str:
 
 def _cost_by_recipe(recipe: str, rows: pd.DataFrame) -> str:
     tasks = list(dict.fromkeys(rows["task"]))
-    found = rows[rows["metric"] == "spearman"].set_index(["task", "method"])
-    cells = []
-    for method in in_order(m for _, m in found.index):
-        own = (found.loc[(task, method)] if (task, method) in found.index else None for task in tasks)
-        texts = ("" if row is None else f"{row['value']:.3f}, {row['trainings']:,.3g}" for row in own)
-        cells.append([look(method).label, *texts])
-    ceilings = rows[rows["metric"] == "spearman_ceiling"].set_index("task")["value"]
-    cells.append(["*noise ceiling*", *(f"{ceilings[task]:.3f}" if task in ceilings else "" for task in tasks)])
-    return (
+    means = over_seeds(rows)
+    spearman = rows[rows["metric"] == "spearman"]
+    prices = spearman.groupby(["task", "method"])["trainings"].median()
+    seeds = spearman.groupby("task")["seed"].nunique()
+
+    def told(task: str, method: str) -> str:
+        if (task, method) not in prices.index:
+            return ""
+        return f"{interval_cell(means, (task, method, 'spearman'), seeds[task])}, {prices[task, method]:,.3g}"
+
+    cells = [[look(method).label, *(told(task, method) for task in tasks)] for method in in_order(spearman["method"])]
+    cells.append(["*noise ceiling*", *(mean_cell(means, (task, REFERENCE, "spearman_ceiling")) for task in tasks)])
+    cells.append(["*seeds*", *(str(seeds.get(task, "")) for task in tasks)])
+    parts = [
         f"**Cost**, recipe {recipe}: Spearman correlation with the stored reference values (of the reference: one half "
-        "against the other), and wall time in units of one training of one model, on one core; seed 0.\n\n"
-        f"{markdown(cells, ['method', *tasks])}"
-    )
+        "against the other) [95 % confidence interval over seeds], and median wall time in units of one training of "
+        "one model, on one core.",
+        markdown(cells, ["method", *tasks]),
+        paired_differences(rows, f", recipe {recipe},"),
+    ]
+    return "\n\n".join(part for part in parts if part)

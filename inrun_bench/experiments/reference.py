@@ -7,11 +7,13 @@ See :mod:`inrun_bench.reference`, which makes blocks, combines them until they a
 
 from __future__ import annotations
 
+import statistics
+
 import pandas as pd
 
 import tasks
 from inrun_bench import metrics
-from inrun_bench.reference.blocks import block, of_rows
+from inrun_bench.reference.blocks import Reference, block, of_rows
 from inrun_bench.reference.estimate import EXCLUSIVE, measure
 from inrun_bench.report.markdown import markdown
 from inrun_bench.runs.plan import Plan
@@ -31,26 +33,57 @@ def units(plan: Plan) -> list[Unit]:
 
 def table(rows: pd.DataFrame) -> str:
     """Return how much work is behind the reference values of each task and recipe, and how far they can be trusted."""
-    rows = with_recipes(rows[rows["seed"] == 0])
-    cells = []
+    rows = with_recipes(rows)
+    cells: dict[bool, list[list[str]]] = {True: [], False: []}
     for task in (name for name in tasks.CATALOG if name in set(rows["task"])):
         for recipe in (name for name in tasks.CATALOG[task].recipes if name in set(rows["recipe"])):
             own = rows[(rows["task"] == task) & (rows["recipe"] == recipe)]
-            if own.empty:
-                continue
-            found = of_rows(task, 0, recipe, [block for _, block in own.groupby("block")])
-            for utility, valuation in found.valuations.items():
-                assert valuation.stderr is not None
-                noise = metrics.root_mean_square(valuation.stderr) / valuation.values.std()
-                quality = ["exact", "0"] if found.exact else [f"{valuation.reliability():.4f}", f"{noise:.2g}"]
-                size = [str(len(valuation.values)), f"{found.evaluations:,}", f"{found.seconds:,.0f}"]
-                cells.append([task, recipe, utility, *size, *quality])
-    if not cells:
-        return ""
-    heads = ["task", "recipe", "utility", "samples", "trainings", "core seconds"]
+            found = [
+                of_rows(task, int(seed), recipe, [block for _, block in of_seed.groupby("block")])
+                for seed, of_seed in own.groupby("seed")
+            ]
+            for first in (True, False):
+                chosen = [each for each in found if (each.seed == 0) == first]
+                if chosen:
+                    cells[first] += _told(chosen)
+    heads = ["task", "recipe", "utility", "seeds", "samples", "trainings", "core seconds"]
     heads += ["split-half Spearman", "standard error"]
-    return (
-        "**Reference values**, seed 0: Shapley values of the trajectory game, by permutations with shifts and reverses "
-        "or by enumeration. Both utilities of a task come from the same trainings; standard errors (root mean square) "
-        f"are in units of the spread of the values.\n\n{markdown(cells, heads)}"
+    about = (
+        ": Shapley values of the trajectory game, by permutations with shifts and reverses or by enumeration. Both "
+        "utilities of a task come from the same trainings; standard errors (root mean square) are in units of the "
+        "spread of the values."
     )
+    parts = {
+        True: f"**Reference values**, seed 0{about}",
+        False: "**Reference values of other seeds**: medians over them of trainings, seconds and standard errors, and "
+        "the least split-half correlation.",
+    }
+    return "\n\n".join(f"{parts[first]}\n\n{markdown(cells[first], heads)}" for first in parts if cells[first])
+
+
+def _told(found: list[Reference]) -> list[list[str]]:
+    """Return a line a utility of the references of one task and recipe, of one seed or of several."""
+    task, recipe, seeds = found[0].task, found[0].recipe, [each.seed for each in found]
+    lines = []
+    for utility in found[0].valuations:
+        valuations = [each.valuations[utility] for each in found]
+        noise = [metrics.root_mean_square(v.stderr) / v.values.std() for v in valuations if v.stderr is not None]
+        exact = all(each.exact for each in found)
+        quality = (
+            ["exact", "0"]
+            if exact
+            else [f"{min(v.reliability() for v in valuations):.4f}", f"{statistics.median(noise):.2g}"]
+        )
+        work = (
+            statistics.median(each.evaluations for each in found),
+            statistics.median(each.seconds for each in found),
+        )
+        size = [str(len(valuations[0].values)), *(f"{amount:,.0f}" for amount in work)]
+        lines.append([task, recipe, utility, _ranges(seeds), *size, *quality])
+    return lines
+
+
+def _ranges(seeds: list[int]) -> str:
+    """Return ``"1-9"`` of seeds that follow each other, and the seeds otherwise."""
+    whole = seeds == list(range(seeds[0], seeds[0] + len(seeds)))
+    return f"{seeds[0]}-{seeds[-1]}" if whole and len(seeds) > 1 else ", ".join(map(str, seeds))

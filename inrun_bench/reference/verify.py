@@ -37,6 +37,8 @@ class Proof:
     ----------
     task, recipe : str
         Names of the task and of the recipe by which it is trained.
+    seed : int
+        The task's.
     same_game : bool
         Whether data, initial weights and batch order are the same to the bit; on another processor they may not be.
     blocks, replayed : int
@@ -54,6 +56,7 @@ class Proof:
     """
 
     task: str
+    seed: int
     recipe: str
     same_game: bool
     blocks: int
@@ -123,6 +126,7 @@ def verify(
     remade = [_remake(*others[number]) for number in chosen]
     return Proof(
         task=task,
+        seed=seed,
         recipe=recipe,
         same_game=game.identity() == reference.identity,
         blocks=len(everything),

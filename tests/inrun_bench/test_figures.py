@@ -8,6 +8,7 @@ from matplotlib.colors import same_color
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
+from scipy import stats
 
 from inrun_bench.experiments import EXPERIMENTS, overhead
 from inrun_bench.experiments.estimators import efficiencies
@@ -375,6 +376,20 @@ def test_cost_shows_each_task_and_recipe_under_the_ceiling_of_its_reference():
         assert points == {0.4 + 0.01 * number, 0.9 + 0.01 * number}
         (ceiling,) = {line.get_ydata()[0] for line in ax.lines if list(line.get_xdata()) == [0, 1]}
         assert ceiling == 0.97 + 0.01 * number
+
+
+def test_cost_over_seeds_shows_means_with_their_intervals_at_median_prices():
+    values, prices = np.array([0.2, 0.5, 0.6]), (1.0, 2.0, 9.0)
+    rows = [
+        {"task": "a", "method": "knn", "metric": "spearman", "seed": seed, "value": value, "trainings": price}
+        for seed, (value, price) in enumerate(zip(values, prices, strict=True))
+    ]
+    (ax,) = paint("cost", pd.DataFrame(rows)).axes
+    z, half = np.arctanh(values), stats.t.ppf(0.975, 2) * np.arctanh(values).std(ddof=1) / np.sqrt(3)
+    (point,) = (line for line in ax.lines if len(line.get_xdata()) == 1)
+    (interval,) = (line for line in ax.lines if list(line.get_xdata()) == [2.0, 2.0])
+    assert point.get_xydata().tolist() == [[2.0, pytest.approx(np.tanh(z.mean()))]]
+    assert interval.get_ydata() == pytest.approx(np.tanh([z.mean() - half, z.mean() + half]))
 
 
 def test_cost_needs_no_reference_and_no_second_recipe():

@@ -415,6 +415,18 @@ def test_the_commands_take_a_recipe(small, store, capsys):
     assert capsys.readouterr().out.startswith(f"{TASK}, adamw: holds")
 
 
+def test_the_commands_take_several_seeds(small, store, capsys):
+    chosen = ["--task", TASK, "--seed", "0", "2"]
+    assert main(["reference", "--out", str(store.root), *chosen, "--jobs", "1"]) == 0
+    made = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines() if ": exact" in line]
+    assert main(["verify", "--reference", str(store.root), *chosen, "--coalitions", "3"]) == 0
+    proved = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert made == proved == [TASK, f"{TASK}, seed 2"]
+    assert reference.read(store, TASK, 2).identity == tasks.load(TASK, 2).trajectory_game().identity()
+    assert main(["verify", "--reference", str(store.root), "--task", TASK, "--seed", "0", "1"]) == 2
+    assert f"no reference for task '{TASK}', seed 1" in capsys.readouterr().err
+
+
 def test_without_tasks_a_recipes_references_are_made_of_those_that_have_it(monkeypatch, store, capsys):
     own = dataclasses.replace(FEW, recipes={**FEW.recipes, "acme": FEW.recipes["sgd"]})
     monkeypatch.setitem(tasks.CATALOG._all(), TASK, own)
@@ -444,6 +456,8 @@ def test_verify_looks_at_whatever_is_there_and_fails_where_one_does_not_hold(med
         (["verify", "--remake", "-1"], "--remake must not be negative, got -1"),
         (["verify", "--coalitions", "0"], "--coalitions must be at least 1, got 0"),
         (["verify", "--task", TASK, "--seed", "7"], "no reference for task"),
+        (["verify", "--seed", "0", "-2"], "--seed must not be negative, got -2"),
+        (["reference", "--seed", "-1"], "--seed must not be negative, got -1"),
         (["verify", "--recipe", "adamw"], "recipe 'adamw', in"),
         (["reference", "--recipe", "adamm"], "unknown recipe 'adamm'; did you mean 'adamw'"),
         (["verify", "--recipe", "adamm"], "unknown recipe 'adamm'; did you mean 'adamw'"),
@@ -532,7 +546,7 @@ def test_evaluations_are_trainings_and_a_differentiated_run_counts_as_what_it_ta
 
 
 def test_methods_are_compared_with_the_stored_reference(with_reference, tmp_path):
-    plan = Plan("tiny", tasks=(TASK,), methods=("few-run-4", "knn"), seeds=(3,))
+    plan = Plan("tiny", tasks=(TASK,), methods=("few-run-4", "knn"), seeds=(0,))
     found = Store(tmp_path / "runs")
     assert run(cost.units(plan), found).failed == ()
     rows = found.read_all("cost").query("metric == 'spearman'").set_index("method")
@@ -542,6 +556,20 @@ def test_methods_are_compared_with_the_stored_reference(with_reference, tmp_path
     assert (rows["trainings"] > 0).all()
     draw_figures(found, ["cost"], EXPERIMENTS)
     assert "| 4 differentiated runs" in write_summary(found, EXPERIMENTS)
+
+
+def test_each_seed_is_judged_by_its_own_reference_and_those_without_one_are_not(with_reference, store, tmp_path):
+    truth = {0: with_reference.values, 3: extend(store, TASK, seed=3, jobs=1).valuations["loss"].values}
+    plan = Plan("tiny", tasks=(TASK,), methods=("few-run-4",), seeds=(0, 1, 3))
+    found = Store(tmp_path / "runs")
+    assert run(cost.units(plan), found).failed == ()
+    rows = found.read_all("cost").query("metric == 'spearman' and method == 'few-run-4'").set_index("seed")["value"]
+    assert set(rows.index) == {0, 3}
+    for seed, values in truth.items():
+        own = METHODS["few-run-4"](tasks.load(TASK, seed), None).values
+        assert rows[seed] == pytest.approx(spearmanr(own, values).statistic)
+    with pytest.raises(ValueError, match=rf"no reference for task '{TASK}', seed 1.*reference --task {TASK} --seed 1"):
+        cost.units(Plan("tiny", tasks=(TASK,), methods=("few-run-4",), seeds=(1, 2)))
 
 
 def test_methods_are_judged_by_every_recipe_that_has_a_reference(with_reference, store, tmp_path):

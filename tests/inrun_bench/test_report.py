@@ -188,18 +188,35 @@ def test_the_table_of_the_cost_of_scores_says_what_the_rows_say(results, summary
 
 
 def test_the_cost_tables_say_what_the_rows_say_one_a_recipe(tmp_path):
+    """Means over seeds as everywhere, medians of times; a task of one seed has no interval and no differences."""
     store = Store(tmp_path / "results")
-    spearman = {("sgd", "knn"): 0.4, ("sgd", "reference"): 0.8, ("adamw", "knn"): 0.3, ("adamw", "reference"): 0.9}
-    ceilings = {"sgd": 0.91, "adamw": 0.95}
-    for (recipe, method), value in spearman.items():
-        rows = [{"metric": "spearman", "value": value, "seconds": 1.0, "trainings": 12.34}]
-        if method == "reference":
-            rows.append({"metric": "spearman_ceiling", "value": ceilings[recipe]})
-        store.write(Unit("cost", "some-task", method, 0, recipe_setting(recipe)), rows)
-    for table, recipe in zip(tables_in(write_summary(store, EXPERIMENTS)), ceilings, strict=True):
-        assert list(table) == [look("reference").label, look("knn").label, "*noise ceiling*"]
-        assert table[look("knn").label]["some-task"] == f"{spearman[recipe, 'knn']:.3f}, 12.3"
-        assert table["*noise ceiling*"]["some-task"] == f"{ceilings[recipe]:.3f}"
+    spearman = {
+        ("sgd", "knn"): (0.4, 0.5, 0.7),
+        ("sgd", "inrun-first"): (0.5, 0.4, 0.6),
+        ("sgd", "reference"): (0.8, 0.9, 0.9),
+        ("adamw", "knn"): (0.3,),
+        ("adamw", "reference"): (0.9,),
+    }
+    for (recipe, method), values in spearman.items():
+        for seed, value in enumerate(values):
+            rows = [{"metric": "spearman", "value": value, "seconds": 1.0, "trainings": 12.34 * (1 + seed)}]
+            if method == "reference":
+                rows.append({"metric": "spearman_ceiling", "value": 0.91 + value / 100})
+            store.write(Unit("cost", "some-task", method, seed, recipe_setting(recipe)), rows)
+    summary = write_summary(store, EXPERIMENTS)
+    sgd, differences, adamw = tables_in(summary)
+    knn = look("knn").label
+    assert list(adamw) == [look("reference").label, knn, "*noise ceiling*", "*seeds*"]
+    assert [table[knn]["some-task"] for table in (sgd, adamw)] == [
+        f"{fisher_interval(np.array(spearman['sgd', 'knn']))}, 24.7",
+        "0.300, 12.3",
+    ]
+    assert [table["*seeds*"]["some-task"] for table in (sgd, adamw)] == ["3", "1"]
+    assert adamw["*noise ceiling*"]["some-task"] == "0.919"
+    assert list(differences) == [knn]
+    assert differences[knn]["some-task"].startswith("+0.033 [")
+    assert differences[knn]["some-task"].endswith("(2 of 3)")
+    assert "recipe sgd, of the Spearman" in summary
 
 
 def test_the_diagnostics_table_says_what_the_rows_say(tmp_path):
@@ -299,6 +316,21 @@ def test_the_noise_of_a_reference_is_a_root_mean_square_in_units_of_the_spread(t
     store.write(block("iris-logreg", 0, 0), [{**row, "identity": "x"} for row in value_rows(valuation, "loss")])
     (line,) = lines_of(write_summary(store, EXPERIMENTS), "Reference values")
     assert line["standard error"] == f"{np.sqrt(np.mean(stderr**2)) / np.std(values):.2g}"
+
+
+def test_references_of_other_seeds_are_told_by_the_least_reliable_of_them(tmp_path):
+    store, values = Store(tmp_path / "results"), np.array([1.0, 2.0, 6.0, 7.0])
+    others = {0: values, 1: values, 2: values[[0, 1, 3, 2]], 4: values}
+    for seed, even in others.items():
+        valuation = Valuation(values, 0.1 * values, 100 * seed, 1.0, "reference", halves=np.stack([even, values]))
+        rows = [{**row, "identity": "x"} for row in value_rows(valuation, "loss")]
+        store.write(block("iris-logreg", seed, 0), rows)
+    summary = write_summary(store, EXPERIMENTS)
+    (line,) = lines_of(summary, "Reference values of other seeds")
+    told = ("seeds", "trainings", "split-half Spearman")
+    assert [line[head] for head in told] == ["1, 2, 4", "200", "0.8000"]
+    (line,) = lines_of(summary, "Reference values")
+    assert [line[head] for head in told] == ["0", "0", "1.0000"]
 
 
 def test_nothing_is_reported_of_nothing(tmp_path):
