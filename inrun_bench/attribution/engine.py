@@ -149,6 +149,12 @@ class InRunShapley:
         _check_choice("kernels", kernels, get_args(Backend))
         if not any(p.requires_grad for p in model.parameters()):
             raise ValueError("model has no trained parameters (none has requires_grad=True)")
+        hollow = [name for name, p in model.named_parameters() if p.is_meta]
+        if hollow:
+            raise ValueError(
+                f"model has weights without numbers, on the device 'meta' ({', '.join(map(repr, hollow[:3]))}"
+                f"{', ...' if len(hollow) > 3 else ''}); load them before it is watched"
+            )
         self._optimizers = Optimizers(optimizer, {p: name for name, p in model.named_parameters()}, kernels)
         self.probe = _probe(order)
         self.n_samples = n_samples

@@ -233,6 +233,8 @@ class Call:
                     raise
                 reason = f"to observe its samples the model was run beside training, which failed: {error!r}"
                 return _failed(reason, error)
+            if base.returned and all(each.isnan().all() for each in base.returned):
+                return _failed("all that the model returns is NaN (are its weights, or the batch?)")
             if changes is None:
                 return _failed("which layers are called, and with what sizes, depends on the samples' values")
             found = {

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from inrun_bench.attribution.capture.recorder import tensors_in
+from inrun_bench.attribution.weights import Traits, compared, differ, traits
 
 __all__ = ["CHANGED", "begins_with_zero", "beside_training", "own", "twin_of"]
 
@@ -157,9 +158,9 @@ def beside_training(module: nn.Module) -> Iterator[None]:
     RuntimeError
         If the module's parameters, which a twin shares, are changed in it.
     """
-    parameters = [p.detach() for p in module.parameters()]
+    parameters = list(module.parameters())
     devices = sorted({p.device.index for p in parameters if p.device.type == "cuda"})
-    before = _norms(parameters)
+    before = _traits(parameters)
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 - the state of others
     try:
         with (
@@ -173,7 +174,7 @@ def beside_training(module: nn.Module) -> Iterator[None]:
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
-    if not torch.equal(before, _norms(parameters)):
+    if differ(compared(_traits(parameters), before).cpu().numpy()).any():
         raise RuntimeError(
             f"the forward of {type(module).__name__} {CHANGED}, so that it cannot be run beside "
             "training to observe its batch axis; keep such tensors as buffers, or pass batch_axis=0 (the axis of the "
@@ -181,9 +182,9 @@ def beside_training(module: nn.Module) -> Iterator[None]:
         )
 
 
-def _norms(tensors: list[Tensor]) -> Tensor:
-    norms = torch._foreach_norm(tensors)
-    return torch.stack([norm.double().cpu() for norm in norms])
+def _traits(parameters: list[nn.Parameter]) -> Traits:
+    with torch.no_grad():
+        return traits([p.detach() for p in parameters] or [torch.zeros(1)])
 
 
 def _never(_: Any) -> Tensor:

@@ -900,6 +900,38 @@ def test_a_model_that_changes_its_own_parameters_is_refused():
         score_error(Own(), x, y, 4)
 
 
+class Turned(nn.Module):
+    """Turns a weight by whole rows, which leaves its norm as it was."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.kept = nn.Linear(5, 3), nn.Parameter(torch.eye(3), requires_grad=False)
+
+    def forward(self, x):
+        self.kept.data = self.kept.data.roll(1, 0)
+        return self.inner(x) @ self.kept
+
+
+def test_a_forward_that_keeps_the_norm_of_what_it_changes_is_refused():
+    x, y = torch.randn(12, 5).double(), torch.randint(3, (12,))
+    with pytest.raises(RuntimeError, match=r"changes its own parameters.*batch_axis=0"):
+        score_error(Turned(), x, y, 4)
+
+
+def test_weights_that_are_nan_or_have_no_numbers_are_named():
+    x, y = torch.randn(12, 5).double(), torch.randint(3, (12,))
+    model = nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 3)).double()
+    with torch.no_grad():
+        model[0].weight[0, 0] = math.nan
+    with pytest.raises(ValueError, match="all that the model returns is NaN"):
+        score_error(model, x, y, 4)
+    with torch.device("meta"):
+        model[1] = nn.Linear(6, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"on the device 'meta' \('1.weight', '1.bias'\); load them"):
+        InRunShapley(model, optimizer, 12)
+
+
 def test_activations_that_hooks_collect_are_those_of_training():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).double()
