@@ -14,6 +14,7 @@ from baselines import InterruptedEstimateWarning
 from inrun_bench import __version__
 from inrun_bench.experiments import EXPERIMENTS, units_of
 from inrun_bench.methods import METHODS, method_names, method_of
+from inrun_bench.methods.method import OPTIONS, Method
 from inrun_bench.reference import blocks as reference
 from inrun_bench.reference.blocks import references
 from inrun_bench.reference.make import extend, note_present_task, thin
@@ -53,8 +54,9 @@ def _list(_options: argparse.Namespace) -> int:
     lists = {
         "experiments": {name: experiment.SUMMARY for name, experiment in EXPERIMENTS.items()},
         "tasks": {name: task.summary for name, task in CATALOG.items()},
-        "methods": {name: method_of(name).label for name in METHODS},
+        "methods": {name: _told(method_of(name)) for name in METHODS},
         "profiles": {name: f"seeds {', '.join(map(str, p.seeds))}" for name, p in PROFILES.items()},
+        "what a method may take": OPTIONS,
     }
     for title, lines in lists.items():
         print(f"{title}:")
@@ -65,6 +67,11 @@ def _list(_options: argparse.Namespace) -> int:
         for name, why in registry.broken.items():
             print(f"inrun-bench: plug-in {name!r} cannot be used: {why}", file=sys.stderr)
     return 0
+
+
+def _told(method: Method) -> str:
+    taken = ", ".join(option for option in OPTIONS if option in method.options)
+    return f"{method.label} [{taken}]" if taken else method.label
 
 
 def _seeds(options: argparse.Namespace) -> tuple[int, ...]:

@@ -14,7 +14,8 @@ from baselines import Valuation, permutation_shapley
 from inrun_bench import cli
 from inrun_bench.cli import main
 from inrun_bench.experiments import EXPERIMENTS
-from inrun_bench.methods import METHODS, method_of
+from inrun_bench.methods import METHODS, method_names, method_of
+from inrun_bench.methods.method import OPTIONS
 from inrun_bench.report import BEGIN, END
 from inrun_bench.report.figures import drawn
 from inrun_bench.runs.backends import BACKENDS
@@ -79,9 +80,17 @@ def test_list_names_everything(command):
     code, out, err = command("list")
     assert (code, err) == (0, "")
     named = {line.split()[0] for line in out.splitlines() if line.startswith("  ")}
-    assert named == {*EXPERIMENTS, *CATALOG, *METHODS, *PROFILES}
+    assert named == {*EXPERIMENTS, *CATALOG, *METHODS, *PROFILES, *OPTIONS}
     for summary in (*(e.SUMMARY for e in EXPERIMENTS.values()), *(t.summary for t in CATALOG.values())):
         assert summary in out
+
+
+def test_list_says_what_methods_take(command):
+    _, out, _ = command("list")
+    for name in METHODS:
+        (line,) = (line for line in out.splitlines() if line.split()[:1] == [name])
+        told = line.partition("[")[2].rstrip("]").split(", ") if line.endswith("]") else []
+        assert told == [option for option in OPTIONS if name in method_names(taking=option)]
 
 
 # --- bad input ---
