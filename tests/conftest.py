@@ -1,7 +1,12 @@
+import functools
 import os
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+ROOT = Path(__file__).parents[1]
 
 # Triton's interpreter runs kernels where there is no GPU; it must be asked for before Triton is first imported
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -11,11 +16,22 @@ settings.register_profile("deterministic", derandomize=True, deadline=None)
 settings.load_profile("deterministic")
 
 
-def pytest_collection_modifyitems(items):
-    """Have tests that share a fixture run in one process (`pytest -n auto --dist loadgroup`), which makes it once."""
-    for item in items:
-        for name in item.fixturenames:
-            found = item._fixtureinfo.name2fixturedefs.get(name, ())
-            shared = [each.baseid for each in found if each.scope == "module" or name == "results"]
-            if shared:
-                item.add_marker(pytest.mark.xdist_group(f"{name} of {shared[-1] or 'tests'}"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Have tests that share a costly fixture run in one process, which makes it once; others go where there is room."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class SharedFixtures(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return shared_by(nodeid.partition("::")[0]) or nodeid
+
+    return SharedFixtures(config, log)
+
+
+@functools.cache
+def shared_by(file):
+    """Return what names the fixtures that the tests of a file share; nothing where they share none."""
+    source = (ROOT / file).read_text()
+    if re.search(r"def \w+\(.*\bresults\b", source):  # a session's, see inrun_bench/conftest.py
+        return "results"
+    return file if 'scope="module"' in source else None

@@ -520,13 +520,15 @@ def test_what_cannot_be_written_ends_the_run_without_a_claim(laboratory, store, 
 
 
 def test_units_in_flight_are_no_more_than_jobs_and_no_more_than_there_are_workers(laboratory, store, local):
-    seen, slots = [], 3
+    seen, slots, full = [], 3, threading.Event()
 
     @contextlib.contextmanager
     def connect(jobs, scheduler):
         def submit(call, *arguments):
             seen.append(future := pool.submit(call, *arguments))
             in_flight.append(sum(not f.done() for f in seen))
+            if in_flight[-1] >= most:
+                full.set()
             return future
 
         with ThreadPoolExecutor(8) as pool:
@@ -536,8 +538,9 @@ def test_units_in_flight_are_no_more_than_jobs_and_no_more_than_there_are_worker
     for seed, (jobs, most) in enumerate([(2, 2), (8, 3), (-1, 3)]):
         units = [unit(f"slow-{i}", seed=seed) for i in range(8)]
         for u in units:
-            laboratory.bodies[u] = lambda: [{"metric": "slept", "value": time.sleep(0.05)}]
+            laboratory.bodies[u] = lambda: [{"metric": "slept", "value": full.wait(20) and time.sleep(0.05)}]
         in_flight = []
+        full.clear()
         run(units, store, jobs=jobs)
         assert max(in_flight) == most
 
