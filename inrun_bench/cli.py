@@ -346,7 +346,7 @@ def _parser() -> argparse.ArgumentParser:
         "--utilities",
         type=int,
         metavar="BLOCKS",
-        help="of each reference, keep the utilities of so many blocks alone (default: of all)",
+        help="keep the utilities of so many blocks of each reference of seed 0, and no others (default: all)",
     )
     _add_place(command)
     command.set_defaults(command=_pack)

@@ -97,16 +97,18 @@ def thin(store: Store, keep: int) -> int:
 
     They take a hundred times the space of the values, and anybody can make them anew from the numbers of the blocks.
     The cost of what is dropped stays on record, and so do enumerated utilities, which are the only block of theirs.
+    References of other seeds than 0 keep none: seed 0 shows what lies behind, and blocks of all can be made anew.
 
     Parameters
     ----------
     store : Store
         The folder.
     keep : int
-        How many blocks of each reference keep their utilities.
+        How many blocks of each reference of seed 0 keep their utilities.
     """
     units = [unit for unit in store.units() if unit.experiment == "reference"]
-    long = [unit for unit in units if int(unit.settings["block"]) >= max(keep, 1) and "utilities" in store.read(unit)]
+    extra = [unit for unit in units if unit.seed != 0 or int(unit.settings["block"]) >= max(keep, 1)]
+    long = [unit for unit in extra if "utilities" in store.read(unit)]
     for unit in long:
         store.drop_column(unit, "utilities")
     return len(long)

@@ -284,9 +284,14 @@ def test_altered_values_of_a_block_without_utilities_are_found_out(medium, store
     assert verify(store, TASK, remake=0, rng=0).holds  # nobody looked
 
 
-def test_enumerated_utilities_are_never_dropped(small, store):
-    extend(store, TASK, jobs=1)
-    assert thin(store, 0) == 0
+def test_enumerated_utilities_are_kept_of_seed_0_alone_and_the_others_proved_anew(small, store):
+    whole = {seed: extend(store, TASK, seed=seed, jobs=1).valuations["loss"].values for seed in (0, 1)}
+    assert thin(store, 0) == 1
+    for seed, retrained in ((0, 20), (1, 0)):
+        np.testing.assert_array_equal(reference.read(store, TASK, seed).valuations["loss"].values, whole[seed])
+        proof = verify(store, TASK, seed, coalitions=20, rng=0)
+        assert (proof.retrained, len(proof.remade)) == (retrained, seed)
+        assert proof.holds
 
 
 def test_blocks_of_two_contents_of_a_task_are_not_mixed(medium, store, monkeypatch):
