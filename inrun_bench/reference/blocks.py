@@ -24,8 +24,9 @@ import pandas as pd
 
 from baselines import Valuation
 from baselines.permutation import SHIFTS
+from inrun_bench.reference.estimate import value_rows
 from inrun_bench.runs.store import Overlay, Store
-from inrun_bench.runs.unit import DEFAULT_RECIPE, REFERENCE, Row, Unit, recipe_setting
+from inrun_bench.runs.unit import DEFAULT_RECIPE, REFERENCE, Unit, recipe_setting
 from tasks import CATALOG
 
 __all__ = [
@@ -39,7 +40,6 @@ __all__ = [
     "read",
     "recipes",
     "references",
-    "value_rows",
 ]
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "reference"
@@ -191,22 +191,6 @@ def as_unit(reference: Reference) -> Unit:
         for row in value_rows(valuation, utility)
     ]
     return Unit("reference-values", reference.task, REFERENCE, reference.seed, settings, given=tuple(rows))
-
-
-def value_rows(valuation: Valuation, utility: str) -> list[Row]:
-    """Return what the values cost, and one row a sample: value, standard error, and values from even and odd draws."""
-    n = len(valuation.values)
-    stderr = np.zeros(n) if valuation.stderr is None else valuation.stderr  # enumeration has no error
-    halves = np.stack([valuation.values] * 2) if valuation.halves is None else valuation.halves
-    columns = zip(valuation.values.tolist(), stderr.tolist(), *halves.tolist(), strict=True)
-    cost = {"metric": "utilities", "evaluations": valuation.evaluations, "seconds": valuation.seconds}
-    return [
-        {**cost, "utility": utility},
-        *(
-            {"metric": "value", "utility": utility, "sample": i, "value": v, "stderr": e, "even": even, "odd": odd}
-            for i, (v, e, even, odd) in enumerate(columns)
-        ),
-    ]
 
 
 def exists(store: Store | Overlay, task: str, seed: int = 0, recipe: str = DEFAULT_RECIPE) -> bool:

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 import tasks
 from baselines import Game, Valuation, exact_shapley, permutation_shapley
 from baselines.cache import MeasuredGame
-from inrun_bench.reference.blocks import value_rows
 from inrun_bench.runs.unit import Row, Unit
 
-__all__ = ["EXCLUSIVE", "MOST_ENUMERATED", "Replay", "estimate", "measure"]
+__all__ = ["EXCLUSIVE", "MOST_ENUMERATED", "Replay", "estimate", "measure", "value_rows"]
 
 EXCLUSIVE = False
 MOST_ENUMERATED = 16  # players; 65 536 trainings
@@ -39,6 +38,22 @@ def measure(unit: Unit, _needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
         cost, *values = value_rows(valuation, utility)
         rows += [{**cost, "utilities": _compact(recorded[:, column])}, *values]
     return [{**row, "identity": game.identity()} for row in rows]
+
+
+def value_rows(valuation: Valuation, utility: str) -> list[Row]:
+    """Return what the values cost, and one row a sample: value, standard error, and values from even and odd draws."""
+    n = len(valuation.values)
+    stderr = np.zeros(n) if valuation.stderr is None else valuation.stderr  # enumeration has no error
+    halves = np.stack([valuation.values] * 2) if valuation.halves is None else valuation.halves
+    columns = zip(valuation.values.tolist(), stderr.tolist(), *halves.tolist(), strict=True)
+    cost = {"metric": "utilities", "evaluations": valuation.evaluations, "seconds": valuation.seconds}
+    return [
+        {**cost, "utility": utility},
+        *(
+            {"metric": "value", "utility": utility, "sample": i, "value": v, "stderr": e, "even": even, "odd": odd}
+            for i, (v, e, even, odd) in enumerate(columns)
+        ),
+    ]
 
 
 def _compact(utilities: NDArray[np.float64]) -> NDArray[np.float32 | np.float64]:

@@ -244,7 +244,7 @@ def test_a_state_that_has_changed_since_is_seen():
 @pytest.mark.parametrize("engine", ["inrun_bench.attribution", "inrun_bench.adjoint"])
 def test_what_has_nothing_to_do_with_the_engine_does_not_follow_from_its_code(monkeypatch, engine):
     judged = [METHODS[name].run for name in ("knn", "mc-10", "random")]
-    judges = [EXPERIMENTS[name].measure for name in ("retraining", "agreement", "removal", "scale")]
+    judges = [EXPERIMENTS[name].measure for name in ("retraining", "agreement", "removal", "scale", "reference")]
     assert [thing for thing in judged + judges if engine in code_behind(thing)] == []
     assert engine in code_behind(METHODS["few-run-4" if engine.endswith("adjoint") else "inrun-first"].run)
 

@@ -4,7 +4,8 @@ from scipy import stats
 
 from baselines import Valuation
 from inrun_bench.experiments import EXPERIMENTS
-from inrun_bench.reference.blocks import block, value_rows
+from inrun_bench.reference.blocks import block
+from inrun_bench.reference.estimate import value_rows
 from inrun_bench.report import BEGIN, END, headline, markdown, marks, update_page, update_section, write_summary
 from inrun_bench.report.figures import draw_figures
 from inrun_bench.report.looks import look
