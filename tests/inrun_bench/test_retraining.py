@@ -36,6 +36,16 @@ def test_the_own_game_is_that_of_the_reference_of_the_bench():
     assert blocks_of(OWN) == list(reference_blocks(PLAN, TASK, 0))
 
 
+def test_conventional_retraining_may_take_more_runs_and_keeps_those_that_there_are(monkeypatch):
+    knobs = dataclasses.replace(retraining.KNOBS[PLAN.profile], conventional_blocks={TASK: 6})
+    monkeypatch.setitem(retraining.KNOBS, PLAN.profile, knobs)
+    more = retraining.units(PLAN)[0].needs
+    for game in (*GAMES, ANOTHER):
+        found = [need for need in more if need.settings.get("game", OWN) == game]
+        assert found[:2] == blocks_of(game)
+        assert len(found) == (6 if game == "conventional" else 2)
+
+
 @pytest.mark.parametrize("game", [*GAMES[1:], ANOTHER])
 def test_games_are_what_their_names_say(game):
     task, units = tasks.load(TASK), blocks_of(game)
