@@ -36,6 +36,7 @@ from baselines import GroupedGame, Valuation, exact_shapley
 from inrun_bench import metrics
 from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
 from inrun_bench.methods import method_of, valued
+from inrun_bench.report.intervals import over_seeds
 from inrun_bench.report.looks import TASKS_A_ROW, in_order, legend, look, panels, points
 from inrun_bench.report.markdown import cell, count, markdown, seconds_cell
 from inrun_bench.runs.plan import Plan
@@ -196,7 +197,8 @@ def table(rows: pd.DataFrame) -> str:
     errors = rows[rows["metric"] == "error"] if len(rows) else rows
     if errors.empty:
         return ""
-    means = rows.groupby(["task", "groups", "method", "metric"])["value"].mean()
+    shown = ["spearman", "pearson", "error"]
+    means = over_seeds(rows[rows["metric"].isin(shown)], ("task", "groups", "method", "metric"))["mean"]
     cost = rows[rows["metric"] == "cost"].groupby(["task", "groups", "method"])[["evaluations", "seconds"]].median()
     parts = []
     for (task, kind), own in rows.groupby(["task", "groups"]):
@@ -205,7 +207,7 @@ def table(rows: pd.DataFrame) -> str:
                 "exact, all coalitions" if method == REFERENCE else look(method).label,
                 cell(cost["evaluations"], (task, kind, method), ",.0f"),
                 seconds_cell(cost["seconds"], (task, kind, method)),
-                *(cell(means, (task, kind, method, metric), ".3f") for metric in ("spearman", "pearson", "error")),
+                *(cell(means, (task, kind, method, metric), ".3f") for metric in shown),
             ]
             for method in in_order(own["method"])
         ]

@@ -12,7 +12,7 @@ from scipy import stats
 
 __all__ = ["Interval", "left_out", "mean_interval", "over_seeds"]
 
-CORRELATIONS = ("spearman", "kendall", "pearson", "lds")
+CORRELATIONS = ("spearman", "kendall", "pearson", "lds", "spearman_ceiling", "pearson_ceiling")
 LARGEST_CORRELATION = 1 - 1e-12  # Fisher's z of 1 is infinite
 
 

@@ -163,7 +163,7 @@ def test_agreement_shows_means_and_the_ceiling(results):
     drawn = {(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines if len(line.get_xdata()) == 1}
     assert {(places[m], heights[m]) for m in heights} <= drawn
     levels = {line.get_ydata()[0] for line in ax.lines if list(line.get_xdata()) == [0, 1]}
-    ceiling = mean_interval(rows[rows["metric"] == "spearman_ceiling"]["value"]).mean
+    ceiling = mean_interval(rows[rows["metric"] == "spearman_ceiling"]["value"], correlation=True).mean
     chance = mean_interval(found.get_group("random")["value"], correlation=True).mean
     assert sorted(levels) == pytest.approx(sorted([ceiling, chance]))
 

@@ -70,15 +70,15 @@ def test_over_seeds_takes_each_group_alone_and_correlations_by_fisher():
             {"task": task, "method": method, "metric": metric, "seed": seed, "value": rng.uniform(-0.9, 0.9)}
             for task in "ab"
             for method in "xy"
-            for metric in ("spearman", "kendall", "pearson", "top10_overlap", "area_loss")
+            for metric in ("spearman", "kendall", "pearson", "spearman_ceiling", "top10_overlap", "area_loss")
             for seed in range(4)
         ]
     ).sample(frac=1, random_state=0)
     table = over_seeds(rows)
-    assert len(table) == 2 * 2 * 5
+    assert len(table) == 2 * 2 * 6
     for (task, method, metric), found in table.iterrows():
         own = rows[(rows["task"] == task) & (rows["method"] == method) & (rows["metric"] == metric)]["value"]
-        expected = mean_interval(own, correlation=metric in ("spearman", "kendall", "pearson"))
+        expected = mean_interval(own, correlation=metric not in ("top10_overlap", "area_loss"))
         assert tuple(found) == pytest.approx((*expected, 1))
 
 
