@@ -227,9 +227,9 @@ def _verify(options: argparse.Namespace) -> int:
         for task, seed, recipe in _claimed(store, options)
     ]
     for proof in proofs:
-        verdict = "holds" if proof.holds else "DOES NOT HOLD"
+        verdict = "DOES NOT HOLD" if not proof.holds else "holds" if proof.looked else "NOT PROVED"
         bits = "" if proof.same_game else "; data, weights or code differ from those of the reference in some bits"
-        if own is not None and proof.holds:
+        if own is not None and proof.holds and proof.looked:
             noted = note_present_task(own, proof.task, proof.seed, proof.recipe)
             bits += f"; noted in {noted} blocks that they are of the task as it is now"
         title = _title(proof.task, proof.seed, proof.recipe)
@@ -238,8 +238,9 @@ def _verify(options: argparse.Namespace) -> int:
             f"{title}: {verdict}; values of {proof.replayed} of {proof.blocks} blocks from stored utilities within "
             f"{proof.replay_error:.1g}, {proof.retrained} retrained coalitions within {_listed(proof.errors, '.1g')}, "
             f"{remade if proof.remade else 'no block made anew'}{bits}"
+            f"{'' if proof.looked else '; --remake 1 makes a block anew, however long it takes'}"
         )
-    return 0 if all(proof.holds for proof in proofs) else NOT_PROVED
+    return 0 if all(proof.holds and proof.looked for proof in proofs) else NOT_PROVED
 
 
 def _claimed(store: Overlay, options: argparse.Namespace) -> list[tuple[str, int, str]]:

@@ -353,6 +353,8 @@ class InRunShapley:
             checks=Numbers(),
         )
         self._weights.note_if_moved()
+        for loss in losses.values():
+            loss.thorough = begun.waited_for
         return begun
 
     def _opened(self, begun: StepBegun, losses: Closure | None) -> OpenStep:

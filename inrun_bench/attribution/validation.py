@@ -26,6 +26,7 @@ from inrun_bench.attribution.capture.factors import FactorCall
 from inrun_bench.attribution.directions import Factors, multiplied_out
 from inrun_bench.attribution.gradient_scaling import dense
 from inrun_bench.attribution.transfer import Numbers, gathered, to_host
+from inrun_bench.attribution.weights import Traits, traits, unlike
 
 __all__ = ["ValidationLoss", "expect_no_effects_or_chance", "moved_to"]
 
@@ -53,6 +54,9 @@ class ValidationLoss:
     ----------
     factored : set of str
         Parameters whose gradients :meth:`factored_gradient` leaves in factors.
+    thorough : bool
+        Whether weights that the closure changes behind torch's version counters are looked for, which waits for the
+        device and reads all weights twice.
 
     All methods take `at`, the weights to evaluate at, or None for the present ones. Tensors that they return are not
     to be changed.
@@ -67,6 +71,7 @@ class ValidationLoss:
         as_called: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.factored: set[str] = set()
+        self.thorough = False
         self._closure = closure
         self._names = list(parameters)
         self._parameters, self._others = list(parameters.values()), list(others)
@@ -179,8 +184,12 @@ class ValidationLoss:
 
     def _loss(self) -> Tensor:
         versions = [p._version for p in self._parameters]
+        before = _traits(self._parameters) if self.thorough else None
         loss = self._closure()
         changed = [name for name, p, v in zip(self._names, self._parameters, versions, strict=True) if p._version != v]
+        if before is not None and not changed:  # nor behind the version counters
+            others = unlike(_traits(self._parameters), before).tolist()
+            changed = [name for name, other in zip(self._names, others, strict=True) if other]
         if changed:
             raise ValueError(
                 f"validation changed parameter {changed[0]!r} while it was evaluated (an embedding with max_norm does, "
@@ -255,13 +264,18 @@ def expect_no_effects_or_chance(model: nn.Module, losses: Mapping[str, Validatio
     checks.expect(changes, warn)
 
 
+def _traits(parameters: Sequence[Tensor]) -> Traits:
+    with torch.no_grad():
+        return traits([p.detach() for p in parameters])
+
+
 @contextmanager
 def _without_side_effects(model: nn.Module, numbers: Numbers) -> Iterator[None]:
     """Have ValueError raised if the model is run at other weights in this block, or its buffers are others after it.
 
     Both are looked at by value, which takes time: for the first evaluation of a validation loss.
     """
-    sizes = {p: p.detach().norm() for p in model.parameters()}
+    sizes = {p: _traits([p]) for p in model.parameters()}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     found: list[tuple[str, Tensor]] = []
 
@@ -273,7 +287,7 @@ def _without_side_effects(model: nn.Module, numbers: Numbers) -> Iterator[None]:
                     f"{type(module).__name__}): an average of weights that is put into the model for the time of "
                     "validation is no loss of the weights that the optimiser moves"
                 )
-                found.append((message, p.detach().norm() != sizes[p]))
+                found.append((message, torch.tensor(unlike(_traits([p]), sizes[p]).any())))
 
     def refuse(wrong: NDArray[np.float64]) -> None:
         for (message, _), does in zip(found, wrong, strict=True):

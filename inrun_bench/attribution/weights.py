@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from inrun_bench.attribution.precision import norms, own_precision
 from inrun_bench.attribution.transfer import Numbers, gathered
 
-__all__ = ["Place", "SeenWeights", "Traits", "compared", "differ", "traits"]
+__all__ = ["Place", "SeenWeights", "Traits", "compared", "differ", "traits", "unlike"]
 
 SMALL = 2**15
 """Numbers that are copied in less time than it takes to ask for their sum."""
@@ -118,6 +118,7 @@ class Traits(NamedTuple):
 
 def traits(tensors: Sequence[Tensor]) -> Traits:
     """Return what tells tensors from others."""
+    tensors = [torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in tensors]
     return (_weighted_sums if all(x.device.type == "cpu" for x in tensors) else _norms_and_largest)(tensors)
 
 
@@ -132,9 +133,14 @@ def differ(numbers: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Return bool [tensors]: whose traits are others than was noted, rounding apart."""
     now, noted, rounding = numbers
     with np.errstate(invalid="ignore"):
-        alike = (np.abs(now - noted) <= rounding) | (np.isnan(now) & np.isnan(noted))
+        alike = (now == noted) | (np.abs(now - noted) <= rounding) | (np.isnan(now) & np.isnan(noted))
     others: NDArray[np.bool_] = ~alike.all(1)
     return others
+
+
+def unlike(now: Traits, noted: Traits) -> NDArray[np.bool_]:
+    """Return the same at once, waiting for the device."""
+    return differ(compared(now, noted).cpu().numpy())
 
 
 def _norms_and_largest(tensors: Sequence[Tensor]) -> Traits:

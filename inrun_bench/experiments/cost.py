@@ -25,9 +25,9 @@ from inrun_bench import metrics
 from inrun_bench.experiments.values import diagnostics
 from inrun_bench.methods import valued
 from inrun_bench.reference import blocks as reference
-from inrun_bench.report.intervals import over_seeds
+from inrun_bench.report.intervals import left_out, over_seeds
 from inrun_bench.report.looks import TASKS_A_ROW, in_order, legend, look, panels, points
-from inrun_bench.report.markdown import interval_cell, markdown, mean_cell
+from inrun_bench.report.markdown import interval_cell, markdown, mean_cell, of_several
 from inrun_bench.report.paired import paired_differences
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import parameter_rows, with_recipes
@@ -107,7 +107,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     prices = spearman.groupby(["task", "method"])["trainings"].median()
     figure, names, axes = panels(spearman, 1, height=3.0, most_columns=TASKS_A_ROW, sharex=True, sharey=True)
     methods = in_order(m for m in spearman["method"] if m not in NO_TIME)
-    lowest = min(0.0, *(means["mean"][key] for key in means.index if key[1] not in NO_TIME)) - 0.03
+    lowest = min([0.0, *(means["mean"][key] for key in means.index if key[1] not in NO_TIME)]) - 0.03
     for number, (ax, name) in enumerate(zip(axes[0], names, strict=True)):
         for method in methods:
             if (name, method, "spearman") in means.index:
@@ -127,6 +127,8 @@ def draw(rows: pd.DataFrame) -> Figure:
             ax.set_ylabel("Spearman correlation\nwith the reference")
     noise = Line2D([], [], color="black", linestyle="--", label="noise ceiling of the reference")
     legend(figure, methods, [noise], columns=4)
+    if note := left_out(means):
+        figure.suptitle(note, fontsize=8)
     return figure
 
 
@@ -149,6 +151,8 @@ def _cost_by_recipe(recipe: str, rows: pd.DataFrame) -> str:
     def told(task: str, method: str) -> str:
         if (task, method) not in prices.index:
             return ""
+        if several := of_several(means, (task, method, "spearman")):
+            return several
         return f"{interval_cell(means, (task, method, 'spearman'), seeds[task])}, {prices[task, method]:,.3g}"
 
     cells = [[look(method).label, *(told(task, method) for task in tasks)] for method in in_order(spearman["method"])]

@@ -68,8 +68,13 @@ class Proof:
     remade_errors: Mapping[str, float]
 
     @property
+    def looked(self) -> bool:
+        """Whether anything was looked at: a coalition was trained again, or a block made anew."""
+        return self.retrained > 0 or bool(self.remade)
+
+    @property
     def holds(self) -> bool:
-        """Whether the reference is what it claims to be."""
+        """Whether the reference is what it claims to be, as far as was looked."""
         retrained = all(error <= TOLERANCES.get(utility, RETRAINED) for utility, error in self.errors.items())
         remade = all(error <= REMADE.get(utility, RETRAINED) for utility, error in self.remade_errors.items())
         return self.replay_error <= REPLAYED and retrained and remade

@@ -23,7 +23,8 @@ def paired_differences(rows: pd.DataFrame, of: str = "") -> str:
     rows : DataFrame
         With columns task, method, seed, metric and value. Tasks of one seed have no intervals, and are left out.
     of : str
-        What the table is of, ``", recipe adamw,"`` say.
+        What the table is of, ``", recipe adamw,"`` say. Seeds of several definitions (two references, say) are left
+        out.
 
     Returns
     -------
@@ -32,6 +33,7 @@ def paired_differences(rows: pd.DataFrame, of: str = "") -> str:
     """
     spearman = rows[(rows["metric"] == "spearman") & (rows["method"] != REFERENCE)]
     once = spearman.groupby(["task", "method", "seed"])["value"].agg(lambda own: own.iloc[0] if len(own) == 1 else None)
+    once = once.dropna()  # nothing is paired with rows of several definitions
     base = once[once.index.get_level_values("method") == AGAINST].droplevel("method")
     seeds = base.groupby("task").size()
     names = [task for task in dict.fromkeys(spearman["task"]) if seeds.get(task, 0) > 1]

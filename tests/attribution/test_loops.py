@@ -714,6 +714,38 @@ def test_weights_that_are_changed_behind_version_counters_are_refused(change, be
     assert len(engine.ledger.steps) == begin
 
 
+class Swapping(nn.Module):
+    """Has two hidden units change places in each call: what it computes stays, and so does every norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        for w in (self.a.weight.data, self.a.bias.data, self.b.weight.data.T):
+            w[[0, 1]] = w[[1, 0]].clone()
+        return self.b(torch.tanh(self.a(x)))
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+@pytest.mark.parametrize("order", ["first", "second", "trapezoid", "integrated"])
+@pytest.mark.parametrize("lasting", [True, False])
+def test_a_model_that_changes_its_weights_and_back_again_is_refused(order, lasting, size, monkeypatch):
+    """By two calls a step, one of training and one of validation, weights are in the end what they were."""
+    if size == "large":
+        monkeypatch.setattr(weights, "SMALL", 0)
+    model, x, y = Swapping().double(), torch.randn(12, 5).double(), torch.randint(3, (12,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    given = {"validation": lambda: F.cross_entropy(model(x[4:]), y[4:])}
+    engine = InRunShapley(model, optimizer, 4, order, batch_axis=0, **(given if lasting else {}))
+    with (
+        pytest.raises(ValueError, match=r"validation changed parameter 'a\.weight' while it was evaluated"),
+        engine.step(range(4), **({} if lasting else given)),
+    ):
+        F.cross_entropy(model(x[:4]), y[:4]).backward()
+        optimizer.step()
+
+
 @pytest.mark.parametrize("layout", ["transposed", "channels last", "bfloat16", "no axes"])
 def test_weights_of_any_layout_that_are_changed_behind_version_counters_are_refused(layout):
     made = {

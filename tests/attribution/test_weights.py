@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from inrun_bench.attribution.weights import Traits, _norms_and_largest, _weighted_sums, compared, differ
+from inrun_bench.attribution.weights import Traits, _norms_and_largest, _weighted_sums, compared, differ, traits, unlike
 
 CHANGES = {
     "one number": lambda w: w[-1].mul_(1.1),
@@ -67,3 +67,17 @@ def test_a_number_that_is_none_hides_no_change_of_others(odd):
     assert not differing(_weighted_sums(weights), noted).any()
     weights[0][7] += 1e-3
     assert differing(_weighted_sums(weights), noted).sum() == 1
+
+
+@pytest.mark.parametrize("part", [torch.real, torch.imag])
+def test_either_part_of_a_complex_number_counts(part):
+    w = torch.randn(7, 5, dtype=torch.complex64)
+    before = traits([w])
+    assert not unlike(traits([w.clone()]), before).any()
+    part(w)[3, 2] += 1
+    assert unlike(traits([w]), before).all()
+
+
+def test_weights_beyond_all_numbers_are_what_they_were():
+    w = torch.full((40000,), torch.finfo(torch.float32).max)
+    assert not unlike(_norms_and_largest([w]), _norms_and_largest([w.clone()])).any()

@@ -251,6 +251,13 @@ FAULTS = [
         f"{TESTS}/test_groups.py::test_comparison_is_what_its_words_say",
     ),
     Fault(
+        "a reference of which nothing was looked at is proved",
+        "inrun_bench/reference/verify.py",
+        "return self.retrained > 0 or bool(self.remade)",
+        "return True",
+        f"{TESTS}/test_reference.py::test_what_nobody_has_looked_at_is_not_proved_and_not_noted",
+    ),
+    Fault(
         "references of other seeds are told by the most reliable of them",
         "inrun_bench/experiments/reference.py",
         "min(v.reliability() for v in valuations)",

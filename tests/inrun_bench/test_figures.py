@@ -397,3 +397,11 @@ def test_cost_needs_no_reference_and_no_second_recipe():
     figure = paint("cost", rows[rows["method"] != "reference"])
     assert [ax.get_title() for ax in figure.axes] == ["a", "b"]
     assert paint("cost", rows.iloc[:0]).axes == []
+    alone = paint("cost", rows[:1].assign(method="random"))
+    assert [ax.get_title() for ax in alone.axes] == ["a"]
+
+
+def test_cost_says_what_it_leaves_out():
+    rows = cost_rows().assign(seed=0)
+    assert not paint("cost", rows).get_suptitle()
+    assert paint("cost", pd.concat([rows, rows[:1]])).get_suptitle().startswith("left out: 1 means")

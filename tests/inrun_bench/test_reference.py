@@ -420,6 +420,19 @@ def test_the_commands_take_a_recipe(small, store, capsys):
     assert capsys.readouterr().out.startswith(f"{TASK}, adamw: holds")
 
 
+def test_what_nobody_has_looked_at_is_not_proved_and_not_noted(small, store, capsys):
+    extend(store, TASK, seed=1, jobs=1)
+    assert thin(store, 1) == 1
+    there = ["verify", "--reference", str(store.root), "--task", TASK, "--seed", "1"]
+    before = store.provenance(reference.block(TASK, 1, 0))
+    assert main([*there, "--remake", "0", "--note"]) == 1
+    assert "seed 1: NOT PROVED; values of 0 of 1 blocks" in (told := capsys.readouterr().out)
+    assert "--remake 1" in told
+    assert store.provenance(reference.block(TASK, 1, 0)) == before
+    assert main([*there, "--remake", "1"]) == 0
+    assert "seed 1: holds" in capsys.readouterr().out
+
+
 def test_the_commands_take_several_seeds(small, store, capsys):
     chosen = ["--task", TASK, "--seed", "0", "2"]
     assert main(["reference", "--out", str(store.root), *chosen, "--jobs", "1"]) == 0

@@ -220,6 +220,19 @@ def test_the_cost_tables_say_what_the_rows_say_one_a_recipe(tmp_path):
     assert "recipe sgd, of the Spearman" in summary
 
 
+def test_of_two_references_of_a_seed_no_mean_no_price_and_no_difference_is_told(tmp_path):
+    store = Store(tmp_path / "results")
+    for seed, references in ((0, "a"), (1, "a"), (2, "ab")):
+        for reference in references:
+            for method, value in (("knn", 0.5 + seed / 10), ("inrun-first", 0.4)):
+                rows = [{"metric": "spearman", "value": value, "seconds": 1.0, "trainings": 8.0}]
+                store.write(Unit("cost", "some-task", method, seed, {"reference": reference}), rows)
+    found, differences = tables_in(write_summary(store, EXPERIMENTS))
+    assert found[look("knn").label]["some-task"] == "2 definitions"
+    assert differences[look("knn").label]["some-task"].startswith("+0.150 [")
+    assert differences[look("knn").label]["some-task"].endswith("(2 of 2)")
+
+
 def test_the_diagnostics_table_says_what_the_rows_say(tmp_path):
     store = Store(tmp_path / "results")
     agreement = [{"metric": "spearman", "value": 0.5, "seconds": 1.0, "trainings": 8.0}]

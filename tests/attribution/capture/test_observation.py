@@ -925,6 +925,8 @@ def test_weights_that_are_nan_or_have_no_numbers_are_named():
         model[0].weight[0, 0] = math.nan
     with pytest.raises(ValueError, match="all that the model returns is NaN"):
         score_error(model, x, y, 4)
+    with pytest.raises(FloatingPointError, match="the score of sample 0 is not finite"):
+        score_error(model, x, y, 4, batch_axis=0)
     with torch.device("meta"):
         model[1] = nn.Linear(6, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
