@@ -217,9 +217,10 @@ def draw(rows: pd.DataFrame) -> Figure:
         return Figure()
     figure = Figure(figsize=(3.4 * len(measures) + 0.6, 1.9 * len(sweeps) + 0.9), layout="constrained")
     axes = figure.subplots(len(sweeps), len(measures), squeeze=False, sharex="row", sharey=True)
-    least = min(0.0, float(over_seeds(rows, ("task", "n", "epochs", "method", "metric", "judge"))["mean"].min()))
     judged = {m for m in rows["method"] if m not in (REFERENCE, "random")}
     methods = in_order(judged - set(IN_THE_TABLE) or judged)
+    drawn = over_seeds(rows[rows["method"].isin(methods)], ("task", "n", "epochs", "method", "metric", "judge"))
+    least = min(0.0, float(drawn["mean"].min()))
     for row, (title, axis, own) in enumerate(sweeps):
         means = over_seeds(own, (axis, "method", "metric", "judge"))
         ticks = sorted(own[axis].unique())
