@@ -149,8 +149,8 @@ class InRunShapley:
         _check_choice("kernels", kernels, get_args(Backend))
         if not any(p.requires_grad for p in model.parameters()):
             raise ValueError("model has no trained parameters (none has requires_grad=True)")
-        hollow = [name for name, p in model.named_parameters() if p.is_meta]
-        if hollow:
+        hollow = [name for name, p in model.named_parameters() if p.device.type == "meta"]
+        if hollow and batch_axis == "observed":
             raise ValueError(
                 f"model has weights without numbers, on the device 'meta' ({', '.join(map(repr, hollow[:3]))}"
                 f"{', ...' if len(hollow) > 3 else ''}); load them before it is watched"

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Numbers", "Use", "gathered", "to_host"]
+__all__ = ["Numbers", "Use", "at_hand", "gathered", "to_host"]
 
 Use: TypeAlias = Callable[[NDArray[np.float64]], bool | None]
 """What is done with numbers on the host. It may raise, or return True, to have those expected after them left alone."""
@@ -79,6 +79,13 @@ def to_host(numbers: Tensor) -> Callable[[], NDArray[np.float64]]:
         return pinned.numpy()
 
     return arrival
+
+
+def at_hand(tensors: Sequence[Tensor]) -> list[NDArray[np.float64]] | None:
+    """Return the numbers of tensors for which nobody has to wait; None where one of them lies on a device."""
+    if any(x.device.type != "cpu" for x in tensors):
+        return None
+    return [x.detach().numpy() for x in tensors]
 
 
 def gathered(scalars: Sequence[Tensor]) -> Tensor:

@@ -287,7 +287,7 @@ def _without_side_effects(model: nn.Module, numbers: Numbers) -> Iterator[None]:
                     f"{type(module).__name__}): an average of weights that is put into the model for the time of "
                     "validation is no loss of the weights that the optimiser moves"
                 )
-                found.append((message, torch.tensor(unlike(_traits([p]), sizes[p]).any())))
+                found.append((message, torch.tensor(unlike(_traits([p]), sizes[p]).any(), device=p.device)))
 
     def refuse(wrong: NDArray[np.float64]) -> None:
         for (message, _), does in zip(found, wrong, strict=True):

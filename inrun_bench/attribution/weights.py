@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from inrun_bench.attribution.precision import norms, own_precision
-from inrun_bench.attribution.transfer import Numbers, gathered
+from inrun_bench.attribution.transfer import Numbers, gathered, to_host
 
 __all__ = ["Place", "SeenWeights", "Traits", "compared", "differ", "traits", "unlike"]
 
@@ -140,7 +140,7 @@ def differ(numbers: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 def unlike(now: Traits, noted: Traits) -> NDArray[np.bool_]:
     """Return the same at once, waiting for the device."""
-    return differ(compared(now, noted).cpu().numpy())
+    return differ(to_host(compared(now, noted))())
 
 
 def _norms_and_largest(tensors: Sequence[Tensor]) -> Traits:

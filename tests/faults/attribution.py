@@ -13,8 +13,8 @@ FAULTS = [
     Fault(
         "sums are taken to be close where they are not",
         "inrun_bench/attribution/scoring/checks.py",
-        "torch.stack([dots, dots.abs(), of_factors]).numpy()",
-        "torch.stack([dots, 1e3 * dots.abs(), of_factors]).numpy()",
+        "np.stack([of_names, np.abs(of_names), own])",
+        "np.stack([of_names, 1e3 * np.abs(of_names), own])",
         f"{TESTS}/scoring/test_checks.py::test_norms_are_formed_where_they_decide_and_nowhere_else",
     ),
     Fault(
@@ -90,7 +90,7 @@ FAULTS = [
     Fault(
         "a validation loss of averaged weights passes",
         f"{CODE}/validation.py",
-        "found.append((message, torch.tensor(unlike(_traits([p]), sizes[p]).any())))",
+        "found.append((message, torch.tensor(unlike(_traits([p]), sizes[p]).any(), device=p.device)))",
         "found.append((message, p.detach().norm() != p.detach().norm()))",
         f"{LOOPS}::test_a_validation_loss_of_averaged_weights_is_refused",
     ),

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from inrun_bench.attribution.capture.recorder import tensors_in
-from inrun_bench.attribution.weights import Traits, traits, unlike
+from inrun_bench.attribution.weights import Traits, compared, differ, traits
 
 __all__ = ["CHANGED", "begins_with_zero", "beside_training", "own", "twin_of"]
 
@@ -174,7 +174,7 @@ def beside_training(module: nn.Module) -> Iterator[None]:
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
-    if unlike(_traits(parameters), before).any():
+    if differ(compared(_traits(parameters), before).cpu().numpy()).any():
         raise RuntimeError(
             f"the forward of {type(module).__name__} {CHANGED}, so that it cannot be run beside "
             "training to observe its batch axis; keep such tensors as buffers, or pass batch_axis=0 (the axis of the "

@@ -25,7 +25,7 @@ from inrun_bench.attribution.gradient_scaling import Received, Watcher
 from inrun_bench.attribution.layer_terms import LayerTerm, Term
 from inrun_bench.attribution.precision import norms, own_precision
 from inrun_bench.attribution.scoring.scores import TermSums
-from inrun_bench.attribution.transfer import Numbers, gathered
+from inrun_bench.attribution.transfer import Numbers, at_hand, gathered
 
 __all__ = [
     "SeenGradients",
@@ -155,9 +155,11 @@ def expect_sums(
 
     device = terms.sums.device
     seen = [terms.sums, terms.magnitudes]
-    if unless is None and {device.type, dots.device.type} == {"cpu"}:  # two passes fewer, of four
-        at_least = torch.stack([dots, dots.abs(), of_factors]).numpy()
-        if np.isfinite(at_least).all() and not compared(torch.stack(seen).numpy(), at_least)[-1].any():
+    found = None if unless is not None else at_hand([*seen, dots, of_factors])
+    if found is not None:  # two passes fewer, of four: a dot product is no more than its vectors' norms
+        sums, sizes, of_names, own = found
+        at_least = np.stack([of_names, np.abs(of_names), own])
+        if np.isfinite(at_least).all() and not compared(np.stack([sums, sizes]), at_least)[-1].any():
             return
     together = [*seen, dots, _at_most(of_probes, received), of_factors]
     numbers.expect(torch.cat([flag.to(device), *(part.to(device).reshape(-1) for part in together)]), check)
