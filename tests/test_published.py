@@ -80,7 +80,7 @@ def test_the_readme_shows_what_the_published_rows_say_of_retraining(tmp_path):
     assert "*noise ceiling*" in copy.read_text()
 
 
-MOST_BYTES = 32 * 2**20
+MOST_BYTES = 25 * 2**20
 
 
 def test_the_tracked_tree_is_small_enough_to_travel():
