@@ -54,7 +54,7 @@ def _list(_options: argparse.Namespace) -> int:
     lists = {
         "experiments": {name: experiment.SUMMARY for name, experiment in EXPERIMENTS.items()},
         "tasks": {name: task.summary for name, task in CATALOG.items()},
-        "methods": {name: _told(method_of(name)) for name in METHODS},
+        "methods": {name: _described(method_of(name)) for name in METHODS},
         "profiles": {name: f"seeds {', '.join(map(str, p.seeds))}" for name, p in PROFILES.items()},
         "what a method may take": OPTIONS,
     }
@@ -69,7 +69,7 @@ def _list(_options: argparse.Namespace) -> int:
     return 0
 
 
-def _told(method: Method) -> str:
+def _described(method: Method) -> str:
     taken = ", ".join(option for option in OPTIONS if option in method.options)
     return f"{method.label} [{taken}]" if taken else method.label
 

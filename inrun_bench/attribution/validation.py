@@ -26,7 +26,7 @@ from inrun_bench.attribution.capture.factors import FactorCall
 from inrun_bench.attribution.directions import Factors, multiplied_out
 from inrun_bench.attribution.gradient_scaling import dense
 from inrun_bench.attribution.transfer import Numbers, gathered, to_host
-from inrun_bench.attribution.weights import Traits, traits, unlike
+from inrun_bench.attribution.weights import traits, unlike
 
 __all__ = ["ValidationLoss", "expect_no_effects_or_chance", "moved_to"]
 
@@ -184,11 +184,11 @@ class ValidationLoss:
 
     def _loss(self) -> Tensor:
         versions = [p._version for p in self._parameters]
-        before = _traits(self._parameters) if self.thorough else None
+        before = traits(self._parameters) if self.thorough else None
         loss = self._closure()
         changed = [name for name, p, v in zip(self._names, self._parameters, versions, strict=True) if p._version != v]
         if before is not None and not changed:  # nor behind the version counters
-            others = unlike(_traits(self._parameters), before).tolist()
+            others = unlike(traits(self._parameters), before).tolist()
             changed = [name for name, other in zip(self._names, others, strict=True) if other]
         if changed:
             raise ValueError(
@@ -264,18 +264,13 @@ def expect_no_effects_or_chance(model: nn.Module, losses: Mapping[str, Validatio
     checks.expect(changes, warn)
 
 
-def _traits(parameters: Sequence[Tensor]) -> Traits:
-    with torch.no_grad():
-        return traits([p.detach() for p in parameters])
-
-
 @contextmanager
 def _without_side_effects(model: nn.Module, numbers: Numbers) -> Iterator[None]:
     """Have ValueError raised if the model is run at other weights in this block, or its buffers are others after it.
 
     Both are looked at by value, which takes time: for the first evaluation of a validation loss.
     """
-    sizes = {p: _traits([p]) for p in model.parameters()}
+    sizes = {p: traits([p]) for p in model.parameters()}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     found: list[tuple[str, Tensor]] = []
 
@@ -287,7 +282,7 @@ def _without_side_effects(model: nn.Module, numbers: Numbers) -> Iterator[None]:
                     f"{type(module).__name__}): an average of weights that is put into the model for the time of "
                     "validation is no loss of the weights that the optimiser moves"
                 )
-                found.append((message, torch.tensor(unlike(_traits([p]), sizes[p]).any(), device=p.device)))
+                found.append((message, torch.tensor(unlike(traits([p]), sizes[p]).any(), device=p.device)))
 
     def refuse(wrong: NDArray[np.float64]) -> None:
         for (message, _), does in zip(found, wrong, strict=True):

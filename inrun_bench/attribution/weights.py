@@ -88,8 +88,7 @@ class SeenWeights:
             checks.expect(compared(large, traits_noted), check)
 
     def _now(self) -> tuple[list[bytes], Traits | None]:
-        with torch.no_grad():
-            return [self._bytes_of(p) for p in self._small], traits(self._large) if self._large else None
+        return [self._bytes_of(p) for p in self._small], traits(self._large) if self._large else None
 
     def _bytes_of(self, p: nn.Parameter) -> bytes:
         layout = p.data_ptr(), p.shape, p.stride()
@@ -117,9 +116,11 @@ class Traits(NamedTuple):
 
 
 def traits(tensors: Sequence[Tensor]) -> Traits:
-    """Return what tells tensors from others."""
-    tensors = [torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in tensors]
-    return (_weighted_sums if all(x.device.type == "cpu" for x in tensors) else _norms_and_largest)(tensors)
+    """Return what tells tensors from others; no graph is recorded."""
+    with torch.no_grad():
+        given = [x.detach() for x in tensors]
+        given = [torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in given]
+        return (_weighted_sums if all(x.device.type == "cpu" for x in given) else _norms_and_largest)(given)
 
 
 def compared(now: Traits, noted: Traits) -> Tensor:
@@ -139,7 +140,7 @@ def differ(numbers: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def unlike(now: Traits, noted: Traits) -> NDArray[np.bool_]:
-    """Return the same at once, waiting for the device."""
+    """Return bool [tensors]: the same of traits at hand, waiting for the device."""
     return differ(to_host(compared(now, noted))())
 
 

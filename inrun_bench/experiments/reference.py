@@ -34,34 +34,32 @@ def units(plan: Plan) -> list[Unit]:
 def table(rows: pd.DataFrame) -> str:
     """Return how much work is behind the reference values of each task and recipe, and how far they can be trusted."""
     rows = with_recipes(rows)
-    cells: dict[bool, list[list[str]]] = {True: [], False: []}
-    for task in (name for name in tasks.CATALOG if name in set(rows["task"])):
-        for recipe in (name for name in tasks.CATALOG[task].recipes if name in set(rows["recipe"])):
-            own = rows[(rows["task"] == task) & (rows["recipe"] == recipe)]
-            found = [
-                of_rows(task, int(seed), recipe, [block for _, block in of_seed.groupby("block")])
-                for seed, of_seed in own.groupby("seed")
-            ]
-            for first in (True, False):
-                chosen = [each for each in found if (each.seed == 0) == first]
-                if chosen:
-                    cells[first] += _told(chosen)
-    heads = ["task", "recipe", "utility", "seeds", "samples", "trainings", "core seconds"]
-    heads += ["split-half Spearman", "standard error"]
-    about = (
-        ": Shapley values of the trajectory game, by permutations with shifts and reverses or by enumeration. Both "
-        "utilities of a task come from the same trainings; standard errors (root mean square) are in units of the "
-        "spread of the values."
-    )
-    parts = {
-        True: f"**Reference values**, seed 0{about}",
-        False: "**Reference values of other seeds**: medians over them of trainings, seconds and standard errors, and "
-        "the least split-half correlation.",
+    found = [
+        of_rows(str(task), int(seed), str(recipe), [block for _, block in own.groupby("block")])
+        for (task, recipe, seed), own in rows.groupby(["task", "recipe", "seed"], sort=False)
+    ]
+    about = {
+        "**Reference values**, seed 0: Shapley values of the trajectory game, by permutations with shifts and reverses "
+        "or by enumeration. Both utilities of a task come from the same trainings; standard errors (root mean square) "
+        "are in units of the spread of the values.": [each for each in found if each.seed == 0],
+        "**Reference values of other seeds**: medians over them of trainings, seconds and standard errors, and the "
+        "least split-half correlation.": [each for each in found if each.seed != 0],
     }
-    return "\n\n".join(f"{parts[first]}\n\n{markdown(cells[first], heads)}" for first in parts if cells[first])
+    return "\n\n".join(f"{title}\n\n{_table(chosen)}" for title, chosen in about.items() if chosen)
 
 
-def _told(found: list[Reference]) -> list[list[str]]:
+def _table(found: list[Reference]) -> str:
+    """Return a table of references, a line for each utility of a task and recipe."""
+    lines = []
+    for task in tasks.CATALOG:
+        for recipe in tasks.CATALOG[task].recipes:
+            same = [each for each in found if (each.task, each.recipe) == (task, recipe)]
+            lines += _lines(sorted(same, key=lambda each: each.seed)) if same else []
+    heads = ["task", "recipe", "utility", "seeds", "samples", "trainings", "core seconds"]
+    return markdown(lines, [*heads, "split-half Spearman", "standard error"])
+
+
+def _lines(found: list[Reference]) -> list[list[str]]:
     """Return a line a utility of the references of one task and recipe, of one seed or of several."""
     task, recipe, seeds = found[0].task, found[0].recipe, [each.seed for each in found]
     lines = []

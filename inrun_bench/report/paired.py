@@ -21,10 +21,10 @@ def paired_differences(rows: pd.DataFrame, of: str = "") -> str:
     Parameters
     ----------
     rows : DataFrame
-        With columns task, method, seed, metric and value. Tasks of one seed have no intervals, and are left out.
+        With columns task, method, seed, metric and value. Tasks of one seed have no intervals, and are left out; so
+        are seeds with several rows of one method (judged by two references, say).
     of : str
-        What the table is of, ``", recipe adamw,"`` say. Seeds of several definitions (two references, say) are left
-        out.
+        What the table is of, ``", recipe adamw,"`` say.
 
     Returns
     -------

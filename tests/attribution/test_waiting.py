@@ -242,7 +242,8 @@ def test_factors_that_leave_something_out_are_tried_once(transfers, own):
     def validation():
         return p.validation() + 0.1 * p.model[0].weight.square().sum()
 
-    inrun = InRunShapley(p.model, p.optimizer, N, "first", validation=None if own else validation, rules="gram")
+    given = {"rules": "gram", "batch_axis": 0}  # that is observed now and then, which waits
+    inrun = InRunShapley(p.model, p.optimizer, N, "first", validation=None if own else validation, **given)
     for transfers.step in range(STEPS):
         with inrun.step(range(N), validation=validation if own else None):
             p.take_step()

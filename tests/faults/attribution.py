@@ -90,7 +90,7 @@ FAULTS = [
     Fault(
         "a validation loss of averaged weights passes",
         f"{CODE}/validation.py",
-        "found.append((message, torch.tensor(unlike(_traits([p]), sizes[p]).any(), device=p.device)))",
+        "found.append((message, torch.tensor(unlike(traits([p]), sizes[p]).any(), device=p.device)))",
         "found.append((message, p.detach().norm() != p.detach().norm()))",
         f"{LOOPS}::test_a_validation_loss_of_averaged_weights_is_refused",
     ),

@@ -7,6 +7,7 @@ generators, and without a tree's description where there is no tree.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from functools import cache
 from types import NoneType
 from typing import Any
 
@@ -20,13 +21,13 @@ LEAVES = {Tensor, nn.Parameter, NoneType, bool, int, float, str}  # kinds that a
 
 def modules_of(model: nn.Module) -> list[nn.Module]:
     """Return a module and all below it, each once, in the order of :meth:`~torch.nn.Module.modules`."""
-    if _overrides(model, "modules", "named_modules"):
-        return list(model.modules())
     found: dict[nn.Module, None] = {}
     waiting: list[nn.Module | None] = [model]
     while waiting:
         module = waiting.pop()
         if module is not None and module not in found:
+            if _overrides(type(module), "modules", "named_modules"):
+                return list(model.modules())
             found[module] = None
             if module._modules:
                 waiting.extend(reversed(module._modules.values()))
@@ -35,13 +36,14 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
 
 def parameters_of(model: nn.Module) -> set[nn.Parameter]:
     """Return the parameters of a module and of all below it."""
-    if _overrides(model, "modules", "named_modules", "parameters", "named_parameters"):
+    if _overrides(type(model), "parameters", "named_parameters"):
         return set(model.parameters())
     return {p for module in modules_of(model) for p in module._parameters.values() if p is not None}
 
 
-def _overrides(model: nn.Module, *methods: str) -> bool:
-    return any(getattr(type(model), method) is not getattr(nn.Module, method) for method in methods)
+@cache
+def _overrides(kind: Any, *methods: str) -> bool:  # of a class; a type is hashable, but not to mypy
+    return any(getattr(kind, method) is not getattr(nn.Module, method) for method in methods)
 
 
 def flattened(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[Any], Hashable]:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from inrun_bench.attribution.capture.recorder import tensors_in
-from inrun_bench.attribution.weights import Traits, compared, differ, traits
+from inrun_bench.attribution.weights import traits, unlike
 
 __all__ = ["CHANGED", "begins_with_zero", "beside_training", "own", "twin_of"]
 
@@ -160,7 +160,7 @@ def beside_training(module: nn.Module) -> Iterator[None]:
     """
     parameters = list(module.parameters())
     devices = sorted({p.device.index for p in parameters if p.device.type == "cuda"})
-    before = _traits(parameters)
+    before = traits(parameters)
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 - the state of others
     try:
         with (
@@ -174,17 +174,12 @@ def beside_training(module: nn.Module) -> Iterator[None]:
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
-    if differ(compared(_traits(parameters), before).cpu().numpy()).any():
+    if unlike(traits(parameters), before).any():
         raise RuntimeError(
             f"the forward of {type(module).__name__} {CHANGED}, so that it cannot be run beside "
             "training to observe its batch axis; keep such tensors as buffers, or pass batch_axis=0 (the axis of the "
             "samples in all layers) and start anew"
         )
-
-
-def _traits(parameters: list[nn.Parameter]) -> Traits:
-    with torch.no_grad():
-        return traits([p.detach() for p in parameters] or [torch.zeros(1)])
 
 
 def _never(_: Any) -> Tensor:

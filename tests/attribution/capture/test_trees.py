@@ -38,13 +38,19 @@ def test_leaves_are_those_of_torch(args):
 
 class Hiding(torch.nn.Sequential):
     def named_modules(self, memo=None, prefix="", remove_duplicate=True):
-        return iter([("", self), ("0", self[0])])
+        return iter([(prefix, self), (f"{prefix}.0".lstrip("."), self[0])])
 
 
 def test_a_model_that_names_its_own_modules_is_believed():
     model = Hiding(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     assert modules_of(model) == list(model.modules()) == [model, model[0]]
     assert parameters_of(model) == set(model.parameters()) == set(model[0].parameters())
+
+
+def test_a_module_below_that_names_its_own_modules_is_believed_too():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), Hiding(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)))
+    assert modules_of(model) == list(model.modules())
+    assert parameters_of(model) == set(model.parameters())
 
 
 def test_trees_that_differ_are_told_apart():
