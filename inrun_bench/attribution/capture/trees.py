@@ -7,7 +7,6 @@ generators, and without a tree's description where there is no tree.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from functools import cache
 from types import NoneType
 from typing import Any
 
@@ -41,8 +40,7 @@ def parameters_of(model: nn.Module) -> set[nn.Parameter]:
     return {p for module in modules_of(model) for p in module._parameters.values() if p is not None}
 
 
-@cache
-def _overrides(kind: Any, *methods: str) -> bool:  # of a class; a type is hashable, but not to mypy
+def _overrides(kind: type[nn.Module], *methods: str) -> bool:
     return any(getattr(kind, method) is not getattr(nn.Module, method) for method in methods)
 
 
