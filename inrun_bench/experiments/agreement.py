@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 
 from inrun_bench import metrics
 from inrun_bench.report.intervals import left_out, over_seeds
+from inrun_bench.report.leaderboard import Question
 from inrun_bench.report.looks import in_order, legend, look, panels
 from inrun_bench.report.paired import paired_differences
 from inrun_bench.runs.plan import Plan
@@ -25,6 +26,9 @@ from inrun_bench.runs.unit import REFERENCE, Row, Unit
 SUMMARY = "in-run orders, Monte Carlo, TMC, KNN and random against the retraining reference"
 EXCLUSIVE = False
 DEFAULT = True
+QUESTIONS = (
+    Question("agreement with the run's own game", "spearman", "Spearman correlation", bound="spearman_ceiling"),
+)
 
 
 def units(plan: Plan) -> list[Unit]:

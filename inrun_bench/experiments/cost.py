@@ -26,6 +26,7 @@ from inrun_bench.experiments.values import diagnostics
 from inrun_bench.methods import valued
 from inrun_bench.reference import blocks as reference
 from inrun_bench.report.intervals import left_out, over_seeds
+from inrun_bench.report.leaderboard import Question
 from inrun_bench.report.looks import TASKS_A_ROW, in_order, legend, look, panels, points
 from inrun_bench.report.markdown import interval_cell, markdown, mean_cell, of_several
 from inrun_bench.report.paired import paired_differences
@@ -37,6 +38,15 @@ from inrun_bench.runs.unit import DEFAULT_RECIPE, REFERENCE, Row, Unit, title_of
 SUMMARY = "agreement with the stored reference over time, in units of one training"
 EXCLUSIVE = True
 DEFAULT = False
+QUESTIONS = (
+    Question(
+        "agreement with the stored reference",
+        "spearman",
+        "Spearman correlation",
+        by={"recipe": "{}"},
+        bound="spearman_ceiling",
+    ),
+)
 
 TRAININGS = 7  # timed, of which the median counts
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 import tasks
 from inrun_bench import metrics
 from inrun_bench.report.intervals import left_out, over_seeds
+from inrun_bench.report.leaderboard import Question
 from inrun_bench.report.looks import in_order, look, panels
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import read_reference, read_values, reference_blocks, values_unit
@@ -25,6 +26,7 @@ SUMMARY = "AUROC and average precision of low values for wrong labels and target
 NEEDS = "tasks some of whose targets were made wrong (flipped= of tasks.from_arrays and tasks.load)"
 EXCLUSIVE = False
 DEFAULT = True
+QUESTIONS = (Question("wrong labels found", "auroc", "AUROC of low values"),)
 
 
 def units(plan: Plan) -> list[Unit]:

@@ -37,6 +37,7 @@ from inrun_bench import metrics
 from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
 from inrun_bench.methods import method_of, valued
 from inrun_bench.report.intervals import over_seeds
+from inrun_bench.report.leaderboard import Question
 from inrun_bench.report.looks import TASKS_A_ROW, in_order, legend, look, panels, points
 from inrun_bench.report.markdown import cell, count, markdown, seconds_cell
 from inrun_bench.runs.plan import Plan
@@ -47,6 +48,9 @@ from tasks import Task
 SUMMARY = "values of groups of samples (classes, domains, random ones) against exact values by enumeration"
 EXCLUSIVE = False
 DEFAULT = False
+QUESTIONS = (
+    Question("values of groups of samples", "spearman", "Spearman correlation with exact values", by={"groups": "{}"}),
+)
 
 GROUPINGS = {
     "digits-mlp": ("classes", "random"),

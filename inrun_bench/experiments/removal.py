@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 import tasks
 from inrun_bench import metrics
+from inrun_bench.report.leaderboard import Question
 from inrun_bench.report.looks import in_order, legend, look, panels
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import read_reference, read_values, reference_blocks, values_unit
@@ -50,6 +51,10 @@ class Knobs:
 KNOBS = {"quick": Knobs(draws=20, runs=4), "standard": Knobs(draws=100, runs=10), "large": Knobs(draws=10, runs=0)}
 
 CONVENTIONAL = "conventional_"  # what such metrics begin with
+QUESTIONS = (
+    Question("removal, in the run's own game", "area_loss", "area between the curves of test loss"),
+    Question("removal, by conventional retraining", f"{CONVENTIONAL}area_loss", "area between the curves of test loss"),
+)
 FRACTIONS = np.array(metrics.FRACTIONS)
 
 

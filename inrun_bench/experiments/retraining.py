@@ -37,6 +37,7 @@ from baselines import Game, permutation_shapley
 from baselines.permutation import SHIFTS
 from inrun_bench import metrics
 from inrun_bench.report.intervals import over_seeds
+from inrun_bench.report.leaderboard import Question
 from inrun_bench.report.looks import in_order, legend, look, panels
 from inrun_bench.report.markdown import count
 from inrun_bench.report.overview import ANOTHER_LABEL, game_table
@@ -53,6 +54,13 @@ NEEDS = "tasks that are not large"
 OWN = "own"
 GAMES = (OWN, "renormalised", "other runs", "conventional")
 ANOTHER = "another seed"  # a game: the run's own, of another run
+QUESTIONS = tuple(
+    Question(label, "spearman", "Spearman correlation", where={"judge": game}, bound="spearman_ceiling")
+    for label, game in (
+        ("agreement with the run's own game", OWN),
+        ("agreement with conventional retraining", "conventional"),
+    )
+)
 PANELS_A_ROW = 2
 TITLES = {
     "conventional": "Conventional retraining: on the coalition alone, in runs of other seeds",

@@ -30,6 +30,7 @@ from baselines.permutation import SHIFTS
 from inrun_bench import metrics
 from inrun_bench.methods import valued
 from inrun_bench.report.intervals import over_seeds
+from inrun_bench.report.leaderboard import Question
 from inrun_bench.report.looks import Look, in_order, legend, look
 from inrun_bench.report.markdown import count, interval_cell, markdown, mean_cell
 from inrun_bench.runs.plan import Plan
@@ -114,6 +115,39 @@ IN_THE_TABLE = (
 MANY = 8  # lines that are told apart
 
 SPREAD = 1.15  # between the first method's place and the last one's, on a logarithmic axis
+
+
+
+
+def _ends(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows at each task's largest size, trained least, and at its longest training."""
+    points = rows[["task", "n", "steps"]].drop_duplicates().sort_values(["task", "n", "steps"])
+    largest = points.sort_values(["n", "steps"], ascending=[False, True]).drop_duplicates("task")
+    longest = points.sort_values("steps", ascending=False).drop_duplicates("task")
+    ends = points[points.index.isin([*largest.index, *longest.index])]
+    return ends.merge(rows, on=list(points), how="left")
+
+
+_POINTS = {"n": "{:,.0f} samples", "steps": "{:,.0f} steps"}
+QUESTIONS = (
+    Question(
+        "more samples, longer training: Shapley values of the run's own game",
+        "spearman",
+        "Spearman correlation",
+        where={"judge": OWN},
+        by=_POINTS,
+        bound=CEILING,
+        select=_ends,
+    ),
+    Question(
+        "more samples, longer training: random halves by conventional retraining",
+        "lds",
+        "datamodelling score",
+        where={"judge": CONVENTIONAL},
+        by=_POINTS,
+        select=_ends,
+    ),
+)
 
 
 def units(plan: Plan) -> list[Unit]:

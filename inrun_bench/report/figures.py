@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from PIL import Image
 from inrun_bench.report.looks import showing
 from inrun_bench.runs.store import Store
 
-__all__ = ["draw_figures", "drawn"]
+__all__ = ["DPI", "SETTINGS", "draw_figures", "drawn", "with_a_palette"]
 
 
 def drawn(experiments: Mapping[str, Any]) -> tuple[str, ...]:
@@ -68,13 +69,15 @@ def draw_figures(store: Store, names: Iterable[str], experiments: Mapping[str, A
             picture, drawing = (folder / f"{name}{suffix}" for suffix in (".png", ".svg"))
             figure.savefig(picture, dpi=DPI, bbox_inches="tight")
             figure.savefig(drawing, dpi=DPI, bbox_inches="tight", metadata={"Date": None})
-            _with_a_palette(picture)
+            picture.write_bytes(with_a_palette(picture.read_bytes()))
             written += [picture, drawing]
     return written
 
 
-def _with_a_palette(picture: Path) -> None:
-    """Write a PNG anew in 256 colours, enough for lines and their edges: a third of the size."""
-    with Image.open(picture) as whole:
+def with_a_palette(png: bytes) -> bytes:
+    """Return a PNG in 256 colours, enough for lines and their edges: a third of the size."""
+    with Image.open(io.BytesIO(png)) as whole:
         few = whole.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    few.save(picture, dpi=(DPI, DPI), optimize=True)
+    written = io.BytesIO()
+    few.save(written, format="png", dpi=(DPI, DPI), optimize=True)
+    return written.getvalue()
