@@ -7,6 +7,7 @@ import itertools
 import math
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from inrun_bench.reference.make import extend, note_present_task, thin
 from inrun_bench.reference.verify import verify
 from inrun_bench.report import update_page, write_summary
 from inrun_bench.report.figures import draw_figures, drawn
+from inrun_bench.report.page import write_page
 from inrun_bench.runs.backends import BACKENDS
 from inrun_bench.runs.fingerprint import outdated
 from inrun_bench.runs.plan import PROFILES, Plan
@@ -168,7 +170,10 @@ def _report(options: argparse.Namespace) -> int:
     print(write_summary(store, EXPERIMENTS))
     if options.into:
         update_page(options.into, store, EXPERIMENTS)
-    _note_outdated(store)
+    stale = outdated(store.units(), EXPERIMENTS)
+    if options.html:
+        print(f"\n{write_page(store, EXPERIMENTS, stale)}")
+    _note(store, *stale)
     return 0
 
 
@@ -268,7 +273,10 @@ def _title(task: str, seed: int, recipe: str) -> str:
 
 def _note_outdated(store: Store) -> None:
     """Say on stderr which rows of a folder are not what would be measured now."""
-    count, reasons = outdated(store.units(), EXPERIMENTS)
+    _note(store, *outdated(store.units(), EXPERIMENTS))
+
+
+def _note(store: Store, count: int, reasons: Counter[str]) -> None:
     if count:
         listed = "; ".join(f"{why} ({number})" for why, number in reasons.most_common())
         print(
@@ -338,6 +346,9 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="also put the first of them between the 'summary' marks of this Markdown file, and those of experiments "
         "between marks of their names, where it has any; marks that name the folder, too, are for it alone",
+    )
+    command.add_argument(
+        "--html", action="store_true", help="also write report.html, a page of tables and figures, into the folder"
     )
     _add_place(command)
     command.set_defaults(command=_report)

@@ -117,8 +117,6 @@ MANY = 8  # lines that are told apart
 SPREAD = 1.15  # between the first method's place and the last one's, on a logarithmic axis
 
 
-
-
 def _ends(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the rows at each task's largest size, trained least, and at its longest training."""
     points = rows[["task", "n", "steps"]].drop_duplicates().sort_values(["task", "n", "steps"])
@@ -131,7 +129,7 @@ def _ends(rows: pd.DataFrame) -> pd.DataFrame:
 _POINTS = {"n": "{:,.0f} samples", "steps": "{:,.0f} steps"}
 QUESTIONS = (
     Question(
-        "more samples, longer training: Shapley values of the run's own game",
+        "at scale, in the run's own game",
         "spearman",
         "Spearman correlation",
         where={"judge": OWN},
@@ -140,9 +138,9 @@ QUESTIONS = (
         select=_ends,
     ),
     Question(
-        "more samples, longer training: random halves by conventional retraining",
+        "at scale, by conventional retraining",
         "lds",
-        "datamodelling score",
+        "datamodelling score of random halves",
         where={"judge": CONVENTIONAL},
         by=_POINTS,
         select=_ends,

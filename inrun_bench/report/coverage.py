@@ -86,10 +86,7 @@ def numbers(seeds: Iterable[int]) -> str:
             runs[-1].append(seed)
         else:
             runs.append([seed])
-    return ", ".join(
-        f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run))  # noqa: PLR2004
-        for run in runs
-    )
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def _gaps(units: pd.DataFrame) -> Iterator[str]:

@@ -174,11 +174,10 @@ def leaderboard(
             for column in _columns(question, answers, {(t, m) for e, t, m in failed if e == name}):
                 key = (question.label, column.task, column.place)
                 columns[key] = _merged(columns[key], column) if key in columns else column
-    labels = list(dict.fromkeys(label for label, *_ in columns))
     tasks = list(dict.fromkeys(task for _, task, _ in columns))
-    ordered = sorted(  # recipes and points in the order of the rows, the default recipe first
+    ordered = sorted(  # questions that begin alike side by side; of a task the default recipe first
         columns.values(),
-        key=lambda column: (labels.index(column.question.label), tasks.index(column.task), bool(column.place)),
+        key=lambda column: (column.question.label, tasks.index(column.task), bool(column.place)),
     )
     prices = _prices([cost for cost in costs if len(cost)])
     shown = {(column.task, column.place) for column in ordered}
@@ -206,11 +205,13 @@ def _columns(question: Question, answers: pd.DataFrame, failed: set[tuple[str, s
     for (task, place), own in answers.groupby(["task", "place"], sort=False) if len(answers) else ():
         means = over_seeds(own, ("method", "metric"))
         found = {
-            method: (Interval(*means.loc[(method, question.metric), list(Interval._fields)]), int(definitions))
+            method: (_interval(means.loc[(method, question.metric)]), int(definitions))
             for (method, metric), definitions in means["definitions"].items()
             if metric == question.metric and method not in (REFERENCE, ANOTHER)
         }
-        rank = ranks({m: interval.mean for m, (interval, _) in found.items()}, larger_is_better=question.larger_is_better)
+        rank = ranks(
+            {m: interval.mean for m, (interval, _) in found.items()}, larger_is_better=question.larger_is_better
+        )
         yield Column(
             question,
             str(task),
@@ -240,6 +241,10 @@ def _merged(first: Column, other: Column) -> Column:
     )
 
 
+def _interval(row: pd.Series) -> Interval:
+    return Interval(float(row["mean"]), float(row["low"]), float(row["high"]), int(row["n"]))
+
+
 def _mean(means: pd.DataFrame, key: tuple[str, str]) -> float | None:
     """Return a mean; None where there is none."""
     mean = float(means.loc[key, "mean"]) if key in means.index else None
@@ -247,7 +252,7 @@ def _mean(means: pd.DataFrame, key: tuple[str, str]) -> float | None:
 
 
 def _places(rows: pd.DataFrame, by: Mapping[str, str]) -> list[str]:
-    """Return what tells columns of one task apart, row by row; what is not noted, and the default recipe, say nothing."""
+    """Return what tells columns of a task apart, row by row: nothing where nothing is noted, or the default recipe."""
     parts = [
         [form.format(value) if _told(value) else "" for value in rows[name]]
         for name, form in by.items()

@@ -75,7 +75,8 @@ def number(text: str) -> float | None:
 
 def _table(reader: MarkdownIt, node: SyntaxTreeNode, caption: Markup) -> Table:
     head, *body = list(_lines(node))
-    rows, bounds = [], []
+    rows: list[tuple[TableCell, ...]] = []
+    bounds: list[tuple[TableCell, ...]] = []
     for line in body:
         cells = tuple(TableCell(_inline(reader, cell), number(_text(cell))) for cell in line)
         (bounds if _is_italic(line[0]) else rows).append(cells)

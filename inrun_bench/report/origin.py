@@ -9,7 +9,7 @@ from inrun_bench.report.coverage import numbers
 
 __all__ = ["environment", "runs_of"]
 
-COLUMNS = {"started": "started", "commit": "commit", "seeds": "seeds", "units": "units", "failed": "failed", "backend": "where"}
+COLUMNS = ("started", "commit", "seeds", "units", "failed", "backend")
 BESIDE = ("run", "jobs", *COLUMNS)
 SHORT = 12  # characters of a commit
 NAMES = {"threads_a_unit": "threads a unit"}
@@ -17,7 +17,7 @@ NAMES = {"threads_a_unit": "threads a unit"}
 
 def runs_of(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """Return when and from which commit each run measured what, in words, the first run first."""
-    return [{head: _told(name, run.get(name)) for name, head in COLUMNS.items()} for run in runs]
+    return [{name: _told(name, run.get(name)) for name in COLUMNS} for run in runs]
 
 
 def environment(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, int]]]]:

@@ -26,13 +26,13 @@ LINK = re.compile(r"url\(#|^#")
 POINTS_TO_PIXELS = 96 / 72
 
 
-def picture(name: str, experiment: Any, rows: pd.DataFrame) -> Markup | None:
+def picture(anchor: str, experiment: Any, rows: pd.DataFrame) -> Markup | None:
     """Return an experiment's figure of its rows as HTML; None where it has none, or nothing to draw.
 
     Parameters
     ----------
-    name : str
-        Of the experiment; what figures of a page are told apart by.
+    anchor : str
+        What ids of the figure begin with, by which figures of a page are told apart.
     experiment : module or object
         With ``draw(rows)``, or without.
     rows : DataFrame
@@ -44,8 +44,9 @@ def picture(name: str, experiment: Any, rows: pd.DataFrame) -> Markup | None:
         figure = experiment.draw(rows)
         if not figure.axes:
             return None
-        svg = inline_svg(_saved(figure, "svg", metadata={"Date": None}).decode(), name, _label(name, experiment))
-        return svg if len(svg.encode()) <= LARGEST_SVG else _png(figure, _label(name, experiment))
+        label = caption_of(experiment) or "Figure"
+        svg = inline_svg(_saved(figure, "svg", metadata={"Date": None}).decode(), anchor, label)
+        return svg if len(svg.encode()) <= LARGEST_SVG else _png(figure, label)
 
 
 def caption_of(experiment: Any) -> str:
@@ -59,14 +60,14 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def inline_svg(text: str, name: str, label: str) -> Markup:
+def inline_svg(text: str, anchor: str, label: str) -> Markup:
     """Return matplotlib's SVG as a part of a page: ids of its own, no name spaces, style sheet or metadata.
 
     Parameters
     ----------
     text : str
         A file as matplotlib writes it.
-    name : str
+    anchor : str
         What ids begin with.
     label : str
         What the drawing is called where it is not seen.
@@ -78,9 +79,9 @@ def inline_svg(text: str, name: str, label: str) -> Markup:
         element.attrib.clear()
         for key, value in attributes.items():
             if key == "id":
-                element.set(key, f"{name}-{value}")
+                element.set(key, f"{anchor}-{value}")
             elif key in ("href", "clip-path", "fill", "style", "marker-start"):
-                element.set(key, LINK.sub(lambda match: f"{match[0]}{name}-", value))
+                element.set(key, LINK.sub(lambda match: f"{match[0]}{anchor}-", value))
             else:
                 element.set(key, value)
     _drop(root, ("metadata", "style", "title"))
@@ -111,7 +112,3 @@ def _saved(figure: Figure, form: str, **how: Any) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format=form, dpi=DPI, bbox_inches="tight", **how)
     return file.getvalue()
-
-
-def _label(name: str, experiment: Any) -> str:
-    return f"Figure of {name}. {caption_of(experiment)}".strip()

@@ -76,7 +76,8 @@ function addFilter(section) {
   const input = document.createElement("input");
   input.type = "search";
   input.autocomplete = "off";
-  label.append(tables.length === 1 ? "Rows of this table that hold " : `Rows of these ${tables.length} tables that hold `, input);
+  label.append(tables.length === 1 ? "Rows of this table with" : `Rows of these ${tables.length} tables with`, input);
+  input.placeholder = "part of a name";
   form.append(label);
   form.addEventListener("submit", (event) => event.preventDefault());
   input.addEventListener("input", () => {
