@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from inrun_bench.report.coverage import numbers
+from inrun_bench.runs.manifest import BrokenFileError, read_json
 
-__all__ = ["environment", "runs_of"]
+__all__ = ["environment", "read_runs", "runs_of"]
 
 COLUMNS = ("started", "commit", "seeds", "units", "failed", "backend")
 BESIDE = ("run", "jobs", *COLUMNS)
 SHORT = 12  # characters of a commit
 NAMES = {"threads_a_unit": "threads a unit"}
+
+
+def read_runs(path: Path) -> list[dict[str, Any]]:
+    """Return the runs in the manifest at `path`; none where there is no such file.
+
+    Raises
+    ------
+    BrokenFileError
+        If the file holds no list of runs.
+    """
+    remedy = "move it away: the page is made without it"
+    runs = read_json(path, remedy) if path.exists() else []
+    if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
+        raise BrokenFileError(f"{str(path)!r} is broken (it holds no list of runs); {remedy}")
+    return runs
 
 
 def runs_of(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

@@ -22,11 +22,10 @@ from inrun_bench.report.leaderboard import leaderboard, questions_of
 from inrun_bench.report.looks import look
 from inrun_bench.report.markdown import count
 from inrun_bench.report.markdown_tables import Prose, Table, blocks
-from inrun_bench.report.origin import environment, runs_of
+from inrun_bench.report.origin import environment, read_runs, runs_of
 from inrun_bench.report.overview import ANOTHER_LABEL, headline, methods_table
 from inrun_bench.report.pictures import caption_of, picture
 from inrun_bench.runs.failures import failures
-from inrun_bench.runs.manifest import read_runs
 from inrun_bench.runs.store import Store
 from inrun_bench.version import __version__
 

@@ -18,7 +18,7 @@ import torch
 from inrun_bench.runs.atomic import write_text
 from inrun_bench.version import __version__, versions
 
-__all__ = ["BrokenFileError", "begin_run", "count_units", "read_json", "read_runs"]
+__all__ = ["BrokenFileError", "begin_run", "count_units", "read_json"]
 
 RECORDED_PACKAGES = ("torch", "triton", "numpy", "scipy", "scikit-learn", "joblib", "pyarrow", "mlxtend")
 
@@ -32,7 +32,7 @@ def begin_run(path: Path, *, jobs: int, seeds: Sequence[int], backend: str) -> s
 
     A run like an earlier one, but for when it started, is known by the same name and counted with it.
     """
-    runs = read_runs(path)
+    runs = _read(path)
     run = {"backend": backend, "jobs": jobs, "seeds": list(seeds), **_environment()}
     name = hashlib.sha256(json.dumps(run).encode()).hexdigest()[:12]
     if all(earlier["run"] != name for earlier in runs):
@@ -43,29 +43,12 @@ def begin_run(path: Path, *, jobs: int, seeds: Sequence[int], backend: str) -> s
 
 def count_units(path: Path, name: str, *, done: int, failed: int) -> None:
     """Add what a run has done by now to its entry in the manifest at `path`."""
-    runs = read_runs(path)
+    runs = _read(path)
     for run in runs:
         if run["run"] == name:
             run["units"] += done
             run["failed"] += failed
     _write(path, runs)
-
-
-def read_runs(path: Path) -> list[dict[str, Any]]:
-    """Return the runs in the manifest at `path`; none where there is no such file.
-
-    Raises
-    ------
-    BrokenFileError
-        If the file holds no list of runs.
-    """
-    remedy = "move it away: the next run begins a new one, and no rows are lost"
-    runs = read_json(path, remedy) if path.exists() else []
-    if not isinstance(runs, list) or not all(
-        isinstance(run, dict) and {"run", "units", "failed"} <= set(run) for run in runs
-    ):
-        raise BrokenFileError(f"{str(path)!r} is broken (it holds no list of runs); {remedy}")
-    return runs
 
 
 def read_json(path: Path, remedy: str) -> Any:
@@ -80,6 +63,16 @@ def read_json(path: Path, remedy: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are of this kind
         raise BrokenFileError(f"{str(path)!r} is broken ({error}); {remedy}") from error
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    remedy = "move it away: the next run begins a new one, and no rows are lost"
+    runs = read_json(path, remedy) if path.exists() else []
+    if not isinstance(runs, list) or not all(
+        isinstance(run, dict) and {"run", "units", "failed"} <= set(run) for run in runs
+    ):
+        raise BrokenFileError(f"{str(path)!r} is broken (it holds no list of runs); {remedy}")
+    return runs
 
 
 def _write(path: Path, runs: list[dict[str, Any]]) -> None:
