@@ -28,7 +28,7 @@ def load(
     flipped: float | None = None,
     dtype: torch.dtype | None = None,
 ) -> Task:
-    """Build the task `name`.
+    """Build the task `name`, which may have defaults of its own (:attr:`tasks.TaskSpec.defaults`).
 
     Parameters
     ----------
@@ -45,8 +45,6 @@ def load(
         sequences that of another sample. Default: 0.1.
     dtype : torch.dtype, optional
         Of features and weights. The same initial weights are rounded to it. Tokens stay integers. Default: float32.
-
-    A task may have defaults of its own (:attr:`tasks.TaskSpec.defaults`).
 
     Returns
     -------

@@ -1,0 +1,28 @@
+"""Run the examples and draw their figures anew, as the site shows them: ``tox run -e examples``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+EXAMPLES = Path(__file__).parent / "examples"
+
+
+def main(names: list[str]) -> None:
+    """Draw the figures of the examples that are named; of all where none is."""
+    for script in sorted(EXAMPLES.glob("*.py")):
+        if names and script.stem not in names:
+            continue
+        picture = EXAMPLES / "figures" / f"{script.stem}.png"
+        print(f"--- {script.name}", flush=True)
+        subprocess.run([sys.executable, script, picture], check=True)  # noqa: S603
+        with Image.open(picture) as whole:  # 256 colours are enough for lines and their edges
+            few = whole.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        few.save(picture, dpi=(150, 150), optimize=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
