@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from inrun_bench import InRunShapley
 
-CONTEXT, WINDOWS, STEPS = 48, 48, 80
+CONTEXT, WINDOWS, STEPS = 32, 48, 80
 SOURCES = {"code": "asyncio/*.py", "character tables": "encodings/cp*.py", "prose": "pydoc_data/topics.py"}
 torch.manual_seed(0)
 

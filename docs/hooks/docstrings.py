@@ -12,6 +12,8 @@ FORMULA = re.compile(r":math:`([^`]+)`")
 DISPLAYED = re.compile(r"^\.\. math::[ \n]*(.+?)(?=\n\n(?! )|\Z)", re.MULTILINE | re.DOTALL)
 TABLE = re.compile(r"^(=+(?: +=+)+)\n(.*?)\n\1\n(.*?)\n\1$", re.MULTILINE | re.DOTALL)
 LITERAL = re.compile(r"::$", re.MULTILINE)
+TYPE = re.compile(r"^(\*{0,2}\w+(?:, \*{0,2}\w+)*) : (?![\w.]+(?:, optional)?$)", re.MULTILINE)
+AS_WRITTEN = "\u2060"  # no width; what begins with it is no expression
 
 
 class Docstrings(griffe.Extension):
@@ -28,7 +30,8 @@ def _markdown(text: str, owner: griffe.Object) -> str:
     text = DISPLAYED.sub(lambda formula: rf"\[{' '.join(formula[1].split())}\]", text)
     text = FORMULA.sub(lambda formula: rf"\({' '.join(formula[1].split())}\)", text)
     text = ROLE.sub(lambda role: _reference(role, owner), text)
-    return LITERAL.sub(":", text)
+    # a type in words stays as it is written; else griffe reads it as Python, and the first of {"a", "b"} as the default
+    return LITERAL.sub(":", TYPE.sub(rf"\1 : {AS_WRITTEN}", text))
 
 
 def _reference(role: re.Match[str], owner: griffe.Object) -> str:
