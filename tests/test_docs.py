@@ -2,7 +2,9 @@
 
 import inspect
 import re
+from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import get_type_hints
 
 import numpy as np
@@ -66,12 +68,33 @@ def test_the_table_of_orders_is_that_of_the_probes():
 
 def test_links_of_the_documentation_lead_somewhere():
     for page in (
-        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
         ROOT / "README.md",
         ROOT / "results" / "README.md",
     ):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+PUBLIC = ("baselines", "inrun_bench", "inrun_bench.adjoint", "inrun_bench.attribution", "inrun_bench.methods")
+PUBLIC += ("tasks", "tasks.learners")
+
+
+def referred_to():
+    """Yield what the pages of the reference show of a module, or of a name that a package offers."""
+    for page in (ROOT / "docs" / "api").glob("*.md"):
+        for name, options in re.findall(r"^::: (\S+)\n((?: {4}.*\n)*)", page.read_text(), re.MULTILINE):
+            members = re.search(r"members: \[(\w+)\]", options)
+            if members or "members: false" not in options:
+                yield f"{name}.{members[1]}" if members else name
+
+
+def test_the_reference_shows_every_public_name_once_and_no_other():
+    shown = [resolve_name(name) for name in referred_to()]
+    offered = [(name, import_module(package)) for package in PUBLIC for name in import_module(package).__all__]
+    public = {name: getattr(package, name) for name, package in offered}
+    del public["__version__"]
+    assert sorted(map(id, shown)) == sorted({id(thing) for thing in public.values()})
 
 
 BASELINES = (ROOT / "docs" / "baselines.md").read_text()

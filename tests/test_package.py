@@ -1,5 +1,6 @@
 """Wheel and source archive hold what they need and nothing else, and work from another folder: tox run -e package."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -20,8 +21,12 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("baselines", "inrun_bench", "tasks")
 
 
-def run(*command, cwd):
-    return subprocess.run(list(map(str, command)), cwd=cwd, check=True, capture_output=True, text=True).stdout
+def run(*command, cwd, **more):
+    return subprocess.run(list(map(str, command)), cwd=cwd, check=True, capture_output=True, text=True, **more).stdout
+
+
+def run_installed(*command, cwd):
+    return run(*command, cwd=cwd, env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"})
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +61,7 @@ def test_the_source_archive_holds_no_more_than_it_needs(archives):
     with tarfile.open(archives[0]) as archive:
         names = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
     made = {name for name in names if re.match(r"PKG-INFO|setup\.cfg|\w+\.egg-info/", name)}
-    assert names - made == expected() | {"README.md", "LICENSE", "pyproject.toml"}
+    assert names - made == expected() | {"README.md", "LICENSE", "MANIFEST.in", "pyproject.toml"}
 
 
 def test_an_index_would_take_them(archives):
@@ -80,9 +85,9 @@ def environment(archives, tmp_path_factory):
 
 def test_the_installed_command_lists_the_experiments_from_another_folder(environment, tmp_path):
     _, python = environment
-    listed = run(python.with_name("inrun-bench"), "list", cwd=tmp_path)
-    assert listed == run(python, "-m", "inrun_bench", "list", cwd=tmp_path)
-    assert set(EXPERIMENTS) <= set(listed.split())
+    listed = run_installed(python.with_name("inrun-bench"), "list", cwd=tmp_path)
+    assert listed == run_installed(python, "-m", "inrun_bench", "list", cwd=tmp_path)
+    assert set(EXPERIMENTS) <= set(re.findall(r"^  (\S+)", listed.partition("tasks:")[0], re.MULTILINE))
     assert not list(tmp_path.iterdir())
 
 
@@ -93,6 +98,6 @@ import inrun_bench
 from inrun_bench.reference.blocks import read, references
 print(inrun_bench.__file__, len(read(references(), "iris-logreg").valuations["loss"].values))
 """
-    where, number = run(python, "-c", program, cwd=tmp_path).split()
+    where, number = run_installed(python, "-c", program, cwd=tmp_path).split()
     assert Path(where).is_relative_to(folder)
     assert number == "16"

@@ -1,4 +1,4 @@
-import subprocess
+import runpy
 import sys
 
 import pytest
@@ -7,8 +7,9 @@ from inrun_bench.cli import main
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["run", "--task", "nobody"]])
-def test_the_module_is_the_command(arguments, tmp_path, capsys):
-    command = [sys.executable, "-m", "inrun_bench", *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    code, told = main(arguments), capsys.readouterr()
-    assert (done.returncode, done.stdout, done.stderr) == (code, told.out, told.err)
+def test_the_module_is_the_command(arguments, monkeypatch, capsys):
+    expected = main(arguments), *capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["inrun_bench", *arguments])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_module("inrun_bench", run_name="__main__")
+    assert (left.value.code, *capsys.readouterr()) == expected
