@@ -61,7 +61,7 @@ def test_transformers_model(ran):
 def test_sklearn_estimator(ran):
     names, _ = ran("sklearn_estimator")
     assert names["valuation"].values.sum() == pytest.approx(names["total"] - names["empty"])
-    assert names["valuation"].evaluations <= 1500
+    assert names["valuation"].evaluations < 3000  # the rule ended it
 
 
 def test_own_game(ran):

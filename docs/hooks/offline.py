@@ -12,7 +12,7 @@ FAULTS = {
     "loads a script or a picture from elsewhere": re.compile(r'<(?:script|img|iframe)[^>]+src="(?:https?:)?//'),
     "loads a style from elsewhere": re.compile(r'<link[^>]+href="(?:https?:)?//'),
     "has a role of reStructuredText": re.compile(r":(?:attr|class|data|func|math|meth|mod):(?:`|<code>)"),
-    "has a formula that is not MathML": re.compile(r'class="arithmatex"'),
+    "has a formula that is not MathML": re.compile(r'class="arithmatex"|<m[a-z]+[^>]*>\\'),
 }
 
 

@@ -48,7 +48,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         if not (ROOT / path).exists():
             return link[0]  # which MkDocs then tells
         if config.repo_url:
-            return f"[{text}]({config.repo_url.rstrip('/')}/blob/main/{path}{anchor})"
+            kind = "tree" if (ROOT / path).is_dir() else "blob"
+            return f"[{text}]({config.repo_url.rstrip('/')}/{kind}/main/{path}{anchor})"
         return text if path in text else f"{text} (`{path}`)"
 
     parts = re.split(r"(^```.*?^```$)", markdown, flags=re.MULTILINE | re.DOTALL)
