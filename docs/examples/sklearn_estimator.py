@@ -27,7 +27,7 @@ y[wrong] = (y[wrong] + 1) % 3
 
 tree = DecisionTreeClassifier(max_depth=3, min_samples_leaf=2)
 game = EstimatorGame(tree, x, y, x_val, y_val)  # worth: accuracy on the other samples
-valuation = permutation_shapley(game, budget=1500, stop=stderr_below(0.005), shifts=5, rng=0)
+valuation = permutation_shapley(game, budget=3000, stop=stderr_below(0.025), rng=0)
 
 print(valuation)
 total, empty = game(np.array([[True] * N_TRAIN, [False] * N_TRAIN]))
