@@ -18,5 +18,5 @@ def on_page_content(content: str, **_: Any) -> str:
 
 def _mathml(formula: re.Match[str]) -> str:
     display = "block" if formula[1] == "div" else "inline"
-    latex = html.unescape(formula[2]).strip().replace(r"\arg\min", r"\operatorname{arg\,min}")  # \arg is unknown there
+    latex = html.unescape(formula[2]).strip().replace(r"\arg\min", r"\text{arg}\,\min")  # \arg is unknown there
     return convert(latex, display=display)
