@@ -31,7 +31,7 @@ from inrun_bench import metrics
 from inrun_bench.methods import valued
 from inrun_bench.report.intervals import over_seeds
 from inrun_bench.report.leaderboard import Question
-from inrun_bench.report.looks import Look, in_order, legend, look
+from inrun_bench.report.looks import Look, foremost, in_order, legend, look
 from inrun_bench.report.markdown import count, interval_cell, markdown, mean_cell
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import warm_up
@@ -107,13 +107,6 @@ MEASURES = {
 }
 CEILING = "spearman_ceiling"
 SHARE = 0.5
-IN_THE_TABLE = (
-    "coalition-gradients-128", "control-variate-10", "few-run-4", "inrun-second", "inrun-integrated",
-    "inrun-integrated-seeds-20", "knn-embedding", "mc-2", "mc-shifted-10", "tmc-10", "unrolled",
-)  # fmt: skip
-"""Methods that the figure leaves out where there are many: each goes along with, or below, one of its kind."""
-MANY = 8  # lines that are told apart
-
 SPREAD = 1.15  # between the first method's place and the last one's, on a logarithmic axis
 
 
@@ -251,7 +244,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(3.4 * len(measures) + 0.6, 1.9 * len(sweeps) + 0.9), layout="constrained")
     axes = figure.subplots(len(sweeps), len(measures), squeeze=False, sharex="row", sharey=True)
     judged = {m for m in rows["method"] if m not in (REFERENCE, "random")}
-    methods = in_order(judged - set(IN_THE_TABLE) if len(judged) > MANY else judged)
+    methods = foremost(judged)
     drawn = over_seeds(rows[rows["method"].isin(methods)], ("task", "n", "epochs", "method", "metric", "judge"))
     least = min(0.0, float(drawn["mean"].min()))
     for row, (title, axis, own) in enumerate(sweeps):

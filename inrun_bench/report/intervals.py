@@ -13,6 +13,7 @@ from scipy import stats
 __all__ = ["Interval", "left_out", "mean_interval", "over_seeds"]
 
 CORRELATIONS = ("spearman", "kendall", "pearson", "lds", "spearman_ceiling", "pearson_ceiling")
+SHARES = ("auroc", "average_precision", "precision_at_k", "top10_overlap", "bottom10_overlap")
 LARGEST_CORRELATION = 1 - 1e-12  # Fisher's z of 1 is infinite
 
 
@@ -25,7 +26,7 @@ class Interval(NamedTuple):
     n: int
 
 
-def mean_interval(values: ArrayLike, *, correlation: bool = False) -> Interval:
+def mean_interval(values: ArrayLike, *, correlation: bool = False, share: bool = False) -> Interval:
     """Return the mean of independent values with Student's 95 % confidence interval.
 
     Parameters
@@ -36,6 +37,8 @@ def mean_interval(values: ArrayLike, *, correlation: bool = False) -> Interval:
         Average on the scale of Fisher's z = artanh(r), where the spread of a correlation does not depend on its size;
         the interval then stays within [-1, 1]. Where one of them is 1 or -1, which have no z, average as they are, and
         cut the interval off there.
+    share : bool
+        Cut the interval off at 0 and 1, beyond which nothing lies.
     """
     x = np.asarray(values, dtype=np.float64)
     x = x[~np.isnan(x)]
@@ -52,6 +55,8 @@ def mean_interval(values: ArrayLike, *, correlation: bool = False) -> Interval:
         mean, low, high = (float(np.tanh(v)) for v in (mean, low, high))
     elif correlation:
         low, high = (float(np.clip(v, -1.0, 1.0)) for v in (low, high))
+    if share:
+        low, high = (float(np.clip(v, 0.0, 1.0)) for v in (low, high))
     return Interval(mean, low, high, len(x))
 
 
@@ -67,7 +72,9 @@ def over_seeds(rows: pd.DataFrame, by: Sequence[str] = ("task", "method", "metri
     for key, group in rows.groupby(list(by), sort=False):
         definitions = int(group.groupby("seed").size().max()) if "seed" in group else 1
         values = group["value"] if definitions == 1 else []
-        records[key] = (*mean_interval(values, correlation=key[metric] in CORRELATIONS), definitions)
+        name = key[metric]
+        interval = mean_interval(values, correlation=name in CORRELATIONS, share=name in SHARES)
+        records[key] = (*interval, definitions)
     index = pd.MultiIndex.from_tuples(list(records), names=list(by))
     return pd.DataFrame(list(records.values()), index=index, columns=[*Interval._fields, "definitions"])
 

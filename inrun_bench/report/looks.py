@@ -17,7 +17,19 @@ from matplotlib.lines import Line2D
 
 from inrun_bench.methods import METHODS, method_of
 
-__all__ = ["FAMILIES", "TASKS_A_ROW", "Look", "hatched", "in_order", "legend", "look", "panels", "points", "showing"]
+__all__ = [
+    "FAMILIES",
+    "TASKS_A_ROW",
+    "Look",
+    "foremost",
+    "hatched",
+    "in_order",
+    "legend",
+    "look",
+    "panels",
+    "points",
+    "showing",
+]
 
 TASKS_A_ROW = 4
 """Where a figure shows all of them."""
@@ -65,6 +77,7 @@ FAMILIES = {
     "permutations": Family(0.07, ("s", "P", "X", "p", (8, 1, 0), (5, 0, 36), (5, 1, 18), (8, 0, 22), (3, 0, 15)), 2),
     "coalitions": Family(0.15, ((3, 1, 0), (7, 0, 0), (7, 1, 0), (3, 0, 30), (5, 1, 36)), 3),
     "neighbours": Family(0.42, ("8", "H", (4, 1, 0)), 4),
+    "rankings": Family(0.75, ((5, 0, 0), (5, 1, 0), (7, 0, 25)), 7),
     "chance": Family(None, ("x",), 0),
     "steps": Family(0.1, ("1", "2", "3", "4"), 5),
     "other": Family(0.98, (), 6),
@@ -89,6 +102,15 @@ OTHERS = {
 }
 """Labels, by family, of what rows call methods and is none that a task could be handed to."""
 
+MANY = 8
+"""Lines that are told apart."""
+
+IN_TABLES_ALONE = (
+    "coalition-gradients-128", "control-variate-10", "few-run-4", "inrun-second", "inrun-integrated",
+    "inrun-integrated-seeds-20", "knn-embedding", "mc-2", "mc-shifted-10", "tmc-10", "unrolled",
+)  # fmt: skip
+"""Methods that :func:`foremost` leaves out of many: each goes along with, or below, one of its kind."""
+
 _unknown: list[str] = []  # methods of rows that are being shown and that nobody here knows
 
 
@@ -110,6 +132,15 @@ def look(method: str) -> Look:
         return known[method]
     others = _unknown if method in _unknown else sorted({*_unknown, method})
     return _look(FAMILIES["other"], others.index(method), len(others), method)
+
+
+def foremost(methods: Iterable[str]) -> list[str]:
+    """Return the methods that lines are drawn of, in order: all of a few, and of many those that stand for a kind.
+
+    A figure says how many it leaves out; its table has them all.
+    """
+    given = in_order(methods)
+    return given if len(given) <= MANY else [method for method in given if method not in IN_TABLES_ALONE]
 
 
 def points(style: Look) -> dict[str, Any]:
@@ -155,7 +186,7 @@ def _look(family: Family, place: int, number: int, label: str) -> Look:
     if family is FAMILIES["reference"]:
         lightness = 0.0
     color = colorsys.hls_to_rgb((hue or 0.0) % 1.0, lightness, 0.0 if hue is None else 0.75)
-    letter = "" if family is FAMILIES["other"] else "abcdefgh"[list(FAMILIES.values()).index(family)]
+    letter = "" if family is FAMILIES["other"] else "abcdefghi"[list(FAMILIES.values()).index(family)]
     marker = family.markers[place] if place < len(family.markers) else f"${letter}{place + 1}$"
     return Look(label, color, marker, HATCHES[(family.hatch + place) % len(HATCHES)])
 

@@ -106,3 +106,12 @@ def test_an_interval_around_nearly_1_is_as_narrow_as_its_values():
     assert low > 0.999
     assert high == 1.0
     assert mean_interval([1.0, 1.0, 1.0], correlation=True)[:3] == (1.0, 1.0, 1.0)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=20))
+def test_interval_of_shares_stays_among_shares(values):
+    plain, share = mean_interval(values), mean_interval(values, share=True)
+    assert share.mean == plain.mean
+    assert (share.low, share.high) == (max(plain.low, 0.0), min(plain.high, 1.0))
+    rows = pd.DataFrame({"task": "a", "method": "b", "metric": "auroc", "seed": range(len(values)), "value": values})
+    assert over_seeds(rows)[["low", "high"]].iloc[0].tolist() == [share.low, share.high]

@@ -10,6 +10,7 @@ import tasks
 from inrun_bench import agreement, linear_datamodelling_score
 from inrun_bench.experiments import scale, units_of
 from inrun_bench.report.figures import draw_figures
+from inrun_bench.report.looks import MANY
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.store import Store
 from tests.inrun_bench.tiny import run
@@ -97,7 +98,7 @@ def test_every_point_is_told_and_drawn(found):
 def test_of_many_methods_those_that_go_along_with_another_are_in_the_table_alone(found):
     rows = found.read_all("scale")
     more = [rows.assign(method=rows["method"].replace("knn", name)) for name in ("knn-embedding", "someone-s")]
-    others = [rows.assign(method=rows["method"].replace("knn", f"other-{i}")) for i in range(scale.MANY - 3)]
+    others = [rows.assign(method=rows["method"].replace("knn", f"other-{i}")) for i in range(MANY - 3)]
     for shown, told in (([rows, *more, *others], True), ([rows, *more], False)):
         figure = scale.draw(pd.concat(shown).drop_duplicates())
         labels = {text.get_text() for text in figure.legends[0].get_texts()}
