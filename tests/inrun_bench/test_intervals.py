@@ -78,7 +78,8 @@ def test_over_seeds_takes_each_group_alone_and_correlations_by_fisher():
     assert len(table) == 2 * 2 * 6
     for (task, method, metric), found in table.iterrows():
         own = rows[(rows["task"] == task) & (rows["method"] == method) & (rows["metric"] == metric)]["value"]
-        expected = mean_interval(own, correlation=metric not in ("top10_overlap", "area_loss"))
+        share = metric == "top10_overlap"
+        expected = mean_interval(own, correlation=not share and metric != "area_loss", share=share)
         assert tuple(found) == pytest.approx((*expected, 1))
 
 
