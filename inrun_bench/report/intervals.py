@@ -12,8 +12,8 @@ from scipy import stats
 
 __all__ = ["Interval", "left_out", "mean_interval", "over_seeds"]
 
-CORRELATIONS = ("spearman", "kendall", "pearson", "lds", "spearman_ceiling", "pearson_ceiling")
-SHARES = ("auroc", "average_precision", "precision_at_k", "top10_overlap", "bottom10_overlap")
+CORRELATIONS = ("spearman", "kendall", "pearson", "lds")  # metrics that are called so, or begin so: lds_each
+SHARES = ("auroc", "average_precision", "precision_at_k", "top10_overlap", "bottom10_overlap", "test_accuracy")
 LARGEST_CORRELATION = 1 - 1e-12  # Fisher's z of 1 is infinite
 
 
@@ -73,7 +73,7 @@ def over_seeds(rows: pd.DataFrame, by: Sequence[str] = ("task", "method", "metri
         definitions = int(group.groupby("seed").size().max()) if "seed" in group else 1
         values = group["value"] if definitions == 1 else []
         name = key[metric]
-        interval = mean_interval(values, correlation=name in CORRELATIONS, share=name in SHARES)
+        interval = mean_interval(values, correlation=name.split("_")[0] in CORRELATIONS, share=name in SHARES)
         records[key] = (*interval, definitions)
     index = pd.MultiIndex.from_tuples(list(records), names=list(by))
     return pd.DataFrame(list(records.values()), index=index, columns=[*Interval._fields, "definitions"])

@@ -14,7 +14,7 @@ from inrun_bench.runs.store import Store
 from tests.inrun_bench.tiny import run
 
 METHODS = ("inrun-first", "inrun-integrated", "knn", "mc-2", "random")
-PLAN = Plan("quick", tasks=("iris-logreg", "wine-logreg"), methods=METHODS, seeds=(0,))
+PLAN = Plan("quick", tasks=("iris-logreg",), methods=METHODS, seeds=(0,))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_copies_are_symmetric_and_the_null_player_does_nothing_in_the_game(made)
 
 def test_exact_values_break_nothing(rows):
     errors = rows.query("method == 'reference'")["value"]
-    assert len(errors) == len(axioms.AXIOMS) * 2
+    assert len(errors) == len(axioms.AXIOMS)
     assert (errors < ROUNDING).all()
 
 
@@ -57,7 +57,7 @@ def test_what_is_known_of_methods(rows):
     assert worst["inrun-integrated", "efficiency"] < 0.01 < worst["inrun-first", "efficiency"]
     assert worst["mc-2", "efficiency"] < ROUNDING < worst["mc-2", "symmetry"]  # permutations telescope
     assert worst["knn", "null_player"] > 0.1  # another game
-    assert worst["random", ["efficiency", "symmetry", "null_player"]].min() > 0.01
+    assert worst["random"][["efficiency", "symmetry", "null_player"]].min() > 0.01
 
 
 @pytest.mark.parametrize("axiom", axioms.AXIOMS)
@@ -92,7 +92,7 @@ def test_values_that_are_all_the_same_have_no_spread_to_be_measured_by(made):
 def test_all_is_told_and_drawn(rows):
     table = axioms.table(rows)
     assert "| retraining reference | holds" in " ".join(table.split())
-    assert "2 tasks of logistic regression, 1 seed" in table
+    assert "1 task of logistic regression, 1 seed" in table
     assert [ax.get_title() for ax in axioms.draw(rows).axes] == list(axioms.AXIOMS.values())
     nothing = pd.DataFrame(columns=rows.columns)
     assert axioms.table(nothing) == ""
