@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import os
 import sys
 import warnings
 from collections import Counter
@@ -22,13 +23,15 @@ from inrun_bench.reference.make import extend, note_present_task, thin
 from inrun_bench.reference.verify import verify
 from inrun_bench.report import update_page, write_summary
 from inrun_bench.report.figures import draw_figures, drawn
+from inrun_bench.report.markdown import markdown
 from inrun_bench.report.page import write_page
 from inrun_bench.runs.backends import BACKENDS
 from inrun_bench.runs.fingerprint import outdated
+from inrun_bench.runs.forecast import forecast
 from inrun_bench.runs.plan import PROFILES, Plan
-from inrun_bench.runs.runner import run
+from inrun_bench.runs.runner import run, to_measure
 from inrun_bench.runs.store import Overlay, Store
-from inrun_bench.runs.unit import DEFAULT_RECIPE, title_of
+from inrun_bench.runs.unit import DEFAULT_RECIPE, Unit, title_of
 from tasks import CATALOG
 from tasks import names as task_names
 from tasks.registry import unknown_name
@@ -98,13 +101,15 @@ def _run(options: argparse.Namespace) -> int:
         return _run_alone(chosen, options)
     if options.budget is not None or options.limit is not None:
         raise ValueError(f"--budget and --limit are for experiments that run alone ({', '.join(_alone())})")
-    store = Store(_folder(options))
     asked = {
         "tasks_named": bool(options.task),
         "methods_named": bool(options.method),
         "asked_for": bool(options.experiment),
     }
     units = [unit for name in chosen for unit in units_of(name, EXPERIMENTS[name], plan, **asked)]
+    if options.dry_run:
+        return _dry_run(units, options)
+    store = Store(_folder(options))
     outcome = run(
         units,
         store,
@@ -130,14 +135,46 @@ def _run(options: argparse.Namespace) -> int:
     return UNITS_FAILED if outcome.failed else 0
 
 
+def _dry_run(units: Sequence[Unit], options: argparse.Namespace) -> int:
+    """Say what would be measured, and how long it will take by what took how long before."""
+    folder = _folder(options)
+    own = Overlay((Store(folder, create=False),) if (folder / "store.json").exists() else ())
+    published = (
+        Store(marker.parent, create=False) for marker in sorted(reference.PUBLISHED.parent.glob("*/store.json"))
+    )
+    before = (each for store in (*own.stores, *published) for each in store.units().values())
+    missing, there = to_measure(units, own, EXPERIMENTS, force=options.force)
+    jobs = os.cpu_count() or 1 if options.jobs == -1 else options.jobs
+    told = forecast(missing, before, EXPERIMENTS, jobs)
+    counted: dict[tuple[str, str], list[Unit]] = {}
+    for unit in missing:
+        counted.setdefault((unit.experiment, unit.task), []).append(unit)
+    cells = [
+        [experiment, task, str(len(own)), _minutes(sum(told.of_unit.get(unit, math.nan) for unit in own))]
+        for (experiment, task), own in counted.items()
+    ]
+    if cells:
+        print(markdown(cells, ["experiment", "task", "units", "core minutes"]), end="\n\n")
+    print(f"{len(missing)} units to measure, {len(there)} are there already")
+    if missing:
+        known = f"about {_minutes(told.seconds)} minutes, {options.jobs if options.jobs > 0 else jobs} units at a time"
+        lacking = f"; not known for {len(told.unknown)} of them" if told.unknown else ""
+        print(f"{known if told.of_unit else 'no time of units like these was noted before'}{lacking}")
+    return 0
+
+
+def _minutes(seconds: float) -> str:
+    return "?" if math.isnan(seconds) else f"{seconds / 60:.1f}"
+
+
 def _run_alone(chosen: Sequence[str], options: argparse.Namespace) -> int:
     """Run an experiment that minds its units itself."""
     if len(chosen) > 1:
         raise ValueError(
             f"{' and '.join(_alone())} runs alone, got {', '.join(chosen)}; run the others in a command of their own"
         )
-    others = ("task", "method", "seed", "force", "quiet", "scheduler", "reference")
-    given = [f"--{name}" for name in others if getattr(options, name)]
+    others = ("task", "method", "seed", "force", "quiet", "scheduler", "reference", "dry_run")
+    given = [f"--{name.replace('_', '-')}" for name in others if getattr(options, name)]
     given += [
         f"--{name}" for name, default in (("jobs", -1), ("backend", "local")) if getattr(options, name) != default
     ]
@@ -331,6 +368,9 @@ def _parser() -> argparse.ArgumentParser:
         f"(default: {DEFAULT_LIMIT:.0f})",
     )
     command.add_argument("--force", action="store_true", help="measure anew what is there already, too")
+    command.add_argument(
+        "--dry-run", action="store_true", help="only say what would be measured, and about how long it will take"
+    )
     _add_reference_folder(command)
     _add_place(command)
     command.set_defaults(command=_run)

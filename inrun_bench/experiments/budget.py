@@ -28,7 +28,7 @@ from inrun_bench.report.looks import in_order, legend, look, panels
 from inrun_bench.report.markdown import count, interval_cell, markdown
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import read_reference, reference_blocks
-from inrun_bench.runs.unit import Row, Unit
+from inrun_bench.runs.unit import Row, Setting, Unit
 
 SUMMARY = "in-run values from fewer validation samples and fewer recorded steps"
 NEEDS = "tasks that are not large, and methods among inrun-first, inrun-second, inrun-integrated"
@@ -69,7 +69,7 @@ AGREEMENTS = {"spearman": "with the retraining reference", "spearman_whole": "wi
 def units(plan: Plan) -> list[Unit]:
     """One unit a method, task and seed."""
     knobs = plan.of_profile(KNOBS)
-    settings = {
+    settings: dict[str, Setting] = {
         "validation": " ".join(map(str, knobs.validation)),
         "every": " ".join(map(str, knobs.every)),
         "draws": knobs.draws,
@@ -157,8 +157,8 @@ def draw(rows: pd.DataFrame) -> Figure:
             ax.set_xlabel("validation samples" if what == VALIDATION else "every so many-th step scored")
         axes_row[0].set_ylabel("Spearman correlation")
     extra = [
-        Line2D([], [], color="0.3", linestyle=line, label=AGREEMENTS[metric])
-        for metric, line in (("spearman", "-"), ("spearman_whole", "--"))
+        Line2D([], [], color="0.3", linestyle="-", label=AGREEMENTS["spearman"]),
+        Line2D([], [], color="0.3", linestyle="--", label=AGREEMENTS["spearman_whole"]),
     ]
     legend(figure, methods, extra)
     return figure

@@ -24,28 +24,28 @@ def count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def cell(found: pd.Series, key: tuple[str, ...], form: str) -> str:
+def cell(found: pd.Series, key: tuple[str | float, ...], form: str) -> str:
     """Return a number of a series in a form; nothing where it has none."""
     return f"{found[key]:{form}}" if key in found.index else ""
 
 
-def seconds_cell(found: pd.Series, key: tuple[str, ...]) -> str:
+def seconds_cell(found: pd.Series, key: tuple[str | float, ...]) -> str:
     """Return seconds, in whole ones from a hundred on."""
     return cell(found, key, ".2g" if found.get(key, 0.0) < 99.5 else ",.0f")
 
 
-def of_several(table: pd.DataFrame, key: tuple[str, ...]) -> str:
+def of_several(table: pd.DataFrame, key: tuple[str | float, ...]) -> str:
     """Return what stands in place of a mean of rows of several definitions, of which there is none."""
     definitions = int(table["definitions"].get(key, 0))
     return f"{definitions} definitions" if definitions > 1 else ""
 
 
-def mean_cell(table: pd.DataFrame, key: tuple[str, ...]) -> str:
+def mean_cell(table: pd.DataFrame, key: tuple[str | float, ...]) -> str:
     """Return a mean over seeds."""
     return of_several(table, key) or (f"{table.loc[key, 'mean']:.3f}" if key in table.index else "")
 
 
-def interval_cell(table: pd.DataFrame, key: tuple[str, ...], seeds: int) -> str:
+def interval_cell(table: pd.DataFrame, key: tuple[str | float, ...], seeds: int) -> str:
     """Return a mean and its interval, and of how many seeds it is where these are not all `seeds`."""
     if key not in table.index or of_several(table, key):
         return of_several(table, key)

@@ -25,6 +25,8 @@ class Provenance:
         What the rows follow from, part by part (:mod:`inrun_bench.runs.fingerprint`); None where nobody noted it.
     run : str
         Name of the run in the folder's manifest; empty where there is none.
+    seconds : float, or None
+        How long the unit took, all that it does included; None where nobody noted it.
     """
 
     experiment: str
@@ -35,12 +37,15 @@ class Provenance:
     needs: tuple[str, ...]
     fingerprint: Mapping[str, str] | None = None
     run: str = ""
+    seconds: float | None = None
 
     @classmethod
-    def of(cls, unit: Unit, fingerprint: Mapping[str, str] | None = None, run: str = "") -> Provenance:
+    def of(
+        cls, unit: Unit, fingerprint: Mapping[str, str] | None = None, run: str = "", seconds: float | None = None
+    ) -> Provenance:
         """Return where rows of `unit` come from that a run measures now."""
         keys = tuple(need.key for need in unit.needs)
-        return cls(unit.experiment, unit.task, unit.method, unit.seed, unit.settings, keys, fingerprint, run)
+        return cls(unit.experiment, unit.task, unit.method, unit.seed, unit.settings, keys, fingerprint, run, seconds)
 
     def unit(self, by_key: Mapping[str, Provenance]) -> Unit:
         """Return the unit that the rows are of.

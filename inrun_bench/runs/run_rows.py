@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from inrun_bench.runs.fingerprint import Fingerprints, changes
 from inrun_bench.runs.provenance import Provenance
-from inrun_bench.runs.store import Store
+from inrun_bench.runs.store import Overlay, Store
 from inrun_bench.runs.unit import Measured, Row, Unit
 
-__all__ = ["RunRows"]
+__all__ = ["RunRows", "changes_since"]
 
 
 class RunRows:
@@ -47,12 +47,11 @@ class RunRows:
 
     def changes(self, unit: Unit) -> list[str]:
         """Return what has changed since the unit's rows were measured, in words; nothing where there are none."""
-        provenance = self.store.provenance(unit) if self.store.has(unit) else None
-        return [] if provenance is None else changes(unit, provenance.fingerprint, self._fingerprints.of(unit))
+        return changes_since(unit, self.store, self._fingerprints)
 
-    def write(self, unit: Unit, rows: Sequence[Row]) -> None:
-        """Write the rows of the unit, and where they come from."""
-        self._write(unit, rows)
+    def write(self, unit: Unit, rows: Sequence[Row], seconds: float | None = None) -> None:
+        """Write the rows of the unit, where they come from, and how long it took, where it was measured."""
+        self._write(unit, rows, seconds)
         self.written.add(unit)
 
     def write_error(self, unit: Unit, message: str) -> None:
@@ -60,5 +59,11 @@ class RunRows:
         if not self.store.has(unit):
             self._write(unit, [{"metric": "error", "status": "error", "message": message}])
 
-    def _write(self, unit: Unit, rows: Sequence[Row]) -> None:
-        self.store.write(unit, rows, Provenance.of(unit, self._fingerprints.of(unit), self.run))
+    def _write(self, unit: Unit, rows: Sequence[Row], seconds: float | None = None) -> None:
+        self.store.write(unit, rows, Provenance.of(unit, self._fingerprints.of(unit), self.run, seconds))
+
+
+def changes_since(unit: Unit, stored: Store | Overlay, fingerprints: Fingerprints) -> list[str]:
+    """Return what has changed since the unit's rows were stored, in words; nothing where there are none."""
+    provenance = stored.provenance(unit) if stored.has(unit) else None
+    return [] if provenance is None else changes(unit, provenance.fingerprint, fingerprints.of(unit))

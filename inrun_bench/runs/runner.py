@@ -35,17 +35,18 @@ from tqdm import tqdm
 
 from baselines import InterruptedEstimateWarning
 from inrun_bench.runs.backends import BACKENDS, Workers
-from inrun_bench.runs.fingerprint import Fingerprint, changes, code_parts
-from inrun_bench.runs.run_rows import RunRows
-from inrun_bench.runs.store import Store
+from inrun_bench.runs.fingerprint import Fingerprint, Fingerprints, changes, code_parts
+from inrun_bench.runs.run_rows import RunRows, changes_since
+from inrun_bench.runs.store import Overlay, Store
 from inrun_bench.runs.unit import Measure, Measured, Row, Unit, measure_of
 
-__all__ = ["LIVES", "Outcome", "run"]
+__all__ = ["LIVES", "Outcome", "run", "to_measure"]
 
 LIVES = 3
 """Workers that a unit may cost: a death may be the machine's fault, three in a row are the unit's."""
 
 POLL_SECONDS = 0.2  # between looks at who is there: workers, and other runs that hold claims
+SECONDS_DIGITS = 3  # of how long a unit took
 PATIENCE_SECONDS = 60  # without a single worker
 
 
@@ -71,10 +72,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Answer:
-    """The rows of a unit, None where another run has stored them, or a message that says why there are none."""
+    """The rows of a unit, None where another run has stored them, or a message that says why there are none.
+
+    `seconds` is how long they took, None where nothing was measured.
+    """
 
     rows: list[Row] | None = None
     message: str = ""
+    seconds: float | None = None
 
 
 def run(
@@ -125,10 +130,10 @@ def run(
     ValueError
         If the backend is unknown, its package is not installed, or the scheduler does not go with it.
     """
-    everything = _with_needs(units)
     if prepare is not None:
         prepare()
     rows = RunRows(store, experiments, force=force)
+    everything = _with_needs(units)
     missing = [unit for unit in everything if not rows.up_to_date(unit)]
     if not missing:
         return Outcome(0, len(everything), ())
@@ -163,6 +168,17 @@ def _prepared(workers: Workers, prepare: Callable[[], None]) -> Workers:
 def _do_prepared(prepare: Callable[[], None], call: Callable[..., Any], *arguments: object) -> Any:
     prepare()
     return call(*arguments)
+
+
+def to_measure(
+    units: Sequence[Unit], stored: Store | Overlay, experiments: Mapping[str, Measured], *, force: bool = False
+) -> tuple[list[Unit], list[Unit]]:
+    """Return which units :func:`run` would measure, those that they need among them, and which are there already."""
+    fingerprints, everything = Fingerprints(experiments), _with_needs(units)
+    there = {
+        unit for unit in everything if not force and stored.has(unit) and not changes_since(unit, stored, fingerprints)
+    }
+    return [unit for unit in everything if unit not in there], [unit for unit in everything if unit in there]
 
 
 def _with_needs(units: Iterable[Unit]) -> list[Unit]:
@@ -284,7 +300,7 @@ def _keep(answer: _Answer, unit: Unit, rows: RunRows) -> str:
     message = answer.message
     if answer.rows is not None:
         try:
-            rows.write(unit, answer.rows)
+            rows.write(unit, answer.rows, answer.seconds)
         except Exception as error:  # rows that are no table
             message = _described(error)
     if message:
@@ -299,10 +315,12 @@ def _measure(measure: Measure, unit: Unit, needs: dict[Unit, pd.DataFrame], code
         different = changes(unit, code, here)
         return _Answer(message=f"RuntimeError: the worker and the run differ in {' and '.join(different)}")
     torch.set_num_threads(1)
+    start = time.perf_counter()
     try:
         with threadpool_limits(1), joblib.parallel_config("sequential"), warnings.catch_warnings():
             warnings.simplefilter("error", InterruptedEstimateWarning)  # Ctrl-C leaves no rows of half an estimate
-            return _Answer(measure(unit, needs))
+            rows = measure(unit, needs)
+            return _Answer(rows, seconds=round(time.perf_counter() - start, SECONDS_DIGITS))
     except Exception as error:  # whatever a unit raises belongs into its row
         return _Answer(message=_described(error))
 

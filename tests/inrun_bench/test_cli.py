@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -387,3 +388,21 @@ def test_folders_may_have_any_name_whatever_the_locale(results, command, tmp_pat
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     summaries = [(folder / name / "summary.md").read_bytes() for name in ("here", "there")]
     assert summaries[0] == summaries[1] != b""
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(command, tmp_path):
+    out = tmp_path / "none"
+    asked = ("--task", TASK, "--method", "knn", "--seed", 0)
+    code, printed, _ = command("run", "values", *asked, "--dry-run", "--out", out)
+    assert code == 0
+    assert "units to measure, 0 are there already" in printed
+    assert not out.exists()
+    command("run", "values", *asked, "--jobs", 1, "--quiet", "--out", out)
+    before = sorted(path.name for path in out.rglob("*"))
+    code, printed, _ = command("run", "values", *asked, "--dry-run", "--out", out)
+    assert code == 0
+    assert "0 units to measure" in printed
+    _, printed, _ = command("run", "values", *asked, "--force", "--dry-run", "--out", out)
+    assert "units to measure, 0 are there already" in printed
+    assert re.search(r"about \d+\.\d minutes", printed)
+    assert sorted(path.name for path in out.rglob("*")) == before
