@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-__all__ = ["GPT", "cnn", "mlp"]
+__all__ = ["GPT", "cnn", "mlp", "small_resnet"]
 
 
 class GPT(nn.Module):
@@ -93,6 +93,18 @@ def cnn(n_channels: int = 1, width: int = 32, n_classes: int = 10) -> nn.Sequent
     stages = [_Residual(width, width, 1), _Residual(width, 2 * width, 2), _Residual(2 * width, 4 * width, 2)]
     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, n_classes))
     return nn.Sequential(*_convolved(n_channels, width, 1), nn.ReLU(), *stages, *head)
+
+
+def small_resnet(n_channels: int = 1, width: int = 8, n_classes: int = 10) -> nn.Sequential:
+    """Return a residual network with group norm that a core trains in seconds, for images [B, n_channels, h, w].
+
+    A stem that halves the image, a residual block, one that halves it again and doubles the channels, and a linear
+    head on a mean over 4 x 4 regions. `width` is a multiple of 8.
+    """
+    stem = (nn.Conv2d(n_channels, width, 3, stride=2, padding=1, bias=False), nn.GroupNorm(8, width), nn.ReLU())
+    blocks = (_Residual(width, width, 1), _Residual(width, 2 * width, 2))
+    head = (nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * 2 * width, n_classes))
+    return nn.Sequential(*stem, *blocks, *head)
 
 
 class _Residual(nn.Module):
