@@ -1,8 +1,14 @@
 """Removal: retrain without the samples that a method values most, or least, and look at the test set.
 
 Removing what a method calls most valuable should hurt more than removing samples at random, and removing the least
-valuable should hurt less, or help. The area between the two curves, over the share removed, is the summary: larger is
-better. There is a curve for each utility of the task: the loss, and where there are classes, the accuracy.
+valuable should hurt less, or help. From 0 to 90 % are removed, so that a curve tells of addition as well, read from its
+right end: what is kept at 90 % with the least valuable removed is the most valuable tenth. There is a curve for each
+utility of the task: the loss, and where there are classes, the accuracy. Two summaries, larger is better:
+
+- the area between the two curves, over the share removed;
+- the weighted accuracy drop: by how much accuracy falls as the most valuable are removed, the j-th step of the curve
+  weighted by 1 / j, so that what is called most valuable counts most (Schoch, Xu, Ji: *CS-Shapley*, NeurIPS 2022, arXiv
+  2211.06800; there a step is a sample, here a tenth of them).
 
 Retraining is that of the run's own game, in which removed samples contribute nothing and steps keep their denominator;
 and, where metrics say so, conventional: on what is kept alone, the mean of runs of other seeds.
@@ -15,14 +21,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 import tasks
 from inrun_bench import metrics
+from inrun_bench.report.intervals import over_seeds
 from inrun_bench.report.leaderboard import Question
-from inrun_bench.report.looks import in_order, legend, look, panels
+from inrun_bench.report.looks import Look, foremost, in_order, legend, look, panels
+from inrun_bench.report.markdown import count, interval_cell, markdown
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import read_reference, read_values, reference_blocks, values_unit
 from inrun_bench.runs.unit import REFERENCE, Row, Setting, Unit
@@ -55,7 +66,8 @@ QUESTIONS = (
     Question("removal, in the run's own game", "area_loss", "area between the curves of test loss"),
     Question("removal, by conventional retraining", f"{CONVENTIONAL}area_loss", "area between the curves of test loss"),
 )
-FRACTIONS = np.array(metrics.FRACTIONS)
+FRACTIONS = np.linspace(0, 0.9, 10)
+DROP = "weighted_accuracy_drop"
 
 
 def units(plan: Plan) -> list[Unit]:
@@ -123,6 +135,14 @@ def _judged(
         top, bottom = outcomes[list(orders).index("top")], outcomes[list(orders).index("bottom")]
         for name, *ends in zip(names, top.T, bottom.T, strict=True):
             yield {"metric": f"{prefix}area_{name}", "value": metrics.RemovalCurve(FRACTIONS, *ends).area}
+        if "accuracy" in names:
+            yield {"metric": f"{prefix}{DROP}", "value": weighted_drop(top[:, names.index("accuracy")])}
+
+
+def weighted_drop(accuracies: NDArray[np.float64]) -> float:
+    """Return the weighted drop of accuracies [k + 1], of all samples and after each of k removals."""
+    drops = accuracies[0] - accuracies[1:]
+    return float((drops / np.arange(1, len(drops) + 1)).sum())
 
 
 DIRECTIONS = {"top": "most valuable removed first", "bottom": "least valuable removed first"}
@@ -131,38 +151,95 @@ METRICS = {
     "test_loss": "test loss",
     f"{CONVENTIONAL}test_loss": "test loss, conventional",
 }
+AREAS = {"area_loss": "area between the loss curves", f"{CONVENTIONAL}area_loss": "area, conventional"}
+BY = ("task", "method", "metric", "direction", "fraction")
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """Draw means over seeds, one row of panels a metric and direction, with the band of random removal.
+    """Draw curves, one row of panels a metric and direction, with the band of random removal; below, all areas.
 
-    Losses are in nats, or squared errors. Regression has no accuracy: its panel says so, and is left out where no task
-    has any.
+    Means with 95 % intervals over seeds. Losses are in nats, or squared errors. Regression has no accuracy: its panel
+    says so, and is left out where no task has any.
     """
     curves = rows[rows["metric"].isin(METRICS)]
     measured = set(curves["metric"])
     choices = [(metric, direction) for metric in METRICS if metric in measured for direction in DIRECTIONS]
-    figure, names, axes = panels(curves, len(choices), height=2.4, sharex=True, sharey=False)
-    methods = in_order(m for m in rows["method"] if m != "random")
-    for axes_row, (metric, direction) in zip(axes, choices, strict=True):
+    areas = [area for area in AREAS if area in set(rows["metric"])]
+    ranked = in_order(m for m in rows["method"] if m != "random")
+    figure, names, axes = panels(curves, len(choices) + bool(areas), height=2.5, sharey=False)
+    methods = foremost(ranked)
+    means = over_seeds(curves[curves["method"] != "random"], BY)
+    by_curve = dict(iter(means.groupby(level=list(BY[:-1]))))
+    for axes_row, (metric, direction) in zip(axes, choices, strict=False):
         for ax, task in zip(axes_row, names, strict=True):
             here = curves[(curves["task"] == task) & (curves["metric"] == metric)]
             if here.empty:
                 ax.set_yticks([])
                 ax.text(0.5, 0.5, "none: no classes", transform=ax.transAxes, ha="center", va="center", color="0.4")
                 continue
-            band = here[here["method"] == "random"].groupby("fraction")["value"]
-            if len(band):
-                low, high = band.quantile(0.05), band.quantile(0.95)
-                ax.fill_between(100 * low.index, low, high, color="0.85", linewidth=0)
-                ax.plot(100 * band.mean().index, band.mean(), color=look("random").color, linewidth=1)
+            _band(ax, here)
             for method in methods:
-                found = here[(here["method"] == method) & (here["direction"] == direction)]
-                curve = found.groupby("fraction")["value"].mean()
-                style = look(method)
-                ax.plot(100 * curve.index, curve, color=style.color, marker=style.marker, markersize=3.5, linewidth=1.2)
+                if (task, method, metric, direction) in by_curve:
+                    _curve(ax, by_curve[task, method, metric, direction].droplevel(BY[:-1]), look(method))
+            ax.set_xlabel("training samples removed (%)")
         axes_row[0].set_ylabel(f"{METRICS[metric]}\n{DIRECTIONS[direction]}")
-    for ax in axes[-1]:
-        ax.set_xlabel("training samples removed (%)")
-    legend(figure, methods, [Patch(color="0.85", label="random removal: mean, 5-95 % of draws and seeds")])
+    if areas:
+        of_areas = over_seeds(rows[rows["metric"].isin(areas)])
+        for ax, task in zip(axes[-1], names, strict=True):
+            _areas(ax, of_areas, task, areas, ranked)
+        axes[-1][0].set_yticks(range(len(ranked)), [look(m).label for m in ranked[::-1]], fontsize=5.5)
+    extra: list[Artist] = [Patch(color="0.85", label="random removal: mean, 5-95 % of draws and seeds")]
+    if len(areas) > 1:
+        extra.append(Line2D([], [], color="0.4", marker="o", fillstyle="none", linestyle="none", label="conventional"))
+    legend(figure, methods, extra)
     return figure
+
+
+def _band(ax: Axes, rows: pd.DataFrame) -> None:
+    """Draw what random removal gives."""
+    band = rows[rows["method"] == "random"].groupby("fraction")["value"]
+    if len(band):
+        low, high, mean = band.quantile(0.05), band.quantile(0.95), band.mean()
+        ax.fill_between(100 * low.index, low, high, color="0.85", linewidth=0)
+        ax.plot(100 * mean.index, mean, color=look("random").color, linewidth=1)
+
+
+def _curve(ax: Axes, means: pd.DataFrame, style: Look) -> None:
+    ax.plot(100 * means.index, means["mean"], color=style.color, marker=style.marker, markersize=3.5, linewidth=1.2)
+    ax.fill_between(100 * means.index, means["low"], means["high"], color=style.color, alpha=0.12, linewidth=0)
+
+
+def _areas(ax: Axes, means: pd.DataFrame, task: str, areas: list[str], methods: list[str]) -> None:
+    ax.axvline(0, color="0.4", linestyle=":", linewidth=1)
+    for position, method in enumerate(methods[::-1]):
+        for place, area in enumerate(areas):
+            if (task, method, area) in means.index:
+                mean, low, high = means.loc[(task, method, area), ["mean", "low", "high"]]
+                style, y = look(method), position + (0.18 - 0.36 * place if len(areas) > 1 else 0.0)
+                fill = "full" if area == areas[0] else "none"
+                ax.plot([low, high], [y] * 2, color=style.color, linewidth=0.9)
+                ax.plot(mean, y, color=style.color, marker=style.marker, markersize=4, fillstyle=fill)
+    ax.set_yticks(range(len(methods)), [""] * len(methods))
+    ax.set_xlabel(AREAS[areas[0]])
+
+
+def table(rows: pd.DataFrame) -> str:
+    """Return areas and weighted accuracy drops, one table a task."""
+    shown = [f"{prefix}{name}" for prefix in ("", CONVENTIONAL) for name in ("area_loss", "area_accuracy", DROP)]
+    rows = rows[rows["metric"].isin(shown)] if len(rows) else rows
+    if rows.empty:
+        return ""
+    means, parts = over_seeds(rows), []
+    for task, own in rows.groupby("task", sort=False):
+        seeds, columns = own["seed"].nunique(), [metric for metric in shown if metric in set(own["metric"])]
+        cells = [
+            [look(m).label, *(interval_cell(means, (task, m, metric), seeds) for metric in columns)]
+            for m in in_order(own["method"])
+        ]
+        heads = [metric.replace("_", " ") for metric in columns]
+        parts.append(f"{task}, {count(seeds, 'seed')}\n\n{markdown(cells, ['method', *heads])}")
+    return (
+        "**Removal**: the area between the curves of utility on the test set, the least valuable removed first and the "
+        "most valuable removed first, over shares of 0 to 90 %; and the weighted accuracy drop. Larger is better "
+        "[95 % confidence interval over seeds].\n\n" + "\n\n".join(parts)
+    )

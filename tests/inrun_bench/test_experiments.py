@@ -157,7 +157,7 @@ def test_removal_retrains_without_the_share_that_it_names(task):
     vector = np.random.default_rng(0).normal(size=task.n_train)
     rows = judged(removal, vector)
     order = {"top": np.argsort(-vector), "bottom": np.argsort(vector)}
-    for direction, fraction in itertools.product(order, (0.0, 0.25, 0.5)):
+    for direction, fraction in itertools.product(order, (0.0, 0.2, 0.5, 0.9)):
         accuracy, loss = trained_without(task, order[direction][: round(fraction * task.n_train)])
         at = int(np.flatnonzero(np.isclose(curve(rows, "test_loss", direction).index, fraction))[0])
         assert curve(rows, "test_loss", direction).iloc[at] == pytest.approx(loss, rel=1e-4)
@@ -182,12 +182,16 @@ def test_the_area_is_that_between_the_curves_and_turns_with_the_values(task):
     for metric, sign in (("loss", 1), ("accuracy", -1)):
         top, bottom = (curve(rows, f"test_{metric}", d).to_numpy() for d in ("top", "bottom"))
         gap = sign * (top - bottom)  # losing what is valuable should cost more
-        expected = 0.05 * (gap.sum() - (gap[0] + gap[-1]) / 2)
+        expected = 0.1 * (gap.sum() - (gap[0] + gap[-1]) / 2)
         (area,) = rows[rows["metric"] == f"area_{metric}"]["value"]
         (opposite,) = turned[turned["metric"] == f"area_{metric}"]["value"]
         assert area == pytest.approx(expected)
         assert opposite == pytest.approx(-area)
     assert float(rows[rows["metric"] == "area_loss"]["value"].iloc[0]) > 0
+    accuracies = curve(rows, "test_accuracy", "top").to_numpy()
+    steps = -np.diff(accuracies)  # as in the paper: the mean of the first j drops, summed over j
+    expected = sum(steps[:j].sum() / j for j in range(1, len(steps) + 1))
+    assert rows[rows["metric"] == "weighted_accuracy_drop"]["value"].item() == pytest.approx(expected)
 
 
 def test_a_regression_is_judged_by_its_loss_alone():
@@ -211,11 +215,14 @@ def test_curves_of_tasks_with_and_without_an_accuracy_share_a_figure():
     regression = judged(removal, vector, "diabetes-ridge").assign(task="diabetes-ridge", **named)
     classification = judged(removal, vector[:100]).assign(task=TASK, **named)
     both = EXPERIMENTS["removal"].draw(pd.concat([regression, classification]))
-    panels = np.array(both.axes).reshape(4, 2)
+    panels = np.array(both.axes).reshape(5, 2)
     has_curves = [[bool(ax.lines) for ax in row] for row in panels]
-    assert has_curves == [[False, True], [False, True], [True, True], [True, True]]
+    assert has_curves == [[False, True], [False, True], [True, True], [True, True], [True, True]]
     assert {text.get_text() for ax in panels[:2, 0] for text in ax.texts} == {"none: no classes"}
-    assert len(EXPERIMENTS["removal"].draw(regression).axes) == 2
+    assert len(EXPERIMENTS["removal"].draw(regression).axes) == 3
+    table = removal.table(pd.concat([regression, classification]))
+    assert table.count("area loss") == 2
+    assert table.count("weighted accuracy drop") == 2  # in the sentence, and of the task with classes
 
 
 @pytest.mark.parametrize("method", ["random", "knn"])
@@ -236,13 +243,13 @@ def test_removal_by_conventional_retraining_trains_on_what_is_kept_alone(method)
         assert found.index.tolist() == curve(rows, "test_accuracy", direction).index.tolist()
         if order is not None:
             kept = np.ones(task.n_train, dtype=bool)
-            kept[order[: round(0.25 * task.n_train)]] = False
-            assert found.iloc[np.isclose(found.index, 0.25)].item() == pytest.approx(alone(kept[None]).item())
+            kept[order[: round(0.3 * task.n_train)]] = False
+            assert found.iloc[np.isclose(found.index, 0.3)].item() == pytest.approx(alone(kept[None]).item())
     if method == "knn":
         top, bottom = (curve(rows, "conventional_test_loss", direction).to_numpy() for direction in orders)
         gap = top - bottom
         (area,) = rows[rows["metric"] == "conventional_area_loss"]["value"]
-        assert area == pytest.approx(0.05 * (gap.sum() - (gap[0] + gap[-1]) / 2))
+        assert area == pytest.approx(0.1 * (gap.sum() - (gap[0] + gap[-1]) / 2))
 
 
 # --- detection ---
