@@ -84,9 +84,8 @@ def detection(values: ArrayLike, wrong: ArrayLike) -> dict[str, float]:
     -------
     dict
         ``auroc``, the chance that a wrong sample has a lower value than another one (0.5 for random values);
-        ``average_precision`` of a search from the lowest value upwards; ``precision_at_k``, the share of wrong ones
-        among the k lowest values, where k are wrong (of equal values each takes its part); and ``share_wrong``, which
-        the last two are for random values.
+        ``average_precision`` of a search from the lowest value upwards, and ``share_wrong``, which it is for random
+        values.
 
     Examples
     --------
@@ -98,17 +97,8 @@ def detection(values: ArrayLike, wrong: ArrayLike) -> dict[str, float]:
     return {
         "auroc": float(roc_auc_score(mask, -values)),
         "average_precision": float(average_precision_score(mask, -values)),
-        "precision_at_k": _precision_of_lowest(values, mask),
         "share_wrong": float(mask.mean()),
     }
-
-
-def _precision_of_lowest(values: NDArray[np.float64], wrong: NDArray[np.bool_]) -> float:
-    """Return the share of wrong ones among as many of the lowest values, in the mean over orders of equal values."""
-    k = int(wrong.sum())
-    edge = np.partition(values, k - 1)[k - 1]
-    below, at = values < edge, values == edge
-    return float((wrong[below].sum() + (k - below.sum()) * wrong[at].mean()) / k)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from tasks.lazy_names import lazy_names
 if TYPE_CHECKING:
     from tasks.arrays import from_arrays
     from tasks.conventional_game import ConventionalGame
-    from tasks.corruption import CORRUPTIONS, Corrupted, corrupt
     from tasks.data import Split
     from tasks.loading import CATALOG, load, names
     from tasks.recipe import Recipe
@@ -30,9 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CATALOG",
-    "CORRUPTIONS",
     "ConventionalGame",
-    "Corrupted",
     "DivergedError",
     "Recipe",
     "Split",
@@ -40,7 +37,6 @@ __all__ = [
     "Task",
     "TaskSpec",
     "TrajectoryGame",
-    "corrupt",
     "from_arrays",
     "load",
     "names",
@@ -51,9 +47,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "CATALOG": "loading",
-        "CORRUPTIONS": "corruption",
         "ConventionalGame": "conventional_game",
-        "Corrupted": "corruption",
         "DivergedError": "retraining_game",
         "Recipe": "recipe",
         "Split": "data",
@@ -61,7 +55,6 @@ __getattr__ = lazy_names(
         "Task": "task",
         "TaskSpec": "task",
         "TrajectoryGame": "trajectory_game",
-        "corrupt": "corruption",
         "from_arrays": "arrays",
         "load": "loading",
         "names": "loading",

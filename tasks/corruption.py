@@ -79,7 +79,8 @@ def corrupt(task: Task, kind: str, share: float) -> Corrupted:
     Examples
     --------
     >>> import tasks
-    >>> found = tasks.corrupt(tasks.load("iris-logreg", flipped=0.0), "copies", 0.25)
+    >>> from tasks.corruption import corrupt
+    >>> found = corrupt(tasks.load("iris-logreg", flipped=0.0), "copies", 0.25)
     >>> bool((found.task.train.x[found.samples] == found.task.train.x[found.originals]).all())
     True
     """

@@ -36,6 +36,7 @@ from inrun_bench.report.looks import in_order, look
 from inrun_bench.report.markdown import count, markdown
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.unit import REFERENCE, Row, Unit
+from tasks.corruption import corrupt
 
 SUMMARY = "efficiency, symmetry, null player and linearity of every method's values"
 NEEDS = "tasks of logistic regression"
@@ -133,7 +134,7 @@ def task_with_symmetries(unit: Unit) -> Symmetric:
     even = spec.n_validation - spec.n_validation % 2  # halves of one size, so that their mean is that of the whole
     spec = replace(spec, recipes={"sgd": recipe}, architecture=_without_bias(spec), n_validation=even)
     task = spec.build(unit.task, seed=unit.seed, n_train=n, flipped=0.0, dtype=torch.float64)
-    copied = tasks.corrupt(task, "copies", k / n)
+    copied = corrupt(task, "copies", k / n)
     others = np.setdiff1d(np.arange(n), np.concatenate([copied.samples, copied.originals]))
     x = copied.task.train.x.clone()
     x[others[0]] = 0.0

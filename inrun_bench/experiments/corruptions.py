@@ -33,6 +33,7 @@ from inrun_bench.report.markdown import count, interval_cell, markdown
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import warm_up
 from inrun_bench.runs.unit import Row, Unit
+from tasks.corruption import CORRUPTIONS, corrupt
 
 SUMMARY = "wrong labels in growing shares, noise, outliers and copies: what low values find"
 NEEDS = "tasks whose features are numbers"
@@ -48,7 +49,7 @@ class Knobs:
     Attributes
     ----------
     shares : mapping of str to tuple of float
-        Of the training samples, by kind of :data:`tasks.CORRUPTIONS`.
+        Of the training samples, by kind of :data:`CORRUPTIONS`.
     """
 
     shares: Mapping[str, tuple[float, ...]]
@@ -81,7 +82,7 @@ def measure(unit: Unit, _needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
     """Make samples bad, value them all, and see which values are low."""
     clean = tasks.load(unit.task, unit.seed, flipped=0.0)
     kind, share = str(unit.settings["corruption"]), float(unit.settings["share"])
-    corrupted = tasks.corrupt(clean, kind, share)
+    corrupted = corrupt(clean, kind, share)
     warm_up(unit.task)
     values = valued(unit.method, corrupted.task, unit.random_seed).values
     if kind == COPIES:
@@ -89,7 +90,20 @@ def measure(unit: Unit, _needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
         seen = shared(before, values, corrupted.samples, corrupted.originals)
     else:
         seen = metrics.detection(values, corrupted.samples)
+        seen["precision_at_k"] = precision_of_lowest(values, corrupted.samples)
     return [{"metric": name, "value": value} for name, value in seen.items()]
+
+
+def precision_of_lowest(values: NDArray[np.float64], wrong: NDArray[np.int64]) -> float:
+    """Return the share of wrong ones among the k lowest values, k samples being wrong.
+
+    Of equal values at the edge each takes its part: the mean over their orders.
+    """
+    mask = np.isin(np.arange(len(values)), wrong)
+    k = len(wrong)
+    edge = np.partition(values, k - 1)[k - 1]
+    below, at = values < edge, values == edge
+    return float((mask[below].sum() + (k - below.sum()) * mask[at].mean()) / k)
 
 
 def shared(
@@ -133,7 +147,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     means = over_seeds(rows[rows["metric"].isin([*FOUND, *SHARED])], BY) if len(rows) else pd.DataFrame()
     if means.empty:
         return Figure()
-    kinds = [kind for kind in tasks.CORRUPTIONS if kind in set(rows["corruption"])]
+    kinds = [kind for kind in CORRUPTIONS if kind in set(rows["corruption"])]
     methods = in_order(rows["method"])
     few = foremost(m for m in methods if m != "random")
     figure, names, axes = panels(rows, len(kinds), height=0.19 * len(methods) + 1.0, sharey="row")
@@ -214,7 +228,7 @@ def table(rows: pd.DataFrame) -> str:
 
 def _places(rows: pd.DataFrame) -> Iterable[tuple[str, float, str]]:
     """Yield kind, share and metric of each column."""
-    for kind in tasks.CORRUPTIONS:
+    for kind in CORRUPTIONS:
         for share in sorted(rows[rows["corruption"] == kind]["share"].unique()):
             for metric in SHARED if kind == COPIES else ("auroc", "precision_at_k"):
                 yield kind, float(share), metric

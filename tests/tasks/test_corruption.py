@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tasks
-from tasks.corruption import NOISE
+from tasks.corruption import CORRUPTIONS, NOISE, corrupt
 
 NAMES = ["iris-logreg", "diabetes-ridge", "mnist-cnn"]
 
@@ -16,10 +16,10 @@ def clean(name, **options):
     return tasks.load(name, flipped=0.0, **options)
 
 
-@pytest.mark.parametrize("kind", tasks.CORRUPTIONS)
+@pytest.mark.parametrize("kind", CORRUPTIONS)
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_named_is_bad_and_nothing_else_changes(name, kind):
-    before, found = clean(name), tasks.corrupt(clean(name), kind, 0.25)
+    before, found = clean(name), corrupt(clean(name), kind, 0.25)
     after, bad = found.task, np.isin(np.arange(before.n_train), found.samples)
     assert len(found.samples) == round(0.25 * before.n_train) == bad.sum()
     assert (np.diff(found.samples) > 0).all()
@@ -39,7 +39,7 @@ def test_what_is_named_is_bad_and_nothing_else_changes(name, kind):
 
 
 def test_a_copy_is_its_original_and_an_original_no_copy():
-    found = tasks.corrupt(clean("iris-logreg"), "copies", 0.5)
+    found = corrupt(clean("iris-logreg"), "copies", 0.5)
     train = found.task.train
     assert (train.x[found.samples] == train.x[found.originals]).all()
     assert (train.y[found.samples] == train.y[found.originals]).all()
@@ -48,7 +48,7 @@ def test_a_copy_is_its_original_and_an_original_no_copy():
 
 def test_noise_is_so_many_times_the_spread_of_a_feature():
     before = clean("mnist-mlp", n_train=2000)
-    found = tasks.corrupt(before, "noise", 0.5)
+    found = corrupt(before, "noise", 0.5)
     spread = before.train.x.std(0, correction=0)
     added = (found.task.train.x - before.train.x)[found.samples]
     assert (added[:, spread == 0] == 0).all()
@@ -58,7 +58,7 @@ def test_noise_is_so_many_times_the_spread_of_a_feature():
 
 def test_outliers_keep_the_spread_of_every_feature_and_lose_what_holds_them_together():
     before = clean("diabetes-ridge")
-    found = tasks.corrupt(before, "outliers", 0.96)
+    found = corrupt(before, "outliers", 0.96)
     x, own = found.task.train.x[found.samples], before.train.x
     for feature in range(own.shape[1]):
         assert set(x[:, feature].tolist()) <= set(own[:, feature].tolist())
@@ -68,7 +68,7 @@ def test_outliers_keep_the_spread_of_every_feature_and_lose_what_holds_them_toge
 
 
 def test_the_seed_of_the_task_decides_and_nothing_else():
-    one, again, other = (tasks.corrupt(clean("iris-logreg", seed=s), "outliers", 0.25) for s in (0, 0, 1))
+    one, again, other = (corrupt(clean("iris-logreg", seed=s), "outliers", 0.25) for s in (0, 0, 1))
     torch.testing.assert_close(one.task.train.x, again.task.train.x, rtol=0, atol=0)
     assert one.samples.tolist() != other.samples.tolist()
 
@@ -76,7 +76,7 @@ def test_the_seed_of_the_task_decides_and_nothing_else():
 def test_wrong_labels_keep_what_was_changed_in_the_run():
     task = clean("iris-logreg").rerun(7)
     task = dataclasses.replace(task, recipe=dataclasses.replace(task.recipe, epochs=2))
-    after = tasks.corrupt(task, "labels", 0.25).task
+    after = corrupt(task, "labels", 0.25).task
     assert (after.recipe, after.run_seed, after.n_train) == (task.recipe, 7, task.n_train)
 
 
@@ -92,14 +92,14 @@ def test_wrong_labels_keep_what_was_changed_in_the_run():
 )
 def test_what_cannot_be_is_refused(kind, share, message):
     with pytest.raises(ValueError, match=message):
-        tasks.corrupt(clean("iris-logreg"), kind, share)
+        corrupt(clean("iris-logreg"), kind, share)
 
 
 def test_tokens_have_no_noise_and_a_task_of_parts_no_true_targets():
     text = tasks.load("stdlib-gpt", n_train=40)
     for kind in ("noise", "outliers"):
         with pytest.raises(ValueError, match="tokens"):
-            tasks.corrupt(text, kind, 0.2)
-    assert len(tasks.corrupt(text, "copies", 0.2).samples) == 8
+            corrupt(text, kind, 0.2)
+    assert len(corrupt(text, "copies", 0.2).samples) == 8
     with pytest.raises(ValueError, match="put together from its parts"):
-        tasks.corrupt(dataclasses.replace(text, spec=None), "labels", 0.2)
+        corrupt(dataclasses.replace(text, spec=None), "labels", 0.2)
