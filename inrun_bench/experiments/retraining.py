@@ -236,6 +236,8 @@ def draw(rows: pd.DataFrame) -> Figure:
 
 def table(rows: pd.DataFrame) -> str:
     """Return one table a game, from conventional retraining to the run's own: agreement of each method on each task."""
+    if "judge" not in rows:  # blocks of a reference, and nothing yet that it judges
+        return ""
     told = [
         (f"{what}, {count(rows.loc[rows['judge'] == game, 'seed'].nunique(), 'seed')}", game_table(rows, game))
         for game, what in TITLES.items()

@@ -27,6 +27,8 @@ def headline(store: Store) -> str:
     nothing was asked of the other but how it differs.
     """
     agreement, retraining = store.read_all("agreement"), store.read_all("retraining")
+    if "judge" not in retraining:  # none, or blocks of a reference and nothing yet that it judges
+        retraining = retraining.iloc[:0]
     if agreement.empty:
         return "" if retraining.empty else _conventional(retraining)
     spearman = agreement[agreement["metric"] == "spearman"]

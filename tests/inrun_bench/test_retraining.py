@@ -7,13 +7,15 @@ import pandas as pd
 import pytest
 
 import tasks
-from inrun_bench.experiments import retraining
+from inrun_bench.experiments import EXPERIMENTS, retraining
 from inrun_bench.experiments.retraining import ANOTHER, GAMES, OWN
-from inrun_bench.report import headline
+from inrun_bench.report import headline, write_summary
+from inrun_bench.report.figures import draw_figures
+from inrun_bench.report.page import write_page
 from inrun_bench.runs.store import Store
 from inrun_bench.runs.stored_values import read_reference, reference_blocks
 from inrun_bench.runs.unit import REFERENCE, Unit
-from tests.inrun_bench.tiny import PLAN, TASK
+from tests.inrun_bench.tiny import PLAN, TASK, run
 
 PLAN = dataclasses.replace(PLAN, seeds=(0,))
 UNITS = retraining.units(PLAN)
@@ -130,3 +132,13 @@ def test_figure_and_tables_show_every_game_and_method(tmp_path):
         store.write(Unit("retraining", task, method, int(seed)), own.to_dict("records"))
     assert headline(store).partition("\n\n")[2] in text
     assert "by conventional retraining" in headline(store)
+
+
+def test_a_run_that_ended_at_the_references_blocks_is_reported(tmp_path):
+    block = next(need for need in UNITS[0].needs if "game" in need.settings)
+    store = Store(tmp_path)
+    assert run([block], store).failed == ()
+    assert len(store.read_all("retraining"))
+    assert write_summary(store, EXPERIMENTS) == ""
+    assert draw_figures(store, ["retraining"], EXPERIMENTS) == []
+    assert "retraining" in write_page(store, EXPERIMENTS).read_text()
