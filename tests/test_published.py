@@ -80,7 +80,7 @@ def test_the_readme_shows_what_the_published_rows_say_of_retraining(tmp_path):
     assert "*noise ceiling*" in copy.read_text()
 
 
-MOST_BYTES = 25 * 2**20
+MOST_BYTES = 32 * 2**20
 
 
 def test_the_tracked_tree_is_small_enough_to_travel():
@@ -287,7 +287,7 @@ def ranges_of_conventional():
     ends = found.agg(["min", "max"]).round(2)
     of_methods = found.drop(columns=["reference", "another seed"])
     best = of_methods.idxmax(axis=1).eq("few-run-4-seeds-20").all()
-    return best and ends["inrun-first"].tolist() == [0.73, 0.85] and ends["few-run-4-seeds-20"].tolist() == [0.93, 0.96]
+    return best and ends["inrun-first"].tolist() == [0.75, 0.85] and ends["few-run-4-seeds-20"].tolist() == [0.95, 0.97]
 
 
 def does_not_settle():
@@ -299,7 +299,8 @@ def does_not_settle():
 def blocks_of_references():
     rows = Store(ROOT / "results" / "retraining", create=False).read_all("retraining")
     blocks = rows.dropna(subset=["block"]).groupby(["task", "seed", "game"])["block"].nunique()
-    return len(blocks) == 6 * 5 * 4 and (blocks == 20).all()
+    alone = blocks.index.get_level_values("game") == "conventional"
+    return len(blocks) == 6 * 5 * 4 and (blocks[~alone] == 20).all() and (blocks.min(), blocks.max()) == (20, 80)
 
 
 def sizes_of_the_headline():
@@ -438,18 +439,18 @@ def eight_runs_serve_adamw():
 
 def more_points_do_not_help_few_players():
     four, eight = (by_recipe("sgd").loc["iris-logreg", f"few-run-{runs}"] for runs in (4, 8))
-    return abs(four - eight) < 0.005 and max(four, eight) < 0.97
+    others = by_recipe("sgd").loc[["breast-cancer-logreg", "diabetes-ridge", "wine-logreg"], "few-run-8"]
+    return abs(four - eight) < 0.005 and max(four, eight) < others.min() - 0.005
 
 
 def seeds_of_references():
     stored = Store(ROOT / "results" / "reference", create=False)
     others = {unit.task for unit in stored.units() if unit.seed}
     every = all(recipes(stored, task, seed) for task in others for seed in range(1, 10))
-    shown = [Store(ROOT / "results" / name, create=False).read_all(name)["seed"].unique() for name in JUDGED]
-    return len(others) == 4 and every and [list(seeds) for seeds in shown] == [[0], [0]]
-
-
-JUDGED = ("cost", "estimators")
+    cost, estimators = (Store(ROOT / "results" / n, create=False).read_all(n) for n in ("cost", "estimators"))
+    several = cost.groupby("task")["seed"].nunique()
+    shown = set(several[several == 10].index) == others and set(several) == {1, 10}
+    return len(others) == 4 and every and shown and set(estimators["seed"]) == {0}
 
 
 def seconds_to_a_minute():
@@ -478,14 +479,14 @@ README = {
     "judged by runs of other seeds, or by conventional retraining on the samples that are left, In-Run values agree "
     "less": less_by_others,
     "and on four of the five tasks less than the run's own reference does under another seed": less_than_another_seed,
-    "In-Run values of first order agree with it to 0.73 to 0.85 where it settles, on five tasks; the mean of 4 "
-    "differentiated runs over 20 seeds, the best that was tried, to 0.93 to 0.96": ranges_of_conventional,
+    "In-Run values of first order agree with it to 0.75 to 0.85 where it settles, on five tasks; the mean of 4 "
+    "differentiated runs over 20 seeds, the best that was tried, to 0.95 to 0.97": ranges_of_conventional,
     "the two halves of the reference do not agree with each other": does_not_settle,
-    "Their references are means of 20 blocks, each of a run of its own": blocks_of_references,
+    "Their references are means of 20 blocks, each of a run of its own, conventional ones of up to 80": blocks_of_references,
     "These tasks have 16 to 200 training samples and 20 to 75 steps": sizes_of_the_headline,
     "Three tasks of 100 to 200 training samples and 50 steps, three seeds": sizes_of_the_quick_tasks,
     "Five seeds; over ten, with paired differences": lambda: seeds_of_the_headline() and seeds_of_agreement(),
-    "of seed 0, and of four tasks at nine more seeds; what `cost/` and `estimators/` show is of seed 0": (
+    "of seed 0, and of four tasks at nine more seeds: of these `cost/` shows ten, and `estimators/` seed 0 alone": (
         seeds_of_references
     ),
     "On 4000 images, and on a small GPT, they take seconds to a minute": seconds_to_a_minute,

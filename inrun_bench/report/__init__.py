@@ -50,7 +50,7 @@ def update_page(path: Path, store: Store, experiments: Mapping[str, Any]) -> Non
     Raises
     ------
     ValueError
-        If it has none.
+        If it has none, or the folder holds nothing that could go between them.
     """
     page, tables = path.read_text(), {"summary": headline(store), **_tables(store, experiments)}
     own = {f"{name} of {store.root.name}": told for name, told in tables.items()}
@@ -60,6 +60,11 @@ def update_page(path: Path, store: Store, experiments: Mapping[str, Any]) -> Non
             update_section(path, found[name], *marks(name))
         if marked:
             return
+    if not tables["summary"]:
+        raise ValueError(
+            f"{str(path)!r} has no marks for the tables of {store}, which are of {', '.join(name for name, told in tables.items() if told) or 'nothing'}; "
+            f"put a line {marks('NAME')[0]!r} and a line {marks('NAME')[1]!r} where those of NAME shall go"
+        )
     update_section(path, tables["summary"])
 
 

@@ -408,3 +408,14 @@ def test_marks_that_name_a_folder_are_for_it_alone(results, tmp_path):
     told = EXPERIMENTS["agreement"].table(results.read_all("agreement"))
     begin, end = marks("agreement of mine")
     assert page.read_text() == between.replace(f"{begin}\nold\n{end}", f"{begin}\n\n{told}\n\n{end}")
+
+
+def test_a_page_without_marks_for_what_a_folder_holds_is_left_as_it_is(tmp_path):
+    store = Store(tmp_path / "results")
+    unit = Unit("detection", "iris-logreg", "knn", 0)
+    store.write(unit, [{"metric": "auroc", "value": 0.5}])
+    page = tmp_path / "page.md"
+    page.write_text(before := f"{BEGIN}\n\nthe headline of another folder\n\n{END}\n")
+    with pytest.raises(ValueError, match=r"page.md' has no marks for the tables of .*put a line '<!-- NAME: begin"):
+        update_page(page, store, EXPERIMENTS)
+    assert page.read_text() == before
