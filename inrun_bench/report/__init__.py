@@ -61,9 +61,10 @@ def update_page(path: Path, store: Store, experiments: Mapping[str, Any]) -> Non
         if marked:
             return
     if not tables["summary"]:
+        having = ", ".join(name for name, told in tables.items() if told) or "nothing"
         raise ValueError(
-            f"{str(path)!r} has no marks for the tables of {store}, which are of {', '.join(name for name, told in tables.items() if told) or 'nothing'}; "
-            f"put a line {marks('NAME')[0]!r} and a line {marks('NAME')[1]!r} where those of NAME shall go"
+            f"{str(path)!r} has no marks for the tables of {store}, which are of {having}; put a line "
+            f"{marks('NAME')[0]!r} and a line {marks('NAME')[1]!r} where those of NAME shall go"
         )
     update_section(path, tables["summary"])
 

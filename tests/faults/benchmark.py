@@ -232,8 +232,8 @@ FAULTS = [
     Fault(
         "ceilings are averaged in another way than the correlations below them",
         "inrun_bench/report/intervals.py",
-        ', "spearman_ceiling", "pearson_ceiling")',
-        ")",
+        'name.split("_")[0] in CORRELATIONS',
+        "name in CORRELATIONS",
         f"{TESTS}/test_intervals.py::test_over_seeds_takes_each_group_alone_and_correlations_by_fisher",
     ),
     Fault(
@@ -386,7 +386,7 @@ FAULTS = [
     Fault(
         "intervals of correlations are not on Fisher's scale",
         "inrun_bench/report/intervals.py",
-        "correlation=key[metric] in CORRELATIONS",
+        'correlation=name.split("_")[0] in CORRELATIONS',
         "correlation=False",
         f"{TESTS}/test_intervals.py",
     ),
