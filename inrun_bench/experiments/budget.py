@@ -31,7 +31,7 @@ from inrun_bench.runs.stored_values import read_reference, reference_blocks
 from inrun_bench.runs.unit import Row, Setting, Unit
 
 SUMMARY = "in-run values from fewer validation samples and fewer recorded steps"
-NEEDS = "tasks that are not large, and methods among inrun-first, inrun-second, inrun-integrated"
+NEEDS = "methods that follow the run (inrun-first, inrun-second, inrun-integrated), and tasks that are not large"
 METHODS = ("inrun-first", "inrun-integrated")
 EXCLUSIVE = False
 DEFAULT = False

@@ -149,8 +149,11 @@ def test_what_cannot_be_run_is_refused_before_anything_is(asked, error, match, t
     assert not (tmp_path / "out").exists()
 
 
-def code_blocks():
-    return [block for kind, block in re.findall(r"```(\w+)\n(.*?)```", PAGE, re.DOTALL) if kind == "python"]
+def code_block(holding):
+    """Return the only block of Python on the page that holds a text."""
+    blocks = [block for kind, block in re.findall(r"```(\w+)\n(.*?)```", PAGE, re.DOTALL) if kind == "python"]
+    (found,) = (block for block in blocks if holding in block)
+    return found
 
 
 def run(path, *arguments):
@@ -162,24 +165,29 @@ def run(path, *arguments):
 
 
 def test_the_script_of_the_documentation_runs_in_processes_of_its_own(tmp_path):
-    (tmp_path / "script.py").write_text(code_blocks()[0])
+    (tmp_path / "script.py").write_text(code_block('def nearness(task, seed):\n    """Value'))
     said = run(tmp_path, "script.py")
     assert "| nearness" in said
     assert (tmp_path / "runs" / "mine" / "figures" / "agreement.png").is_file()
 
 
 def test_the_estimator_of_the_documentation_is_judged_on_groups(tmp_path):
-    (tmp_path / "halved.py").write_text(code_blocks()[1])
+    (tmp_path / "halved.py").write_text(code_block("def halved"))
     assert "| halved" in run(tmp_path, "halved.py")
 
 
 def test_the_measures_of_the_documentation_run(tmp_path):
-    (tmp_path / "measures.py").write_text(code_blocks()[2])
+    (tmp_path / "measures.py").write_text(code_block("removal_curve(task"))
     run(tmp_path, "measures.py")
 
 
+def test_the_question_of_the_documentation_can_be_asked(tmp_path):
+    (tmp_path / "question.py").write_text(code_block("QUESTIONS ="))
+    run(tmp_path, "question.py")
+
+
 def test_the_package_of_the_documentation_joins_every_command(tmp_path):
-    (tmp_path / "nearness.py").write_text(code_blocks()[3])
+    (tmp_path / "nearness.py").write_text(code_block("NEARNESS ="))
     (offered,) = re.findall(r"entry-points\.(\"?[\w.]+\"?)\]\n(\w+) = \"(.*?)\"", PAGE)
     info = tmp_path / "nearness-1.0.dist-info"
     info.mkdir()

@@ -172,5 +172,5 @@ def test_all_is_told_and_drawn_and_nothing_of_nothing(found, name, experiment):
 @pytest.mark.parametrize(("name", "experiment"), [("selection", selection), ("budget", budget), ("lds", lds)])
 def test_large_tasks_are_refused(name, experiment):
     plan = dataclasses.replace(PLAN, profile="quick", tasks=("stdlib-gpt",))
-    with pytest.raises(ValueError, match=r"nothing to do on stdlib-gpt.*; it needs tasks that are not large"):
+    with pytest.raises(ValueError, match=r"nothing to do on stdlib-gpt.*; it needs .*tasks that are not large"):
         units_of(name, experiment, plan)
