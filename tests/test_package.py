@@ -46,8 +46,9 @@ def archives(tmp_path_factory):
 
 
 def expected():
-    """Files of the packages: modules, stubs, and the references."""
+    """Files of the packages: modules, stubs and that they have types, templates of the report, and the references."""
     wanted = [f"{package}/**/*.{suffix}" for package in PACKAGES for suffix in ("py", "pyi")]
+    wanted += [*(f"{package}/py.typed" for package in PACKAGES), "inrun_bench/report/templates/*"]
     wanted += [f"results/reference/**/*.{suffix}" for suffix in ("py", "json", "md", "parquet")]
     return {path.relative_to(ROOT).as_posix() for pattern in wanted for path in ROOT.glob(pattern)}
 
