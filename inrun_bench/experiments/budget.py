@@ -24,7 +24,7 @@ import tasks
 from inrun_bench import metrics
 from inrun_bench.attribution import InRunShapley
 from inrun_bench.report.intervals import over_seeds
-from inrun_bench.report.looks import in_order, legend, look, panels
+from inrun_bench.report.looks import band, in_order, legend, look, panels
 from inrun_bench.report.markdown import count, interval_cell, markdown
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import read_reference, reference_blocks
@@ -147,10 +147,7 @@ def draw(rows: pd.DataFrame) -> Figure:
                 for metric, line in (("spearman", "-"), ("spearman_whole", "--")):
                     keys = [(task, what, amount, method, metric) for amount in amounts]
                     there = [key for key in keys if key in means.index]
-                    mean, low, high = (means.loc[there, end].to_numpy() for end in ("mean", "low", "high"))
-                    style, x = look(method), [key[2] for key in there]
-                    ax.plot(x, mean, line, color=style.color, marker=style.marker, markersize=4.5, linewidth=1.2)
-                    ax.fill_between(x, low, high, color=style.color, alpha=0.12, linewidth=0)
+                    band(ax, [key[2] for key in there], means.loc[there], look(method), line)
             ax.set_xscale("log")
             ax.set_xticks(amounts, [f"{amount:g}" for amount in amounts])
             ax.minorticks_off()

@@ -28,7 +28,7 @@ import tasks
 from inrun_bench import metrics
 from inrun_bench.methods import valued
 from inrun_bench.report.intervals import over_seeds
-from inrun_bench.report.looks import foremost, in_order, legend, look, panels
+from inrun_bench.report.looks import band, dot, foremost, in_order, legend, look, panels
 from inrun_bench.report.markdown import count, interval_cell, markdown
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import warm_up
@@ -171,14 +171,9 @@ def draw(rows: pd.DataFrame) -> Figure:
 def _over_shares(ax: Axes, means: pd.DataFrame, task: str, methods: list[str], shares: list[float]) -> None:
     ax.axhline(0.5, color="0.4", linestyle=":", linewidth=1)
     for method in methods:
-        keys = [(task, "labels", share, method, "auroc") for share in shares]
-        there = [(share, *means.loc[key, ["mean", "low", "high"]]) for share, key in zip(shares, keys, strict=True)
-                 if key in means.index]  # fmt: skip
-        if there:
-            x, mean, low, high = np.array(there).T
-            style = look(method)
-            ax.plot(100 * x, mean, color=style.color, marker=style.marker, markersize=5, linewidth=1.3)
-            ax.fill_between(100 * x, low, np.minimum(high, 1.0), color=style.color, alpha=0.12, linewidth=0)
+        keys = [key for share in shares if (key := (task, "labels", share, method, "auroc")) in means.index]
+        if keys:
+            band(ax, [100 * share for _, _, share, *_ in keys], means.loc[keys], look(method))
     ax.set_xlabel("training labels that are wrong (%)")
     ax.set_xticks([100 * share for share in shares])
     ax.set_ylim(None, 1.02)
@@ -190,10 +185,7 @@ def _each_method(ax: Axes, means: pd.DataFrame, where: tuple[str, str, float], m
         ax.axvline(line, color="0.4", linestyle=":", linewidth=1)
     for position, method in enumerate(methods[::-1]):
         if (*where, method, metric) in means.index:
-            mean, low, high = means.loc[(*where, method, metric), ["mean", "low", "high"]]
-            style = look(method)
-            ax.plot([low, high], [position] * 2, color=style.color, linewidth=1.5)
-            ax.plot(mean, position, color=style.color, marker=style.marker, markersize=6)
+            dot(ax, means.loc[(*where, method, metric)], position, look(method))
     if metric == "pair_worth":
         ax.set_xlim(-0.5, 3.0)
         ax.set_xlabel("worth of a pair of copies\n(1: what the original was worth alone)")

@@ -25,7 +25,7 @@ import tasks
 from inrun_bench import metrics
 from inrun_bench.methods import valued
 from inrun_bench.report.intervals import over_seeds
-from inrun_bench.report.looks import in_order, look, panels
+from inrun_bench.report.looks import dot, in_order, look, panels
 from inrun_bench.report.markdown import count, interval_cell, markdown
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import read_values, values_unit, warm_up
@@ -156,12 +156,10 @@ def draw(rows: pd.DataFrame) -> Figure:
         for ax, task in zip(axes_row, names, strict=True):
             ax.axvline(0, color="0.4", linestyle=":", linewidth=1)
             for position, method in enumerate(methods):
-                for judge, shift, fill in ((OWN, 0.16, "full"), (CONVENTIONAL, -0.16, "none")):
+                for judge, shift in ((OWN, 0.16), (CONVENTIONAL, -0.16)):
                     if (task, method, metric, judge) in means.index:
-                        mean, low, high = means.loc[(task, method, metric, judge), ["mean", "low", "high"]]
-                        style, place = look(method), position + shift
-                        ax.plot([low, high], [place] * 2, color=style.color, linewidth=1.1)
-                        ax.plot(mean, place, color=style.color, marker=style.marker, markersize=5, fillstyle=fill)
+                        own = means.loc[(task, method, metric, judge)]
+                        dot(ax, own, position + shift, look(method), size=5, filled=judge == OWN)
             ax.set_xlabel(f"score of {'the mean loss' if metric == MEAN else 'single validation samples'}")
             ax.xaxis.set_tick_params(labelbottom=True)
         axes_row[0].set_yticks(range(len(methods)), [look(m).label for m in methods], fontsize=7)

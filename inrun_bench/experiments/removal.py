@@ -32,7 +32,7 @@ import tasks
 from inrun_bench import metrics
 from inrun_bench.report.intervals import over_seeds
 from inrun_bench.report.leaderboard import Question
-from inrun_bench.report.looks import Look, foremost, in_order, legend, look, panels
+from inrun_bench.report.looks import band, dot, foremost, in_order, legend, look, panels
 from inrun_bench.report.markdown import count, interval_cell, markdown
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import read_reference, read_values, reference_blocks, values_unit
@@ -180,7 +180,8 @@ def draw(rows: pd.DataFrame) -> Figure:
             _band(ax, here)
             for method in methods:
                 if (task, method, metric, direction) in by_curve:
-                    _curve(ax, by_curve[task, method, metric, direction].droplevel(BY[:-1]), look(method))
+                    own = by_curve[task, method, metric, direction].droplevel(BY[:-1])
+                    band(ax, 100 * own.index, own, look(method))
             ax.set_xlabel("training samples removed (%)")
         axes_row[0].set_ylabel(f"{METRICS[metric]}\n{DIRECTIONS[direction]}")
     if areas:
@@ -204,21 +205,13 @@ def _band(ax: Axes, rows: pd.DataFrame) -> None:
         ax.plot(100 * mean.index, mean, color=look("random").color, linewidth=1)
 
 
-def _curve(ax: Axes, means: pd.DataFrame, style: Look) -> None:
-    ax.plot(100 * means.index, means["mean"], color=style.color, marker=style.marker, markersize=3.5, linewidth=1.2)
-    ax.fill_between(100 * means.index, means["low"], means["high"], color=style.color, alpha=0.12, linewidth=0)
-
-
 def _areas(ax: Axes, means: pd.DataFrame, task: str, areas: list[str], methods: list[str]) -> None:
     ax.axvline(0, color="0.4", linestyle=":", linewidth=1)
     for position, method in enumerate(methods[::-1]):
         for place, area in enumerate(areas):
             if (task, method, area) in means.index:
-                mean, low, high = means.loc[(task, method, area), ["mean", "low", "high"]]
-                style, y = look(method), position + (0.18 - 0.36 * place if len(areas) > 1 else 0.0)
-                fill = "full" if area == areas[0] else "none"
-                ax.plot([low, high], [y] * 2, color=style.color, linewidth=0.9)
-                ax.plot(mean, y, color=style.color, marker=style.marker, markersize=4, fillstyle=fill)
+                y = position + (0.18 - 0.36 * place if len(areas) > 1 else 0.0)
+                dot(ax, means.loc[(task, method, area)], y, look(method), size=4, filled=place == 0)
     ax.set_yticks(range(len(methods)), [""] * len(methods))
     ax.set_xlabel(AREAS[areas[0]])
 

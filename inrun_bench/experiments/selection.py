@@ -23,7 +23,7 @@ from matplotlib.lines import Line2D
 import tasks
 from inrun_bench import metrics
 from inrun_bench.report.intervals import over_seeds
-from inrun_bench.report.looks import foremost, in_order, legend, look, panels
+from inrun_bench.report.looks import band, foremost, in_order, legend, look, panels
 from inrun_bench.report.markdown import count, interval_cell, markdown
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import read_values, values_unit
@@ -127,15 +127,9 @@ def _curves(ax: Axes, means: pd.DataFrame, task: str, metric: str, methods: list
         ax.set_yticks([])
         ax.text(0.5, 0.5, "none: no classes", transform=ax.transAxes, ha="center", va="center", color="0.4")
     for method in methods:
-        there = [share for share in SHARES if (task, method, metric, share) in means.index]
-        if there:
-            mean, low, high = np.array(
-                [means.loc[(task, method, metric, share), ["mean", "low", "high"]] for share in there], dtype=float
-            ).T
-            style = look(method)
-            x = 100 * np.array(there)
-            ax.plot(x, mean, color=style.color, marker=style.marker, markersize=4.5, linewidth=1.2)
-            ax.fill_between(x, low, high, color=style.color, alpha=0.1, linewidth=0)
+        keys = [key for share in SHARES if (key := (task, method, metric, share)) in means.index]
+        if keys:
+            band(ax, [100 * share for *_, share in keys], means.loc[keys], look(method))
     ax.set_xticks([100 * share for share in SHARES])
 
 

@@ -14,6 +14,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from numpy.typing import ArrayLike
 
 from inrun_bench.methods import METHODS, method_of
 
@@ -21,6 +22,8 @@ __all__ = [
     "FAMILIES",
     "TASKS_A_ROW",
     "Look",
+    "band",
+    "dot",
     "foremost",
     "hatched",
     "in_order",
@@ -146,6 +149,19 @@ def foremost(methods: Iterable[str]) -> list[str]:
 def points(style: Look) -> dict[str, Any]:
     """Return what :meth:`matplotlib.axes.Axes.plot` is given for points without lines."""
     return {"color": style.color, "marker": style.marker, "linestyle": "none"}
+
+
+def dot(ax: Axes, interval: pd.Series, y: float, style: Look, *, size: float = 6.0, filled: bool = True) -> None:
+    """Draw a mean with its interval (``mean``, ``low``, ``high``), lying, at height `y`."""
+    mean, low, high = interval[["mean", "low", "high"]]
+    ax.plot([low, high], [y] * 2, color=style.color, linewidth=size / 4)
+    ax.plot(mean, y, color=style.color, marker=style.marker, markersize=size, fillstyle="full" if filled else "none")
+
+
+def band(ax: Axes, x: ArrayLike, intervals: pd.DataFrame, style: Look, line: str = "-") -> None:
+    """Draw means over `x` [n], and their intervals (columns ``mean``, ``low``, ``high``) as a band."""
+    ax.plot(x, intervals["mean"], line, color=style.color, marker=style.marker, markersize=4.5, linewidth=1.2)
+    ax.fill_between(x, intervals["low"], intervals["high"], color=style.color, alpha=0.12, linewidth=0)
 
 
 def hatched(style: Look) -> dict[str, Any]:
