@@ -102,6 +102,12 @@ def _labels(task: Task, share: float, _rng: np.random.Generator) -> Corrupted:
     wrong = task.spec.build(
         task.name, seed=task.seed, recipe=task.recipe_name, n_train=task.n_train, flipped=share, dtype=dtype
     )
+    same = all(torch.equal(getattr(wrong, part).x, getattr(task, part).x) for part in ("train", "validation", "test"))
+    if not same or task.architecture is not wrong.architecture:
+        raise ValueError(
+            f"the samples or the model of task {task.name!r} are no longer those that it was built of, so that its "
+            "true targets are not known; make its labels wrong first, and change it then"
+        )
     wrong = replace(wrong, recipe=task.recipe, run_seed=task.run_seed)
     return Corrupted(wrong, wrong.flipped, wrong.flipped)
 
@@ -110,6 +116,7 @@ def _noise(task: Task, share: float, rng: np.random.Generator) -> Corrupted:
     x, samples = _features(task, "noise"), _chosen(task, share, rng)
     noise = torch.from_numpy(rng.standard_normal((len(samples), *x.shape[1:]))).to(x.dtype)
     x[samples] += NOISE * task.train.x.std(dim=0, correction=0) * noise
+    _check_changed(task, x, samples)
     return _with(task, Split(x, task.train.y), samples, samples)
 
 
@@ -117,18 +124,25 @@ def _outliers(task: Task, share: float, rng: np.random.Generator) -> Corrupted:
     x, samples = _features(task, "outliers"), _chosen(task, share, rng)
     of = torch.from_numpy(rng.integers(0, task.n_train, (len(samples), *x.shape[1:])))
     x[samples] = task.train.x.gather(0, of)
+    _check_changed(task, x, samples)
     return _with(task, Split(x, task.train.y), samples, samples)
 
 
 def _copies(task: Task, share: float, rng: np.random.Generator) -> Corrupted:
-    if share > 0.5:
-        raise ValueError(f"share of copies must be at most 0.5, so that each has an original, got {share!r}")
     number = round(share * task.n_train)
+    if 2 * number > task.n_train:
+        raise ValueError(f"share of copies must be at most 0.5, so that each has an original, got {share!r}")
     pairs = rng.permutation(task.n_train)[: 2 * number].reshape(2, number)
     samples, originals = pairs[:, np.argsort(pairs[0])]
     source = torch.arange(task.n_train)
     source[samples] = torch.from_numpy(originals)
-    return _with(task, Split(task.train.x[source], task.train.y[source]), samples, originals)
+    copied = replace(
+        task,
+        flipped=np.flatnonzero(np.isin(source.numpy(), task.flipped)),
+        domains=None if task.domains is None else task.domains[source.numpy()],
+        rows=None if task.rows is None else task.rows[source.numpy()],
+    )
+    return _with(copied, Split(task.train.x[source], task.train.y[source]), samples, originals)
 
 
 CORRUPTIONS: dict[str, Callable[[Task, float, np.random.Generator], Corrupted]] = {
@@ -152,6 +166,15 @@ def _features(task: Task, kind: str) -> torch.Tensor:
 
 def _chosen(task: Task, share: float, rng: np.random.Generator) -> NDArray[np.int64]:
     return np.sort(rng.choice(task.n_train, size=round(share * task.n_train), replace=False))
+
+
+def _check_changed(task: Task, x: torch.Tensor, samples: NDArray[np.int64]) -> None:
+    """Refuse bad samples that are what they were: features that hardly vary leave nothing to change."""
+    same = int((x[samples] == task.train.x[samples]).flatten(1).all(1).sum())
+    if same:
+        raise ValueError(
+            f"{same} of {len(samples)} samples of task {task.name!r} stay as they are: its features hardly vary"
+        )
 
 
 def _with(task: Task, train: Split, samples: NDArray[np.int64], originals: NDArray[np.int64]) -> Corrupted:

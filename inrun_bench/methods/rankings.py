@@ -37,7 +37,7 @@ def ranking(task: Task, score: Callable[[Task, nn.Module], NDArray[np.float64]],
     optimizer = task.optimizer(model)
     for index in task.batches():
         task.train_on(model, optimizer, index)
-    scores = score(task, model)
+    scores = score(task, model.eval())
     return Valuation(scores, stderr=None, evaluations=1, seconds=time.perf_counter() - start, method=name)
 
 

@@ -103,3 +103,25 @@ def test_tokens_have_no_noise_and_a_task_of_parts_no_true_targets():
     assert len(corrupt(text, "copies", 0.2).samples) == 8
     with pytest.raises(ValueError, match="put together from its parts"):
         corrupt(dataclasses.replace(text, spec=None), "labels", 0.2)
+
+
+def test_copies_say_of_which_sample_of_the_dataset_they_are_and_which_targets_are_wrong():
+    before = tasks.load("iris-logreg", flipped=0.2)
+    found = corrupt(before, "copies", 0.4)
+    source = np.arange(before.n_train)
+    source[found.samples] = found.originals
+    np.testing.assert_array_equal(found.task.rows, before.rows[source])
+    assert set(found.task.flipped) == set(np.flatnonzero(np.isin(source, before.flipped)))
+
+
+def test_what_would_be_lost_or_would_not_be_bad_is_refused():
+    changed = corrupt(clean("iris-logreg"), "noise", 0.2).task
+    with pytest.raises(ValueError, match="no longer those that it was built of"):
+        corrupt(changed, "labels", 0.2)
+    task = clean("iris-logreg")
+    constant = dataclasses.replace(task, train=tasks.Split(torch.ones_like(task.train.x), task.train.y))
+    for kind in ("noise", "outliers"):
+        with pytest.raises(ValueError, match="stay as they are"):
+            corrupt(constant, kind, 0.25)
+    with pytest.raises(ValueError, match=r"at most 0.5"):
+        corrupt(clean("iris-logreg", n_train=7), "copies", 0.5)
