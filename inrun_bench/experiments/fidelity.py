@@ -1,41 +1,48 @@
-"""Fidelity: how close each order of In-Run Data Shapley comes to the Shapley values of single steps.
+"""Fidelity: how close each order of In-Run Data Shapley comes to the Shapley values of single steps, as a map.
 
-At several moments of training, for each recipe of a task and several learning rates, the Shapley values of the step
-game (:mod:`tasks.step_game`) are computed from real optimiser steps: by enumeration for batches of at most 12 samples,
-by antithetic Monte Carlo with standard errors above. Then the engine scores the same step, from the same weights and
-the same state of the optimiser, in float64.
+For each task (a model), optimiser, learning rate and batch size, a run is stopped at several of its steps, and the
+Shapley values of the step game (:mod:`tasks.step_game`) are computed from real optimiser steps: by enumeration where
+all coalitions of the batch are few enough, by antithetic Monte Carlo with standard errors where they are not. Then the
+engine scores the same step, from the same weights and the same state of the optimiser, in float64.
 
 The relative error is ``||scores - shapley|| / ||shapley||``; its standard error is the noise of the judge,
-``||stderr|| / ||shapley||``: an error below it cannot be told from none. ``residual_share`` is ``|residual| / |drop|``
-of the same step, what the ledger says without any judge.
+``||stderr|| / ||shapley||``: an error below it cannot be told from none. Rows also hold the root of the mean squared
+error in nats, Pearson and Spearman correlations and the share of the top tenth that is found, as the paper gives them,
+and ``residual_share``, ``|residual| / |drop|`` of the same step: what the ledger says without any judge. How far that
+may be relied on is what :mod:`~inrun_bench.experiments.residual` asks.
 
-The learning rates reach beyond the edge of what can be trained. The judge's units also hold the loss over the whole
-training set, before training and after every epoch: a learning rate *converges* if, in every seed, that loss falls from
-epoch to epoch.
+The learning rates reach beyond the edge of what can be trained, so that the judge's units also hold the loss over the
+whole training set at each quarter of the run. Training *fails* at a rate if in any seed that loss ends above where it
+began, or rises within a quarter by more than a twentieth of it.
+
+Runs are as long as the knobs say in steps, in whole epochs, so that batch sizes compare; steps are judged by a part of
+the validation set.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from torch import nn
 
 import tasks
 from baselines import Valuation, exact_shapley, permutation_shapley
 from inrun_bench import metrics
 from inrun_bench.attribution import InRunShapley
-from inrun_bench.report.looks import in_order, legend, look, panels
+from inrun_bench.report.looks import in_order, look
 from inrun_bench.report.markdown import markdown, percent
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.unit import Row, Setting, Unit
@@ -43,43 +50,79 @@ from inrun_bench.runs.unit import Row, Setting, Unit
 SUMMARY = "in-run scores of single steps against the step game's Shapley values"
 EXCLUSIVE = False
 DEFAULT = True
+TASKS = {
+    "quick": ("digits-mlp",),
+    "standard": ("breast-cancer-logreg", "digits-mlp", "mnist-cnn", "stdlib-gpt"),
+}
+
+OPTIMIZERS: Mapping[str, tuple[str, float]] = {
+    "SGD": ("sgd", 0.0),
+    "momentum": ("momentum", 0.0),
+    "AdamW": ("adamw", 0.0),
+    "AdamW, warm-up": ("adamw", 0.2),
+}
+"""By name, the recipe of the task and the share of the run in which the learning rate warms up."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Which steps of a task's runs are looked at.
+
+    Attributes
+    ----------
+    rate_factors : tuple of float
+        Learning rates, in units of the recipe's own.
+    batch_sizes : tuple of int
+        Samples a step.
+    coalitions : int
+        Of which the judge computes the utility, for a step: all of them where they are no more, or as many as they are
+        for permutations and their reverses.
+    steps : int
+        Length of a run, rounded up to whole epochs.
+    validation : int
+        Validation samples that judge a step, at most.
+    """
+
+    rate_factors: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
+    batch_sizes: tuple[int, ...] = (4, 16, 64)
+    coalitions: int = 1024
+    steps: int = 100
+    validation: int = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class Knobs:
-    """Which step games are looked at.
+    """How much is looked at.
 
     Attributes
     ----------
-    permutations : int
-        For the Shapley values of a step game of more than 12 players; even.
-    moments : mapping of str to tuple of float
-        When, as shares of the training run, by recipe.
-    rate_factors : mapping of str to tuple of float
-        At which learning rates, in units of the recipe's own, by recipe.
+    grids : mapping of str to Grid
+        By task; ``"default"`` is for tasks not named.
+    stages : tuple of float
+        When a run is stopped, as shares of it.
+    seeds : int
+        How many of the plan's, at most.
     """
 
-    permutations: int
-    moments: Mapping[str, tuple[float, ...]]
-    rate_factors: Mapping[str, tuple[float, ...]]
+    grids: Mapping[str, Grid]
+    stages: tuple[float, ...] = (0.0, 0.05, 0.1, 0.25, 0.5, 1.0)
+    seeds: int = 3
 
-
-ADAMW_MOMENTS = (0.0, 0.02, 0.04, 0.06, 0.1, 0.2, 0.4, 0.7, 1.0)  # of 50 steps: 0, 1, 2, 3, 5, 10, 20, 34, 49
 
 KNOBS = {
     "quick": Knobs(
-        permutations=40,
-        moments={"sgd": (0.0, 0.25, 0.5, 0.75, 1.0), "adamw": ADAMW_MOMENTS},
-        rate_factors={"sgd": (0.2, 1.0, 5.0, 10.0), "adamw": (1.0,)},
+        {"default": Grid(rate_factors=(1.0, 3.0, 10.0), batch_sizes=(4, 16), coalitions=128, steps=30)},
+        stages=(0.0, 0.1, 0.5, 1.0),
+        seeds=1,
     ),
     "standard": Knobs(
-        permutations=400,
-        moments={"sgd": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), "adamw": ADAMW_MOMENTS},
-        rate_factors={"sgd": (0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0), "adamw": (0.2, 0.5, 1.0, 2.0, 5.0)},
+        {
+            "default": Grid(),
+            "stdlib-gpt": Grid((0.3, 1.0, 3.0), batch_sizes=(4, 8), coalitions=256, steps=60, validation=8),
+        }
     ),
 }
 
-ENUMERATED = 12  # players up to which the judge enumerates
 JUDGE = "step-shapley"
 PREFIX = "inrun-"
 RUNS_WITH = {  # each order, and the method that it is run with; cheap forms of the integral are no methods of their own
@@ -89,25 +132,39 @@ RUNS_WITH = {  # each order, and the method that it is run with; cheap forms of 
     "trapezoid": "inrun-integrated",
     "integrated": "inrun-integrated",
 }
+QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def units(plan: Plan) -> list[Unit]:
-    """One unit an order, task, recipe, seed and learning rate; each needs the judge's unit of the same."""
-    orders = [order for order, method in RUNS_WITH.items() if method in plan.methods]
+    """One unit a method, task, optimiser, learning rate, batch size and seed; each needs the judge's of the same."""
+    methods = [method for method in dict.fromkeys(RUNS_WITH.values()) if method in plan.methods]
     knobs = plan.of_profile(KNOBS)
     found = []
-    for task in plan.tasks:
-        for recipe in (name for name in knobs.rate_factors if name in tasks.CATALOG[task].recipes):
-            for seed in plan.seeds:
-                for factor in knobs.rate_factors[recipe]:
-                    settings: dict[str, Setting] = {
+    for task, seed in ((task, seed) for task in plan.tasks for seed in plan.seeds[: knobs.seeds]):
+        for settings, coalitions in _settings(task, knobs):
+            judge = Unit("fidelity", task, JUDGE, seed, {**settings, "coalitions": coalitions})
+            found += [Unit("fidelity", task, method, seed, settings, needs=(judge,)) for method in methods]
+    return found
+
+
+def _settings(task: str, knobs: Knobs) -> Iterator[tuple[dict[str, Setting], int]]:
+    """Yield what a run of the map is defined by, and by how many coalitions its steps are judged."""
+    spec, grid = tasks.CATALOG[task], knobs.grids.get(task, knobs.grids["default"])
+    for name, (recipe, _) in OPTIMIZERS.items():
+        for factor, size in itertools.product(grid.rate_factors, grid.batch_sizes):
+            if recipe in spec.recipes and size <= spec.n_train:
+                yield (
+                    {
+                        "optimizer": name,
                         "recipe": recipe,
                         "rate_factor": factor,
-                        "moments": " ".join(f"{moment:g}" for moment in knobs.moments[recipe]),
-                    }
-                    judge = Unit("fidelity", task, JUDGE, seed, {**settings, "permutations": knobs.permutations})
-                    found += [Unit("fidelity", task, PREFIX + o, seed, settings, needs=(judge,)) for o in orders]
-    return found
+                        "batch_size": size,
+                        "steps": grid.steps,
+                        "stages": " ".join(f"{stage:g}" for stage in knobs.stages),
+                        "validation": grid.validation,
+                    },
+                    grid.coalitions,
+                )
 
 
 def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
@@ -118,10 +175,18 @@ def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
 
 
 def _load(unit: Unit) -> tasks.Task:
-    """Return the task, in float64, with the unit's recipe and learning rate."""
-    task = tasks.load(unit.task, unit.seed, recipe=str(unit.settings["recipe"]), dtype=torch.float64)
-    learning_rate = task.recipe.learning_rate * float(unit.settings["rate_factor"])
-    return dataclasses.replace(task, recipe=dataclasses.replace(task.recipe, learning_rate=learning_rate))
+    """Return the task, in float64, with the recipe and the judges that the unit's settings say."""
+    task, settings = tasks.load(unit.task, unit.seed, recipe=unit.recipe, dtype=torch.float64), unit.settings
+    size, seen = int(settings["batch_size"]), int(settings["validation"])
+    recipe = dataclasses.replace(
+        task.recipe,
+        learning_rate=task.recipe.learning_rate * float(settings["rate_factor"]),
+        warmup=OPTIMIZERS[str(settings["optimizer"])][1] or task.recipe.warmup,
+        batch_size=size,
+        epochs=math.ceil(int(settings["steps"]) / math.ceil(task.n_train / size)),
+    )
+    judges = task.validation
+    return dataclasses.replace(task, recipe=recipe, validation=tasks.Split(judges.x[:seen], judges.y[:seen]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,14 +201,14 @@ class _Moment:
 
 
 def _moments(unit: Unit, task: tasks.Task) -> Iterator[_Moment]:
-    """Train, and stop at the unit's moments."""
+    """Train, and stop at the unit's stages."""
     model = task.model()
     optimizer = task.optimizer(model)
     batches = task.batches()
-    moments = {round(float(m) * (len(batches) - 1)): float(m) for m in str(unit.settings["moments"]).split()}
+    stages = {round(float(s) * (len(batches) - 1)): float(s) for s in str(unit.settings["stages"]).split()}
     for step, index in enumerate(batches):
-        if step in moments:
-            yield _Moment({"moment": moments[step], "step": step}, task, model, optimizer, index)
+        if step in stages:
+            yield _Moment({"stage": stages[step], "step": step}, task, model, optimizer, index)
         task.train_on(model, optimizer, index)
 
 
@@ -154,30 +219,40 @@ def _judge(unit: Unit, task: tasks.Task) -> Iterator[Row]:
         shared = {**moment.place, "metric": "value", "evaluations": shapley.evaluations, "seconds": shapley.seconds}
         for sample, value, error in zip(moment.index, shapley.values, stderr, strict=True):
             yield {**shared, "sample": int(sample), "value": float(value), "stderr": float(error)}
-    for epoch, loss in enumerate(_training_losses(task)):
-        yield {"metric": "training_loss", "epoch": epoch, "value": loss}
+    for done, loss in _training_losses(task):
+        yield {"metric": "training_loss", "done": done, "value": loss}
 
 
 def _errors(unit: Unit, task: tasks.Task, judged: pd.DataFrame) -> Iterator[Row]:
+    orders = [order for order, method in RUNS_WITH.items() if method == unit.method]
     for moment in _moments(unit, task):
         own = judged[(judged["metric"] == "value") & (judged["step"] == moment.place["step"])]
         values, stderr = own["value"].to_numpy(), own["stderr"].to_numpy()
-        scores, residual_share = _score(unit.method.removeprefix(PREFIX), moment)
-        error = float(np.linalg.norm(scores - values) / np.linalg.norm(values))
-        noise = float(np.linalg.norm(stderr) / np.linalg.norm(values))
-        correlations = metrics.agreement(scores, values)
-        yield {**moment.place, "metric": "relative_error", "value": error, "stderr": noise}
-        yield {**moment.place, "metric": "spearman", "value": correlations["spearman"]}
-        yield {**moment.place, "metric": "pearson", "value": correlations["pearson"]}
-        yield {**moment.place, "metric": "residual_share", "value": residual_share}
+        size = np.linalg.norm(values)
+        for order in orders:
+            place = {"method": PREFIX + order, **moment.place}
+            scores, residual_share = _score(order, moment)
+            error, alike = np.linalg.norm(scores - values), metrics.agreement(scores, values)
+            noise = float(np.linalg.norm(stderr) / size)
+            yield {**place, "metric": "relative_error", "value": float(error / size), "stderr": noise}
+            yield {**place, "metric": "rmse", "value": float(error / math.sqrt(len(values)))}
+            yield from ({**place, "metric": name, "value": alike[name]} for name in ALIKE)
+            yield {**place, "metric": "residual_share", "value": residual_share}
+
+
+ALIKE = ("spearman", "pearson", "top10_overlap")
 
 
 def _step_shapley(unit: Unit, moment: _Moment) -> Valuation:
-    game = tasks.StepGame(moment.task, moment.model, moment.optimizer, moment.index)
-    if game.n_players <= ENUMERATED:
+    game, coalitions = tasks.StepGame(moment.task, moment.model, moment.optimizer, moment.index), _coalitions(unit)
+    if 2**game.n_players <= coalitions:
         return exact_shapley(game)
-    permutations = int(unit.settings["permutations"])
-    return permutation_shapley(game, n_permutations=permutations, antithetic=True, rng=unit.random_seed)
+    pairs = max(1, coalitions // (2 * game.n_players))
+    return permutation_shapley(game, n_permutations=2 * pairs, antithetic=True, rng=unit.random_seed)
+
+
+def _coalitions(unit: Unit) -> int:
+    return int(unit.settings["coalitions"])
 
 
 def _score(order: str, moment: _Moment) -> tuple[np.ndarray, float]:
@@ -185,7 +260,14 @@ def _score(order: str, moment: _Moment) -> tuple[np.ndarray, float]:
     task, model = moment.task, copy.deepcopy(moment.model)
     optimizer = task.optimizer(model)
     optimizer.load_state_dict(copy.deepcopy(moment.optimizer.state_dict()))  # loading alone would share its tensors
-    engine = InRunShapley(model, optimizer, task.n_train, order, validation=lambda: task.loss(model, task.validation))
+    engine = InRunShapley(
+        model,
+        optimizer,
+        task.n_train,
+        order,
+        validation=lambda: task.loss(model, task.validation),
+        batch_axis=0,  # declared: it cannot be found where a rate far too large has left no unit alive
+    )
     with engine.step(moment.index):
         task.train_on(model, optimizer, moment.index)
     entry = engine.ledger.steps[0]
@@ -193,152 +275,183 @@ def _score(order: str, moment: _Moment) -> tuple[np.ndarray, float]:
 
 
 @torch.no_grad()
-def _training_losses(task: tasks.Task) -> list[float]:
-    """Return the loss over the training set before training and after every epoch."""
+def _training_losses(task: tasks.Task) -> Iterator[tuple[float, float]]:
+    """Yield shares of the run and the loss over the training set after them."""
     model = task.model()
-    optimizer = task.optimizer(model)
-    losses = [float(task.loss(model, task.train))]
-    batches = task.batches()
-    for step, index in enumerate(batches, 1):
-        with torch.enable_grad():
-            task.train_on(model, optimizer, index)
-        if step % (len(batches) // task.recipe.epochs) == 0:
-            losses.append(float(task.loss(model, task.train)))
-    return losses
+    optimizer, batches = task.optimizer(model), task.batches()
+    ends = {round(done * len(batches)): done for done in QUARTERS}
+    for step in range(len(batches) + 1):
+        if step in ends:
+            yield ends[step], float(task.loss(model, task.train))
+        if step < len(batches):
+            with torch.enable_grad():
+                task.train_on(model, optimizer, batches[step])
 
 
-BEYOND = "0.93"  # shade of the learning rates at which training does not converge
+SHOWN = ("inrun-first", "inrun-second", "inrun-integrated")  # in the figure; the others stand in the table
+EDGES = (0.0, 0.001, 0.01, 0.05, 0.2, 1.0, math.inf)  # of the colours
+CELL = ["task", "optimizer", "rate_factor", "batch_size"]
+RISE = 0.05  # of the loss at the beginning, within a quarter of the run: training fails
+
+
+def failing(rows: pd.DataFrame) -> set[tuple[str, str, float, int]]:
+    """Return where training fails: task, optimiser, rate in units of the recipe's own, batch size.
+
+    In any seed, the loss over the training set ends above where it began (or is no number), or rises within a quarter
+    of the run by more than :data:`RISE` of it.
+    """
+    losses = rows[rows["metric"] == "training_loss"]
+    found = set()
+    for place, own in losses.groupby([*CELL, "seed"]):
+        by_quarter = own.sort_values("done")["value"].to_numpy()
+        begun = by_quarter[0]
+        if not (by_quarter[-1] < begun and (np.diff(by_quarter) <= RISE * begun).all()):
+            found.add(place[:-1])
+    return found
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """Draw medians with quartile bands, one row of panels each, of those that have rows.
+    """Draw maps of the median relative error: a column an optimiser, two rows a task, a line an order and batch size.
 
-    Over the learning rate of SGD; over the steps of SGD at the recipe's own rate; over the steps of AdamW at its own.
+    Above over the learning rate, median over steps and seeds; below over the steps done at the recipe's own rate. A
+    cross: training fails at this rate.
     """
-    errors = rows[rows["metric"] == "relative_error"]
+    errors = rows[(rows["metric"] == "relative_error") & rows["method"].isin(SHOWN)]
     if errors.empty:
         return Figure()
-    own = errors["rate_factor"] == 1.0
-    parts = {
-        "SGD, all steps": ("learning_rate", errors[errors["recipe"] == "sgd"]),
-        "SGD, recipe's learning rate": ("step", errors[(errors["recipe"] == "sgd") & own]),
-        "AdamW, recipe's learning rate": ("step", errors[(errors["recipe"] == "adamw") & own]),
-    }
-    parts = {where: part for where, part in parts.items() if not part[1].empty}
-    figure, names, axes = panels(errors, len(parts), height=2.9, sharey="row")
-    figure.suptitle("Relative error of in-run scores against the Shapley values of the same step: lower is better")
-    methods = in_order(errors["method"])
-    edges = converging_rates(rows)
-    for row, (where, (x, part)) in zip(axes, parts.items(), strict=True):
-        row[0].set_ylabel(f"relative error\n({where})")
-        row[0].set_yscale("log")
-        row[0].yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
-        for ax, task in zip(row, names, strict=True):
-            here = part[part["task"] == task]
-            _lines(ax, here, x, methods)
-            _label(ax, here, x)
-            if x == "learning_rate":
-                _mark_rates(ax, here, edges.get((task, "sgd")))
-    extra: list[Artist] = [
-        Line2D([], [], color="black", linestyle=":", label="noise of the judge (Monte Carlo)"),
-        Line2D([], [], color="0.4", linestyle="--", linewidth=0.8, label="the recipe's learning rate"),
-        Patch(color=BEYOND, label="training does not converge"),
-    ]
-    legend(figure, methods, extra)
+    names, fails = list(dict.fromkeys(errors["task"])), failing(rows)
+    optimizers = [name for name in OPTIMIZERS if name in set(errors["optimizer"])]
+    lines = [len(errors[errors["task"] == task][["method", "batch_size"]].drop_duplicates()) for task in names]
+    heights = [count for count in lines for _ in range(2)]
+    figure = Figure(
+        figsize=(2.3 * len(optimizers) + 1.3, sum(0.145 * count + 0.42 for count in heights) + 0.6),
+        layout="constrained",
+    )
+    axes = figure.subplots(len(heights), len(optimizers), squeeze=False, height_ratios=heights)
+    colors = mpl.colormaps["viridis_r"].resampled(len(EDGES) - 1)
+    scale = BoundaryNorm(range(len(EDGES)), colors.N)
+    for row, (task, x) in enumerate((task, x) for task in names for x in ("rate_factor", "stage")):
+        for column, optimizer in enumerate(optimizers):
+            own = errors[(errors["task"] == task) & (errors["optimizer"] == optimizer)]
+            own = own if x == "rate_factor" else own[own["rate_factor"] == 1.0]
+            ax = axes[row, column]
+            _map(ax, own, x, fails if x == "rate_factor" else set(), (colors, scale))
+            if column:
+                ax.tick_params(labelleft=False)
+            if row == 0:
+                ax.set_title(optimizer)
+        axes[row, 0].set_ylabel(f"{task}\norder, batch size")
+    bar = figure.colorbar(ScalarMappable(scale, colors), ax=axes, ticks=range(len(EDGES)), aspect=50, shrink=0.5)
+    bar.ax.set_yticklabels([*(f"{100 * edge:g} %" for edge in EDGES[:-1]), "more"])
+    bar.set_label("relative error of the scores, median")
     return figure
 
 
-def converging_rates(rows: pd.DataFrame) -> Mapping[tuple[str, str], float]:
-    """Return the largest learning rate, by task and recipe, at which training converges.
-
-    It does where the loss over the training set falls from epoch to epoch in every seed. Where no rate does, or the
-    rows do not tell, there is none.
-    """
-    losses = rows[rows["metric"] == "training_loss"]
-    if losses.empty:
-        return {}
-    run = ["task", "recipe", "learning_rate", "seed"]
-    falls = losses.sort_values("epoch").groupby(run)["value"].agg(lambda by_epoch: bool((np.diff(by_epoch) < 0).all()))
-    converges = falls.groupby(run[:-1]).all()
-    rates = converges[converges].reset_index().groupby(run[:2])["learning_rate"].max()
-    return {(str(task), str(recipe)): float(rate) for (task, recipe), rate in rates.items()}
-
-
-def _lines(ax: Axes, errors: pd.DataFrame, x: str, methods: list[str]) -> None:
-    for method in methods:
-        grouped = errors[errors["method"] == method].groupby(x)["value"]
-        style = look(method)
-        ax.plot(grouped.median(), color=style.color, marker=style.marker, markersize=4.5, linewidth=1.3)
-        low, high = grouped.quantile(0.25), grouped.quantile(0.75)
-        ax.fill_between(low.index, low, high, color=style.color, alpha=0.15, linewidth=0)
-    noise = errors[errors["stderr"] > 0].groupby(x)["stderr"].median()  # an enumerated judge has none
-    ax.plot(noise, color="black", linestyle=":", linewidth=1)
-
-
-def _label(ax: Axes, errors: pd.DataFrame, x: str) -> None:
-    places = sorted(errors[x].unique())
-    if x == "learning_rate":
-        ax.set_xscale("log")
-        ax.set_xlabel("learning rate")
-    else:
-        if 1 in places:  # a run whose first steps are looked at one by one
-            ax.set_xscale("symlog", linthresh=5, linscale=1)
-        ax.set_xlabel("training steps done")
-    ax.set_xticks(places, [f"{place:g}" for place in places])
-    ax.minorticks_off()
+def _map(
+    ax: Axes, errors: pd.DataFrame, x: str, fails: set[tuple[str, str, float, int]], colors: tuple[Any, BoundaryNorm]
+) -> None:
+    ax.grid(visible=False)
+    ax.tick_params(length=0, labelsize=7)
+    ax.set_xlabel({"rate_factor": "learning rate / the recipe's own", "stage": "share of the run done"}[x], fontsize=8)
+    medians = errors.groupby(["method", "batch_size", x])["value"].median().unstack(x)
+    if medians.empty:
+        ax.set_axis_off()
+        return
+    medians = medians.reindex(in_order(medians.index.get_level_values("method")), level="method")
+    bins = np.digitize(medians, EDGES[1:-1]) + np.where(medians.isna(), np.nan, 0.5)
+    ax.pcolormesh(bins, cmap=colors[0], norm=colors[1], edgecolor="white", linewidth=0.8)
+    ax.invert_yaxis()
+    ax.set_xticks(np.arange(medians.shape[1]) + 0.5, [f"{place:g}" for place in medians.columns])
+    sizes, before = [], ""
+    for line, (method, size) in enumerate(medians.index):
+        sizes.append(f"{size}" if method == before else f"{method.removeprefix(PREFIX)}  {size}")
+        if before and method != before:
+            ax.axhline(line, color="white", linewidth=2.5)
+        before = method
+    ax.set_yticks(np.arange(len(medians)) + 0.5, sizes)
+    task, optimizer = errors["task"].iloc[0], errors["optimizer"].iloc[0]
+    for line, (_, size) in enumerate(medians.index):
+        for place, rate in enumerate(medians.columns):
+            if (task, optimizer, rate, size) in fails:
+                ax.plot(place + 0.5, line + 0.5, marker="x", color="white", markersize=4, markeredgewidth=2.2)
+                ax.plot(place + 0.5, line + 0.5, marker="x", color="black", markersize=3.5, markeredgewidth=1.0)
 
 
-def _mark_rates(ax: Axes, errors: pd.DataFrame, edge: float | None) -> None:
-    """Mark the recipe's own rate, and shade those beyond the largest at which training converges."""
-    own = errors[errors["rate_factor"] == 1.0]["learning_rate"]
-    if not own.empty:
-        ax.axvline(own.iloc[0], color="0.4", linewidth=0.8, linestyle="--")
-    beyond = errors[errors["learning_rate"] > (edge or np.inf)]["learning_rate"]
-    if edge and not beyond.empty:
-        ax.axvspan(np.sqrt(edge * beyond.min()), beyond.max() * 1.15, color=BEYOND, zorder=0)
+SAFE, ALMOST_ALL = 0.1, 0.9  # an order is safe where so many of the steps have an error of no more
 
 
 def table(rows: pd.DataFrame) -> str:
-    """Return median errors of each order by task, recipe, learning rate and part of the run."""
+    """Return errors of each order by task, optimiser and learning rate; up to which rate each is safe; agreement."""
     errors = rows[rows["metric"] == "relative_error"] if len(rows) else rows
     if errors.empty:
         return ""
+    return "\n\n".join(part for part in (_medians(rows, errors), _safe(rows, errors), _alike(rows)) if part)
+
+
+def _medians(rows: pd.DataFrame, errors: pd.DataFrame) -> str:
     residuals = rows[(rows["metric"] == "residual_share") & (rows["method"] == "inrun-integrated")]
-    methods, edges = in_order(errors["method"]), converging_rates(rows)
-    places = ["task", "recipe", "learning_rate"]
-    cells = []
-    errors = errors.sort_values(places, ascending=[True, False, True], kind="stable")  # SGD before AdamW
-    for place, group in errors.groupby(places, sort=False):
-        task, recipe, rate = place
-        own = residuals[(residuals[places] == list(place)).all(axis=1)]
-        marks = ["recipe"] if (group["rate_factor"] == 1).all() else []
-        marks += ["largest that converges"] if recipe == "sgd" and edges.get((task, recipe)) == rate else []
-        for steps, first, last in _spans(str(recipe)):
-            part, of_part = (r[r["step"].between(first, last)] for r in (group, own))
-            medians = part.groupby("method")["value"].median()
-            cells.append(
-                [
-                    str(task),
-                    str(recipe),
-                    f"{rate:g}" + (f" ({', '.join(marks)})" if marks else ""),
-                    steps,
-                    *(percent(medians.get(m)) for m in methods),
-                    percent(part["stderr"].median()),
-                    percent(of_part["value"].median()),
-                ]
-            )
-    heads = ["task", "recipe", "learning rate", "steps", *(look(m).label for m in methods)]
-    heads += ["noise of the judge", "residual of integrated"]
+    methods, fails = in_order(errors["method"]), failing(rows)
+    places, cells = ["task", "optimizer", "rate_factor"], []
+    for place, own in errors.groupby(places, sort=False):
+        task, optimizer, factor = place
+        medians = own.groupby("method")["value"].median()
+        of_place = residuals[(residuals[places] == list(place)).all(axis=1)]["value"]
+        failed = sorted(size for *where, size in fails if tuple(where) == place)
+        cells.append(
+            [
+                task,
+                optimizer,
+                f"{factor:g}",
+                *(percent(medians.get(method)) for method in methods),
+                percent(own["stderr"].median()),
+                percent(of_place.median()),
+                ", ".join(map(str, failed)),
+            ]
+        )
+    heads = ["task", "optimizer", "rate / own", *(look(m).label for m in methods)]
+    heads += ["noise of the judge", "residual of integrated", "training fails at batch size"]
     return (
         "**Fidelity**: relative error of the scores of single steps against the step game's Shapley values, median "
-        "over seeds and steps; and the residual of the integrated order as a share of the drop of the validation loss. "
-        "A learning rate converges if the training loss falls from epoch to epoch in every seed.\n\n"
-        f"{markdown(cells, heads)}"
+        "over seeds, steps and batch sizes; and the residual of the integrated order as a share of the drop of the "
+        f"validation loss.\n\n{markdown(cells, heads)}"
     )
 
 
-def _spans(recipe: str) -> list[tuple[str, float, float]]:
-    """Return names and first and last steps of the parts of a run: AdamW's first steps are a story of their own."""
-    if recipe == "adamw":
-        return [("0-9", 0, 9), ("from 10", 10, math.inf)]
-    return [("all", 0, math.inf)]
+def _safe(rows: pd.DataFrame, errors: pd.DataFrame) -> str:
+    methods, fails, cells = in_order(errors["method"]), failing(rows), []
+    for (task, optimizer), own in errors.groupby(["task", "optimizer"], sort=False):
+        largest = []
+        for method in methods:
+            quantiles = own[own["method"] == method].groupby("rate_factor")["value"].quantile(ALMOST_ALL)
+            up_to = quantiles[(quantiles <= SAFE).cummin()]
+            largest.append(f"{up_to.index[-1]:g}" if len(up_to) else "")
+        trains = [
+            factor
+            for factor in sorted(own["rate_factor"].unique())
+            if not any(where[:3] == (task, optimizer, factor) for where in fails)
+        ]
+        cells.append([task, optimizer, *largest, f"{trains[-1]:g}" if trains else ""])
+    heads = ["task", "optimizer", *(look(m).label for m in methods), "training"]
+    return (
+        f"**Safe learning rates**: the largest of the map, in units of the recipe's own, up to which {ALMOST_ALL:.0%} "
+        f"of the steps have a relative error of at most {SAFE:.0%}, and that at which training does not fail at any "
+        f"batch size.\n\n{markdown(cells, heads)}"
+    )
+
+
+def _alike(rows: pd.DataFrame) -> str:
+    shown = rows[rows["method"].isin(SHOWN) & rows["metric"].isin(["rmse", *ALIKE]) & (rows["optimizer"] == "SGD")]
+    if shown.empty:
+        return ""
+    methods, measures = in_order(shown["method"]), {"rmse": "RMSE (nats)", "pearson": "Pearson", "spearman": "Spearman"}
+    cells = []
+    for (task, size, factor), own in shown.groupby(["task", "batch_size", "rate_factor"], sort=False):
+        medians = own.groupby(["metric", "method"])["value"].median()
+        measured = (medians.get((metric, method)) for metric in measures for method in methods)
+        cells.append([task, str(size), f"{factor:g}", *("" if found is None else f"{found:.2g}" for found in measured)])
+    heads = [f"{label}, {method.removeprefix(PREFIX)}" for label in measures.values() for method in methods]
+    return (
+        "**Fidelity as the paper measures it**, steps of SGD: root mean squared error, Pearson and Spearman "
+        "correlation of scores with the step game's Shapley values, medians over seeds and steps.\n\n"
+        f"{markdown(cells, ['task', 'batch size', 'rate / own', *heads])}"
+    )

@@ -66,6 +66,8 @@ def units_of(
         If it was asked for and has no units: it supports none of the plan's tasks, or methods.
     """
     own_tasks, own_methods = getattr(experiment, "TASKS", ()), getattr(experiment, "METHODS", ())
+    if isinstance(own_tasks, Mapping):
+        own_tasks = plan.of_profile(own_tasks)
     if own_tasks and not tasks_named:
         plan = dataclasses.replace(plan, tasks=own_tasks)
     if own_methods and not methods_named:

@@ -1,0 +1,138 @@
+"""Residual: how well what the ledger says without any judge warns of wrong scores.
+
+Every step of a run leaves a residual, the part of the drop of the validation loss that its scores do not hand out. A
+user has it for nothing; the error of the scores costs a judge. At each step of the map of
+:mod:`~inrun_bench.experiments.fidelity` both are known: their rank correlation over the steps, how well a large
+residual tells steps whose error is above :data:`WRONG` from the others, and the error that all but a tenth of the steps
+stay below whose residual is small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from inrun_bench.experiments import fidelity
+from inrun_bench.report.intervals import over_seeds
+from inrun_bench.report.looks import in_order, legend, look, panels, points
+from inrun_bench.report.markdown import interval_cell, markdown, mean_cell
+from inrun_bench.runs.plan import Plan
+from inrun_bench.runs.unit import Row, Unit
+
+SUMMARY = "how well a step's residual, which needs no judge, warns of the error of its scores"
+EXCLUSIVE = False
+DEFAULT = True
+TASKS = fidelity.TASKS
+METHODS = tuple(dict.fromkeys(fidelity.RUNS_WITH.values()))
+NEEDS = "methods that score steps: the In-Run ones"
+
+WRONG = 0.1  # relative error of a step's scores
+SMALL = 0.01  # residual, as a share of the drop
+ALMOST_ALL = 0.9  # of the steps
+
+
+def units(plan: Plan) -> list[Unit]:
+    """One unit a method, task and seed; it reads all steps that :mod:`~inrun_bench.experiments.fidelity` looks at."""
+    needs: dict[tuple[str, str, int], list[Unit]] = {}
+    for unit in fidelity.units(plan):
+        needs.setdefault((unit.task, unit.method, unit.seed), []).append(unit)
+    return [Unit("residual", *which, needs=tuple(several)) for which, several in needs.items()]
+
+
+def measure(_unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
+    """Return residual and error of every step, and by order how one goes with the other."""
+    found: list[Row] = []
+    steps = pd.concat([_steps(rows) for rows in needs.values()])
+    for method, own in steps.groupby("method", sort=False):
+        error, residual = own["relative_error"].to_numpy(), own["residual_share"].to_numpy()
+        wrong, small = error > WRONG, residual <= SMALL
+        told = {
+            "spearman": stats.spearmanr(residual, error).statistic if np.ptp(residual) and np.ptp(error) else np.nan,
+            "auroc": roc_auc_score(wrong, residual) if wrong.any() and not wrong.all() else np.nan,
+            "share_wrong": wrong.mean(),
+            "share_small": small.mean(),
+            "error_where_small": np.quantile(error[small], ALMOST_ALL) if small.any() else np.nan,
+        }
+        found += [{"method": method, "metric": name, "value": float(value)} for name, value in told.items()]
+        found += [
+            {"method": method, "metric": "relative_error", "value": float(e), "residual_share": float(r)}
+            for e, r in zip(error, residual, strict=True)
+        ]
+    return found
+
+
+def _steps(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return error and residual of the steps of a run, one row each, as far as both are numbers."""
+    own = rows[rows["metric"].isin(["relative_error", "residual_share"])]
+    wide = own.pivot_table(index=["method", "step"], columns="metric", values="value", sort=False).reset_index()
+    return wide[np.isfinite(wide["relative_error"]) & np.isfinite(wide["residual_share"])]
+
+
+LEAST = 1e-6  # smaller residuals and errors are drawn there
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """Draw the relative error of every step over its residual, a panel a task."""
+    steps = rows[rows["metric"] == "relative_error"]
+    if steps.empty:
+        return Figure()
+    figure, names, axes = panels(steps, 1, height=3.2, most_columns=2, sharex=True, sharey=True)
+    methods = in_order(steps["method"])
+    for ax, task in zip(axes[0], names, strict=True):
+        ax.set(xscale="log", yscale="log")
+        for method in methods:
+            own = steps[(steps["task"] == task) & (steps["method"] == method)]
+            x, y = (own[name].clip(lower=LEAST) for name in ("residual_share", "value"))
+            ax.plot(x, y, **{**points(look(method)), "markersize": 3, "alpha": 0.45, "markeredgewidth": 0})
+        ends = np.array([LEAST, 10.0])
+        ax.plot(ends, ends, color="0.4", linestyle="--", linewidth=1)
+        for edge in ("x", "y"):
+            getattr(ax, f"{edge}axis").set_major_formatter(lambda share, _: f"{100 * share:g} %")
+    for ax in axes[0]:
+        ax.set_xlabel("residual / drop of the validation loss")
+    for ax in axes[0][::2]:
+        ax.set_ylabel("relative error of the scores")
+    legend(figure, methods, [Line2D([], [], color="0.4", linestyle="--", linewidth=1, label="as large as each other")])
+    return figure
+
+
+def table(rows: pd.DataFrame) -> str:
+    """Return, by task and order, how the residual goes with the error, and how far a small one may be relied on."""
+    told = rows[rows["metric"].isin(["spearman", "auroc", "share_wrong", "share_small", "error_where_small"])]
+    if told.empty:
+        return ""
+    means, seeds = over_seeds(told), told["seed"].nunique()
+    cells = []
+    for task, own in told.groupby("task", sort=False):
+        for method in in_order(own["method"]):
+            shares = (mean_cell(means, (task, method, name)) for name in ("share_wrong", "share_small"))
+            cells.append(
+                [
+                    task,
+                    look(method).label,
+                    interval_cell(means, (task, method, "spearman"), seeds),
+                    interval_cell(means, (task, method, "auroc"), seeds),
+                    *shares,
+                    mean_cell(means, (task, method, "error_where_small")).replace("nan", ""),
+                ]
+            )
+    heads = [
+        "task",
+        "method",
+        "Spearman",
+        f"AUROC of errors above {WRONG:.0%}",
+        f"share of steps with an error above {WRONG:.0%}",
+        f"share with a residual of at most {SMALL:.0%}",
+        f"error that {ALMOST_ALL:.0%} of these stay below",
+    ]
+    return (
+        "**The residual as a warning**: over all steps of the map of fidelity, how the residual, as a share of the "
+        "drop of the validation loss, goes with the relative error of the step's scores [95 % confidence interval over "
+        f"seeds].\n\n{markdown(cells, heads)}"
+    )
