@@ -59,7 +59,12 @@ class Knobs:
     runs: int
 
 
-KNOBS = {"quick": Knobs(draws=20, runs=4), "standard": Knobs(draws=100, runs=10), "large": Knobs(draws=10, runs=0)}
+KNOBS = {
+    "quick": Knobs(draws=20, runs=4),
+    "standard": Knobs(draws=20, runs=4),
+    "paper": Knobs(draws=100, runs=10),
+    "large": Knobs(draws=10, runs=0),
+}
 
 CONVENTIONAL = "conventional_"  # what such metrics begin with
 QUESTIONS = (

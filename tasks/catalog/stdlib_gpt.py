@@ -37,7 +37,7 @@ def dataset() -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
 
 def _windows(domain: str) -> NDArray[np.uint8]:
     """Return windows of the domain's text, uint8 [WINDOWS, CONTEXT + 1], which share no byte but where they meet."""
-    text = np.frombuffer(_text(domain), dtype=np.uint8)
+    text = np.frombuffer(source_of(domain).encode(), dtype=np.uint8)
     needed = WINDOWS * (CONTEXT + 1)
     if len(text) < needed:
         raise ValueError(
@@ -49,12 +49,12 @@ def _windows(domain: str) -> NDArray[np.uint8]:
     return windows
 
 
-def _text(domain: str) -> bytes:
+def source_of(domain: str) -> str:
     """Return the source of a package, or of a module."""
     root = Path(sysconfig.get_path("stdlib"))
     found = (root / f"{domain}.py", *sorted((root / domain).rglob("*.py")))
     modules = (path for path in found if path.is_file() and "test" not in path.relative_to(root).parts)
-    return "".join(path.read_text(encoding="utf-8") for path in modules).encode()
+    return "".join(path.read_text(encoding="utf-8") for path in modules)
 
 
 def architecture() -> nn.Module:
