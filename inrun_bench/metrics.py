@@ -19,6 +19,8 @@ from tasks import Task
 __all__ = [
     "RemovalCurve",
     "agreement",
+    "agreement_stderr",
+    "bottom_overlap",
     "ceiling",
     "detection",
     "foretelling",
@@ -27,6 +29,7 @@ __all__ = [
     "random_subsets",
     "removal_curve",
     "root_mean_square",
+    "scaled_rmse",
 ]
 
 TOP_SHARE = 0.1
@@ -68,6 +71,93 @@ def agreement(values: ArrayLike, reference: ArrayLike) -> dict[str, float]:
         },
         "top10_overlap": float("nan") if constant else len(best & best_reference) / top,
     }
+
+
+def agreement_stderr(
+    values: ArrayLike,
+    reference: ArrayLike,
+    *,
+    resamples: int = 200,
+    rng: np.random.Generator | np.random.SeedSequence | int | None = None,
+) -> dict[str, float]:
+    """Return how much the correlations of :func:`agreement` vary with the choice of samples.
+
+    Parameters
+    ----------
+    values, reference : float [n]
+        As there.
+    resamples : int
+        How often samples are drawn anew, with replacement, at least 2.
+    rng : Generator, SeedSequence or int, optional
+        Which.
+
+    Returns
+    -------
+    dict
+        Standard errors of ``spearman`` and ``pearson``. They are taken on the scale of Fisher's z, where they do not
+        depend on the size of a correlation, and brought back to that of the correlation; NaN where there is none.
+    """
+    values = _finite("values", values)
+    reference = _finite("reference", reference, len(values))
+    draws = np.random.default_rng(rng).integers(
+        len(values), size=(whole_number("resamples", resamples, minimum=2), len(values))
+    )
+    found = {}
+    for name, ranked in (("spearman", True), ("pearson", False)):
+        whole = _correlations(values[None], reference[None], ranked)
+        drawn = _correlations(values[draws], reference[draws], ranked)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            z = np.arctanh(drawn)
+        z = z[np.isfinite(z)]
+        found[name] = float(z.std(ddof=1) * (1 - whole[0] ** 2)) if len(z) > 1 else float("nan")
+    return found
+
+
+def _correlations(a: NDArray[np.float64], b: NDArray[np.float64], ranked: bool) -> NDArray[np.float64]:
+    """Return the correlation of each row of a with that of b, [m]; NaN where one is constant."""
+    if ranked:
+        a, b = stats.rankdata(a, axis=1), stats.rankdata(b, axis=1)
+    a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray((a * b).sum(axis=1) / np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1)))
+
+
+def bottom_overlap(values: ArrayLike, reference: ArrayLike) -> float:
+    """Return the share of the reference's lowest tenth that is in that of `values`; NaN where one is constant.
+
+    Parameters
+    ----------
+    values, reference : float [n]
+        As for :func:`agreement`, which tells of the highest tenth.
+    """
+    values = _finite("values", values)
+    return agreement(-values, -_finite("reference", reference, len(values)))["top10_overlap"]
+
+
+def scaled_rmse(values: ArrayLike, reference: ArrayLike) -> float:
+    """Return the error that is left after the best scale, as a share of the reference.
+
+    ``min over a >= 0 of ||a values - reference|| / ||reference||``: of 1 for values that tell nothing, and for those
+    that tell the opposite. Values that follow one run need not be of the size of those of retraining; a correlation
+    ignores an offset, too, and ranks ignore everything but the order.
+
+    Parameters
+    ----------
+    values, reference : float [n]
+        Finite, the reference not zero everywhere.
+
+    Examples
+    --------
+    >>> scaled_rmse([2.0, 4.0], [1.0, 2.0])
+    0.0
+    """
+    values = _finite("values", values)
+    reference = _finite("reference", reference, len(values))
+    if not reference.any():
+        raise ValueError("reference must not be zero everywhere")
+    size = float(values @ values)
+    scale = max(float(values @ reference) / size, 0.0) if size else 0.0
+    return float(np.linalg.norm(scale * values - reference) / np.linalg.norm(reference))
 
 
 def detection(values: ArrayLike, wrong: ArrayLike) -> dict[str, float]:

@@ -4,16 +4,24 @@ The noise ceiling says what agreement a perfect method would show, since the ref
 own: the two halves of the reference are compared by the same metrics (one half against the other, a lower bound), and
 for the correlations the ceiling is ``sqrt(2 r / (1 + r))``, r the split-half correlation (Spearman-Brown prophecy for
 the reliability of the whole, square root since only one side is noisy).
+
+Correlations come with their standard error over samples, by resampling these, so that few seeds have an interval, too.
+Beside them: the overlap of the highest and of the lowest tenth; what error is left after the best scale; and, where
+samples have classes, the correlation within these (a mean over classes, on Fisher's scale), since a method that told
+nothing but classes apart would agree with the reference as far as their values differ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from numpy.typing import NDArray
 
+import tasks
 from inrun_bench import metrics
 from inrun_bench.report.intervals import left_out, over_seeds
 from inrun_bench.report.leaderboard import Question
@@ -49,20 +57,43 @@ def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
     """Compare one method's values, or the reference's halves, with the reference."""
     blocks = read_reference(rows for need, rows in needs.items() if need.method == REFERENCE)
     if unit.method == REFERENCE:
-        even, odd = blocks[0::2].mean(axis=0), blocks[1::2].mean(axis=0)
-        halves = metrics.agreement(even, odd)
-        ceilings = {f"{name}_ceiling": metrics.ceiling(halves[name]) for name in ("spearman", "pearson")}
+        values, truth = blocks[0::2].mean(axis=0), blocks[1::2].mean(axis=0)
         cost = [rows[rows["metric"] == "cost"].iloc[0] for rows in needs.values()]
-        seen = {**halves, **ceilings}
     else:
         own = needs[unit.needs[0]]
-        seen = metrics.agreement(read_values(own), blocks.mean(axis=0))
+        values, truth = read_values(own), blocks.mean(axis=0)
         cost = [own[own["metric"] == "cost"].iloc[0]]
+    seen = {
+        **metrics.agreement(values, truth),
+        "bottom10_overlap": metrics.bottom_overlap(values, truth),
+        "scaled_rmse": metrics.scaled_rmse(values, truth),
+        "spearman_within_classes": _within(values, truth, tasks.load(unit.task, unit.seed)),
+    }
+    if unit.method == REFERENCE:
+        seen |= {f"{name}_ceiling": metrics.ceiling(seen[name]) for name in ("spearman", "pearson")}
+    stderr = metrics.agreement_stderr(values, truth, rng=unit.random_seed)
     evaluations, seconds = (sum(row[column] for row in cost) for column in ("evaluations", "seconds"))
+    shared = {"evaluations": int(evaluations), "seconds": float(seconds)}
     return [
-        {"metric": name, "value": value, "evaluations": int(evaluations), "seconds": float(seconds)}
+        {"metric": name, "value": value, "stderr": stderr.get(name, float("nan")), **shared}
         for name, value in seen.items()
+        if not (name == "spearman_within_classes" and np.isnan(value))
     ]
+
+
+FEWEST = 5  # samples of a class, within which there is a correlation
+LARGEST = 1 - 1e-12  # correlation: Fisher's z of 1 is infinite
+
+
+def _within(values: NDArray[np.float64], truth: NDArray[np.float64], task: tasks.Task) -> float:
+    """Return the mean over classes of the correlation within them; NaN where there are none."""
+    labels = task.train.y
+    if labels.is_floating_point() or labels.dim() > 1:
+        return float("nan")
+    of_classes = [np.flatnonzero(labels.numpy() == label) for label in np.unique(labels.numpy())]
+    own = [metrics.agreement(values[i], truth[i])["spearman"] for i in of_classes if len(i) >= FEWEST]
+    told = [np.arctanh(np.clip(each, -LARGEST, LARGEST)) for each in own if not np.isnan(each)]
+    return float(np.tanh(np.mean(told))) if told else float("nan")
 
 
 A_ROW = 3  # tasks

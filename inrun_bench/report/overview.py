@@ -17,7 +17,6 @@ __all__ = ["ANOTHER_LABEL", "game_table", "headline", "methods_table"]
 OWN, CONVENTIONAL, ANOTHER = "own", "conventional", "another seed"  # games of the experiment `retraining`, and a row
 ANOTHER_LABEL = "the reference under another seed"
 RETRAINED = "by conventional retraining"  # the removal area
-AGREEMENT = ("Spearman [95 % CI]", "Kendall", "Pearson", "top 10 %")  # columns that need a reference
 
 
 def headline(store: Store) -> str:
@@ -128,21 +127,24 @@ def methods_table(store: Store) -> str:
         "Kendall": lambda task, method: mean_cell(table, (task, method, "kendall")),
         "Pearson": lambda task, method: mean_cell(table, (task, method, "pearson")),
         "top 10 %": lambda task, method: mean_cell(table, (task, method, "top10_overlap")),
+        "bottom 10 %": lambda task, method: mean_cell(table, (task, method, "bottom10_overlap")),
+        "within classes": lambda task, method: mean_cell(table, (task, method, "spearman_within_classes")),
+        "error, best scale": lambda task, method: mean_cell(table, (task, method, "scaled_rmse")),
         "removal area (loss)": lambda task, method: mean_cell(table, (task, method, "area_loss")),
         RETRAINED: lambda task, method: mean_cell(table, (task, method, "conventional_area_loss")),
         "flipped labels, AUROC": lambda task, method: mean_cell(table, (task, method, "auroc")),
         "AP": lambda task, method: mean_cell(table, (task, method, "average_precision")),
     }
-    parts, again = [], "conventional_area_loss" in set(removal["metric"])
+    parts = []
     for task in dict.fromkeys(found["task"]):
         rows = found[found["task"] == task]
-        left_out = (() if task in judged else AGREEMENT) + (() if again else (RETRAINED,))
-        shown = {head: cell for head, cell in columns.items() if head not in left_out}
-        cells = [[cell(task, method) for cell in shown.values()] for method in in_order(rows["method"])]
+        cells = {head: [cell(task, method) for method in in_order(rows["method"])] for head, cell in columns.items()}
+        shown = {head: column for head, column in cells.items() if any(column)}
         about = "Not compared with a retraining reference; time is that for the values of all samples, on one core."
         if task in judged:
             about = "The reference's own row is one half of it against the other; noise ceiling of Spearman: "
             about += f"{mean_cell(table, (task, REFERENCE, 'spearman_ceiling'))}."
         title = f"**{task}**, {count(rows['seed'].nunique(), 'seed')}"
-        parts.append(f"{title}. {about}\n\n{markdown(cells, list(shown))}")
+        lines = [list(line) for line in zip(*shown.values(), strict=True)]
+        parts.append(f"{title}. {about}\n\n{markdown(lines, list(shown))}")
     return "\n\n".join(parts)

@@ -106,16 +106,22 @@ def outdated(stored: Mapping[Unit, Provenance], experiments: Mapping[str, Measur
     Parameters
     ----------
     stored : mapping of Unit to Provenance
-        Where their rows come from, see :meth:`inrun_bench.runs.store.Store.units`.
+        Where their rows come from, see :meth:`inrun_bench.runs.store.Store.units`. What rows were computed from counts
+        where it is among them: a published folder may leave out blocks of a reference.
     experiments : mapping of str to Measured
         As for :class:`Fingerprints`.
     """
     now = Fingerprints(experiments)
-    found = [
-        changes(unit, provenance.fingerprint, {} if provenance.fingerprint is None else now.of(unit))
-        for unit, provenance in stored.items()
-    ]
+    found = [_changed(unit, provenance, now) for unit, provenance in stored.items()]
     return sum(map(bool, found)), Counter(what for several in found for what in several)
+
+
+def _changed(unit: Unit, provenance: Provenance, fingerprints: Fingerprints) -> list[str]:
+    then = provenance.fingerprint
+    now = {} if then is None else fingerprints.of(unit)
+    if then is not None and len(unit.needs) < len(provenance.needs):  # what it was computed from may be the same
+        then, now = ({part: noted for part, noted in each.items() if part != "needs"} for each in (then, now))
+    return changes(unit, then, now)
 
 
 def code_of(thing: Callable[..., object], *, reached_alone: bool = False) -> str:

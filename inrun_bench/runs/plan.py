@@ -57,7 +57,7 @@ PROFILES = {
     "standard": Profile(seeds=(0, 1, 2, 3, 4), like="standard"),
     "paper": Profile(seeds=(0, 1, 2, 3, 4), like="standard"),
 }
-"""``quick`` is to look at (minutes on two cores), ``standard`` what a laptop does in an afternoon, ``paper`` for more."""
+"""``quick`` takes minutes on two cores, ``standard`` an afternoon, ``paper`` a day or a cluster."""
 
 PROFILES["timing"] = PROFILES["quick"]
 """For the overhead experiment, on a machine that does nothing else."""

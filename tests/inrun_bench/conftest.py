@@ -19,7 +19,7 @@ def results(tmp_path_factory):
     """All default experiments, run once in one process; for reading only. Test processes share the folder."""
     base = tmp_path_factory.getbasetemp()
     store = Store((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared-results")
-    names = ("values", "agreement", "retraining", "scale", "removal", "detection", "fidelity", "overhead")
+    names = ("values", "agreement", "retraining", "scale", "removal", "detection", "fidelity", "residual", "overhead")
     outcome = run(units_of(*names), store)
     assert outcome.failed == ()
     return store

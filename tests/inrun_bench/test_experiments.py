@@ -1,5 +1,8 @@
+import copy
 import dataclasses
 import itertools
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -13,7 +16,7 @@ import tasks
 from baselines import Valuation
 from baselines.knn import knn_regression_shapley, knn_shapley
 from inrun_bench import metrics
-from inrun_bench.experiments import EXPERIMENTS, agreement, detection, fidelity, overhead, removal, values
+from inrun_bench.experiments import EXPERIMENTS, agreement, detection, fidelity, overhead, removal, residual, values
 from inrun_bench.methods import METHODS
 from inrun_bench.methods.knn import embed
 from inrun_bench.runs import stored_values
@@ -83,10 +86,17 @@ def test_constant_values_agree_with_nothing():
     assert np.isnan([found[name] for name in ("spearman", "kendall", "pearson", "top10_overlap")]).all()
 
 
+def judged_agreement(unit, needs, labels):
+    """Return the rows of agreement, by metric, as if the task's samples had these labels."""
+    task = SimpleNamespace(train=SimpleNamespace(y=torch.as_tensor(labels)))
+    with mock.patch.object(agreement.tasks, "load", return_value=task):
+        return pd.DataFrame(agreement.measure(unit, needs)).set_index("metric")
+
+
 def reference_rows(blocks):
     needs = {Unit("values", TASK, "reference", 0, {"block": i}): rows_of(b, 10, 2.0) for i, b in enumerate(blocks)}
     unit = Unit("agreement", TASK, "reference", 0, needs=tuple(needs))
-    return pd.DataFrame(agreement.measure(unit, needs)).set_index("metric")
+    return judged_agreement(unit, needs, np.zeros(len(blocks[0]), dtype=np.int64))
 
 
 def test_the_references_own_row_compares_its_even_with_its_odd_blocks():
@@ -119,10 +129,40 @@ def test_a_method_is_compared_with_the_mean_of_all_blocks_and_pays_for_itself_al
     unit = agreement.units(PLAN)[1]
     assert unit.method == "random"
     needs = dict(zip(unit.needs, [rows_of(own, 7, 3.0), *(rows_of(b, 100, 50.0) for b in blocks)], strict=True))
-    rows = pd.DataFrame(agreement.measure(unit, needs)).set_index("metric")
-    assert rows["value"].to_dict() == pytest.approx(metrics.agreement(own, blocks.mean(axis=0)))
+    labels = np.arange(30) % 2
+    rows = judged_agreement(unit, needs, labels)
+    truth = blocks.mean(axis=0)
+    within = [stats.spearmanr(own[labels == label], truth[labels == label]).statistic for label in (0, 1)]
+    assert rows["value"].to_dict() == pytest.approx(
+        {
+            **metrics.agreement(own, truth),
+            "bottom10_overlap": len({*np.argsort(own)[:3]} & {*np.argsort(truth)[:3]}) / 3,
+            "scaled_rmse": metrics.scaled_rmse(own, truth),
+            "spearman_within_classes": np.tanh(np.arctanh(within).mean()),
+        }
+    )
     assert set(rows["evaluations"]) == {7}
     assert set(rows["seconds"]) == {3.0}
+    assert rows["stderr"].dropna().index.tolist() == ["spearman", "pearson"]
+
+
+@pytest.mark.parametrize("labels", [np.linspace(0, 1, 30), np.arange(30), np.zeros((30, 2), dtype=np.int64)])
+def test_where_samples_have_no_classes_of_some_size_nothing_is_said_of_what_is_within_them(labels):
+    blocks = np.random.default_rng(0).normal(size=(2, 30))
+    needs = {Unit("values", TASK, "reference", 0, {"block": i}): rows_of(b) for i, b in enumerate(blocks)}
+    unit = Unit("agreement", TASK, "reference", 0, needs=tuple(needs))
+    assert "spearman_within_classes" not in judged_agreement(unit, needs, labels).index
+
+
+def test_values_that_tell_nothing_but_classes_apart_do_not_agree_within_them():
+    rng = np.random.default_rng(0)
+    labels = np.arange(100) % 2
+    truth, own = 5 * labels + rng.normal(size=100), 5 * labels + rng.normal(size=100)
+    needs = {Unit("values", TASK, "knn", 0): rows_of(own)}
+    needs |= {Unit("values", TASK, "reference", 0, {"block": i}): rows_of(truth) for i in range(2)}
+    found = judged_agreement(Unit("agreement", TASK, "knn", 0, needs=tuple(needs)), needs, labels)["value"]
+    assert found["spearman"] > 0.6
+    assert abs(found["spearman_within_classes"]) < 0.3
 
 
 # --- removal ---
@@ -285,59 +325,95 @@ def test_equal_values_detect_nothing(task):
 
 # --- fidelity ---
 
-RUN = ["recipe", "seed", "rate_factor"]
+RUN = ["optimizer", "seed", "rate_factor", "batch_size"]
+OWN = "seed == 0 and rate_factor == 1"
 
 
-def test_small_batches_are_judged_by_enumeration(results):
-    judge = results.read_all("fidelity").query("method == 'step-shapley' and metric == 'value'")
-    steps = judge.groupby([*RUN, "moment"])
-    assert len(steps) == 2 * 2 * (3 + 1)  # seeds, moments, learning rates of both recipes
-    assert set(judge["evaluations"]) == {2**10}
-    assert set(judge["stderr"]) == {0.0}
-    assert set(steps["sample"].nunique()) == {10}
-    assert set(judge[["moment", "step"]].itertuples(index=False, name=None)) == {(0.0, 0), (0.5, round(0.5 * 49))}
-
-
-@pytest.mark.parametrize("recipe", ["sgd", "adamw"])
-def test_the_judge_hands_out_the_drop_of_the_validation_loss_but_for_what_nobody_did(results, recipe):
-    judge = results.read_all("fidelity").query(
-        "method == 'step-shapley' and metric == 'value' and recipe == @recipe and seed == 0 and rate_factor == 1"
-    )
-    task = tasks.load(TASK, 0, recipe=recipe, dtype=torch.float64)
+def steps_of_run(unit):
+    """Yield the steps of the run that a unit of fidelity looks at: number, model, optimiser and batch before each."""
+    task = fidelity._load(unit)
     model = task.model()
     optimizer = task.optimizer(model)
     for number, index in enumerate(task.batches()):
+        yield number, task, model, optimizer, index
+        task.train_on(model, optimizer, index)
+
+
+def judge_of(**settings):
+    """Return the one judge's unit of the plan that has these settings, and those of its own rate and seed."""
+    wanted = {"rate_factor": 1.0, "batch_size": 4, **settings}
+    judges = {unit.needs[0] for unit in fidelity.units(PLAN) if unit.seed == 0}
+    (found,) = (unit for unit in judges if wanted.items() <= unit.settings.items())
+    return found
+
+
+def test_small_batches_are_judged_by_enumeration_and_others_by_permutations_of_as_many_coalitions(results):
+    judge = results.read_all("fidelity").query("method == 'step-shapley' and metric == 'value'")
+    steps = judge.groupby([*RUN, "stage"])
+    assert len(steps) == 4 * 2 * 3 * 2 * 2  # optimisers, seeds, learning rates, batch sizes, stages
+    small, large = judge.query("batch_size == 4"), judge.query("batch_size == 10")
+    assert set(small["evaluations"]) == {2**4}
+    assert set(small["stderr"]) == {0.0}
+    assert (large["stderr"] > 0).any()
+    assert (large["evaluations"] <= 40).all()
+    assert set(steps["sample"].nunique()) == {4, 10}
+    assert set(steps["sample"].size()) == {4, 10}
+
+
+def test_runs_of_all_batch_sizes_are_equally_long_but_for_whole_epochs():
+    for size in (4, 10):
+        task = fidelity._load(judge_of(optimizer="SGD", batch_size=size))
+        an_epoch = -(-task.n_train // size)
+        assert {len(index) for index in task.batches()[: an_epoch - 1]} == {size}
+        assert 20 <= len(task.batches()) < 20 + an_epoch
+        assert len(task.validation) == 32
+
+
+def test_only_its_own_optimizer_warms_up():
+    recipes = {name: fidelity._load(judge_of(optimizer=name)).recipe for name in fidelity.OPTIMIZERS}
+    assert [recipe.optimizer for recipe in recipes.values()] == ["sgd", "sgd", "adamw", "adamw"]
+    assert [recipe.warmup for recipe in recipes.values()] == [0, 0, 0, 0.2]
+    assert recipes["momentum"].momentum == 0.9
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW, warm-up"])
+def test_the_judge_hands_out_the_drop_of_the_validation_loss_but_for_what_nobody_did(results, name):
+    judge = results.read_all("fidelity").query(
+        f"method == 'step-shapley' and metric == 'value' and optimizer == @name and batch_size == 4 and {OWN}"
+    )
+    looked_at = 0
+    for number, task, model, optimizer, index in steps_of_run(judge_of(optimizer=name)):
         own = judge[judge["step"] == number]
         if len(own):
+            looked_at += 1
             game = tasks.StepGame(task, model, optimizer, index)
             assert sorted(own["sample"]) == sorted(index.tolist())
-            assert own["value"].sum() == pytest.approx(game(np.ones((1, 10), dtype=bool))[0], rel=1e-9)
-        before = task.loss(model, task.validation).item()
-        task.train_on(model, optimizer, index)
-        if len(own) and recipe == "sgd":  # AdamW would step without any sample, too
-            assert own["value"].sum() == pytest.approx(before - task.loss(model, task.validation).item(), rel=1e-9)
+            assert own["value"].sum() == pytest.approx(game(np.ones((1, 4), dtype=bool))[0], rel=1e-9)
+            if name == "SGD":  # AdamW would step without any sample, too
+                before, after = task.loss(model, task.validation).item(), copy.deepcopy(model)
+                stepped = task.optimizer(after)
+                task.train_on(after, stepped, index)
+                drop = before - task.loss(after, task.validation).item()
+                assert own["value"].sum() == pytest.approx(drop, rel=1e-9)
+    assert looked_at == 2
 
 
-def test_the_training_loss_is_that_of_the_run_after_every_epoch(results):
+def test_the_training_loss_is_that_of_the_run_at_every_quarter(results):
     losses = results.read_all("fidelity").query("metric == 'training_loss'")
     assert set(losses["method"]) == {"step-shapley"}
-    assert set(losses.groupby(RUN)["epoch"].agg(tuple)) == {tuple(range(6))}
-    for recipe in ("sgd", "adamw"):
-        task = tasks.load(TASK, 1, recipe=recipe, dtype=torch.float64)
-        model = task.model()
-        optimizer = task.optimizer(model)
-        own = losses.query("recipe == @recipe and seed == 1 and rate_factor == 1").set_index("epoch")["value"]
-        assert own[0] == pytest.approx(task.loss(model, task.train).item())
-        for index in task.batches():
-            task.train_on(model, optimizer, index)
-        assert own[5] == pytest.approx(task.loss(model, task.train).item())
+    assert set(losses.groupby(RUN)["done"].agg(tuple)) == {(0.0, 0.25, 0.5, 0.75, 1.0)}
+    own = losses.query(f"optimizer == 'AdamW' and batch_size == 10 and {OWN}").set_index("done")["value"]
+    steps = steps_of_run(judge_of(optimizer="AdamW", batch_size=10))
+    by_step = [task.loss(model, task.train).item() for _, task, model, _, _ in steps]
+    assert own[0.0] == pytest.approx(by_step[0])
+    assert own[0.5] == pytest.approx(by_step[round(0.5 * len(by_step))])
 
 
 def test_integrated_scores_are_nearer_to_the_step_game_than_first_order_ones(results):
-    errors = results.read_all("fidelity").query("metric == 'relative_error'")
+    errors = results.read_all("fidelity").query("metric == 'relative_error' and batch_size == 4")
     by_method = errors.pivot_table(index=[*RUN, "step"], columns="method", values="value")
     assert set(by_method) == {f"inrun-{order}" for order in ("first", "midpoint", "trapezoid", "integrated")}
-    sgd = by_method.loc["sgd"].query("rate_factor <= 5")  # AdamW's first steps are another story
+    sgd = by_method.loc["SGD"].query("rate_factor <= 5")  # AdamW's first steps are another story
     assert len(sgd) == 8
     for order in ("midpoint", "trapezoid", "integrated"):
         assert (sgd[f"inrun-{order}"] < sgd["inrun-first"]).all()
@@ -347,62 +423,113 @@ def test_integrated_scores_are_nearer_to_the_step_game_than_first_order_ones(res
 
 
 def test_later_adamw_steps_are_scored_from_the_state_that_they_start_from(results):
-    errors = results.read_all("fidelity").query("metric == 'relative_error' and recipe == 'adamw' and step > 10")
+    errors = results.read_all("fidelity").query(
+        "metric == 'relative_error' and optimizer == 'AdamW' and step > 5 and rate_factor == 1 and batch_size == 4"
+    )
     by_method = errors.groupby("method")["value"].max()
     assert by_method["inrun-integrated"] < 0.05  # as if fresh, the optimiser would step in other directions
     assert by_method["inrun-first"] > by_method["inrun-integrated"]
 
 
 def test_the_residual_share_needs_no_judge(results):
-    shares = results.read_all("fidelity").query("metric == 'residual_share' and rate_factor == 1")
+    shares = results.read_all("fidelity").query(f"metric == 'residual_share' and optimizer == 'SGD' and {OWN}")
     by_method = shares.groupby("method")["value"].max()
     assert by_method["inrun-integrated"] < 0.01
     assert by_method["inrun-integrated"] < by_method["inrun-first"]
 
 
 def test_scoring_a_step_leaves_the_run_as_it_was():
-    unit = fidelity.units(PLAN)[-1]
-    assert unit.settings["recipe"] == "adamw"
-    task = tasks.load(TASK, unit.seed, recipe="adamw", dtype=torch.float64)
-    model = task.model()
-    optimizer = task.optimizer(model)
-    for index in task.batches()[:3]:
-        task.train_on(model, optimizer, index)
-    before = [t.clone() for t in (*model.parameters(), *(s["exp_avg_sq"] for s in optimizer.state.values()))]
-    fidelity._score("integrated", fidelity._Moment({}, task, model, optimizer, task.batches()[3]))
-    after = [*model.parameters(), *(s["exp_avg_sq"] for s in optimizer.state.values())]
-    assert all(map(torch.equal, before, after))
+    steps = steps_of_run(judge_of(optimizer="AdamW"))
+    _, task, model, optimizer, index = next(step for step in steps if step[0] == 3)
+    tensors = (*model.parameters(), *(s["exp_avg_sq"] for s in optimizer.state.values()))
+    before = [t.clone() for t in tensors]
+    fidelity._score("integrated", fidelity._Moment({}, task, model, optimizer, index))
+    assert all(map(torch.equal, before, tensors))
 
 
 def test_the_error_is_relative_to_the_judge():
-    judge, unit = (u for u in fidelity.units(PLAN)[:1] for u in (u.needs[0], u))
+    unit = next(unit for unit in fidelity.units(PLAN) if unit.method == "inrun-first")
+    (judge,) = unit.needs
     truth = pd.DataFrame(fidelity.measure(judge, {}))
     plain = pd.DataFrame(fidelity.measure(unit, {judge: truth})).query("metric == 'relative_error'")
     far = truth.assign(value=1e6 * truth["value"], stderr=0.25e6 * truth["value"].abs())
-    rows = pd.DataFrame(fidelity.measure(unit, {judge: far})).query("metric == 'relative_error'")
+    rows = pd.DataFrame(fidelity.measure(unit, {judge: far}))
+    errors = rows.query("metric == 'relative_error'")
     assert (plain["value"] < 0.5).all()
-    np.testing.assert_allclose(rows["value"], 1, rtol=1e-5)
-    np.testing.assert_allclose(rows["stderr"], 0.25)
+    np.testing.assert_allclose(errors["value"], 1, rtol=1e-5)
+    np.testing.assert_allclose(errors["stderr"], 0.25)
+    sizes = [np.sqrt(np.square(own["value"]).mean()) for _, own in far.query("metric == 'value'").groupby("step")]
+    np.testing.assert_allclose(rows.query("metric == 'rmse'")["value"], sizes, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("methods", "orders"),
+    ("methods", "runs"),
     [
-        (("inrun-second", "knn"), {"second"}),
-        (("inrun-integrated",), {"midpoint", "trapezoid", "integrated"}),
+        (("inrun-second", "knn"), {"inrun-second"}),
+        (("inrun-integrated",), {"inrun-integrated"}),
         (("inrun-acme", "random"), set()),
     ],
 )
-def test_orders_run_with_the_methods_that_are_named(methods, orders):
-    found = fidelity.units(type(PLAN)(PLAN.profile, PLAN.tasks, methods, PLAN.seeds))
-    assert {unit.method for unit in found} == {f"inrun-{order}" for order in orders}
+def test_orders_run_with_the_methods_that_are_named(methods, runs):
+    found = fidelity.units(dataclasses.replace(PLAN, methods=methods))
+    assert {unit.method for unit in found} == runs
 
 
 def test_a_task_is_trained_by_the_recipes_that_it_has(monkeypatch):
     spec = tasks.CATALOG[TASK]
     only = {"sgd": spec.recipes["sgd"]}
     monkeypatch.setitem(tasks.CATALOG._all(), TASK, dataclasses.replace(spec, recipes=only))
-    assert {unit.settings["recipe"] for unit in fidelity.units(PLAN)} == {"sgd"}
+    assert {unit.settings["optimizer"] for unit in fidelity.units(PLAN)} == {"SGD"}
+
+
+def test_batches_are_no_larger_than_the_training_set():
+    found = fidelity.units(dataclasses.replace(PLAN, profile="standard", tasks=("iris-logreg",)))
+    assert {unit.settings["batch_size"] for unit in found} == {4, 16}
+
+
+# --- residual ---
+
+
+def test_the_residual_is_set_beside_the_error_of_every_step(results):
+    told = results.read_all("residual").query("metric == 'relative_error' and seed == 1")
+    seen = results.read_all("fidelity").query("seed == 1")
+    for method, own in told.groupby("method"):
+        of_method = seen[seen["method"] == method]
+        for name, column in (("relative_error", "value"), ("residual_share", "residual_share")):
+            expected = of_method[of_method["metric"] == name]["value"]
+            np.testing.assert_allclose(np.sort(own[column]), np.sort(expected))
+    assert set(told["method"]) == {"inrun-first", "inrun-integrated", "inrun-midpoint", "inrun-trapezoid"}
+
+
+def residuals_of(errors, residuals):
+    """Return what residual tells of steps with these errors and residuals, by metric."""
+    steps = [
+        {"method": "inrun-first", "step": step, "metric": name, "value": value}
+        for step, pair in enumerate(zip(errors, residuals, strict=True))
+        for name, value in zip(("relative_error", "residual_share"), pair, strict=True)
+    ]
+    unit = next(unit for unit in fidelity.units(PLAN) if unit.method == "inrun-first")
+    rows = pd.DataFrame(residual.measure(unit, {unit: pd.DataFrame(steps)}))
+    return rows[rows["residual_share"].isna()].set_index("metric")["value"]
+
+
+def test_a_residual_that_rises_with_the_error_warns_and_one_that_falls_does_not():
+    errors = np.geomspace(1e-4, 1.0, 20)
+    told = residuals_of(errors, 2 * errors)
+    assert told["spearman"] == pytest.approx(1)
+    assert told["auroc"] == 1
+    assert told["share_wrong"] == np.mean(errors > residual.WRONG)
+    assert told["error_where_small"] <= residual.SMALL / 2
+    against = residuals_of(errors, 1 / errors)
+    assert against["spearman"] == pytest.approx(-1)
+    assert against["auroc"] == 0
+    assert against["share_small"] == 0
+    assert np.isnan(against["error_where_small"])
+
+
+def test_steps_that_have_no_error_are_left_out():
+    told = residuals_of([0.01, 0.5, np.nan, np.inf], [0.01, 0.2, 0.1, 0.1])
+    assert told["share_wrong"] == 0.5
 
 
 # --- methods ---
@@ -608,9 +735,10 @@ def test_knobs_are_of_profiles_and_can_be_cut_into_their_blocks():
         assert knobs.keys() <= {*PROFILES, "tiny"}
         assert knobs.keys() >= {profile.like for profile in PROFILES.values()}
     for own in fidelity.KNOBS.values():
-        assert own.permutations % 2 == 0
-        assert own.rate_factors.keys() == own.moments.keys()
-        assert all(1.0 in factors for factors in own.rate_factors.values())  # the recipe's own learning rate
+        assert "default" in own.grids
+        assert all(1.0 in grid.rate_factors for grid in own.grids.values())  # the recipe's own learning rate
+        for grid in own.grids.values():  # of one permutation and its reverse there is no telling how exact it is
+            assert all(min(2**size, 4 * size) <= grid.coalitions for size in grid.batch_sizes)
     for own in overhead.KNOBS.values():
         assert own.workloads.keys() <= overhead.WORKLOADS.keys()
     for own in stored_values.REFERENCES.values():

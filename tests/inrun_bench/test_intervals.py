@@ -116,3 +116,55 @@ def test_interval_of_shares_stays_among_shares(values):
     assert (share.low, share.high) == (max(plain.low, 0.0), min(plain.high, 1.0))
     rows = pd.DataFrame({"task": "a", "method": "b", "metric": "auroc", "seed": range(len(values)), "value": values})
     assert over_seeds(rows)[["low", "high"]].iloc[0].tolist() == [share.low, share.high]
+
+
+# --- few seeds ---
+
+
+def test_two_seeds_have_an_interval_of_use_where_it_is_known_how_samples_vary():
+    mean, low, high, _ = mean_interval([0.80, 0.90], correlation=True, stderr=[0.04, 0.02])
+    assert low < 0.80 < mean < 0.90 < high
+    assert high - low < 0.3
+    alone = mean_interval([0.80, 0.90], correlation=True)
+    assert alone.mean == mean
+    assert alone.high - alone.low > 1
+
+
+@given(st.lists(st.floats(-0.99, 0.99), min_size=2, max_size=4), st.floats(1e-3, 0.5))
+def test_an_interval_of_few_seeds_is_that_of_drawing_seeds_and_samples(values, error):
+    z, errors = np.arctanh(values), error * (1 - np.square(values))
+    half = stats.norm.ppf(0.975) * np.sqrt((z.var(ddof=1) + error**2) / len(z))
+    found = mean_interval(values, correlation=True, stderr=errors)
+    assert found[:3] == pytest.approx(tuple(np.tanh([z.mean(), z.mean() - half, z.mean() + half])), abs=1e-9)
+
+
+@given(st.lists(st.floats(-0.99, 0.99), min_size=5, max_size=9))
+def test_from_five_seeds_on_samples_have_no_say(values):
+    assert mean_interval(values, correlation=True, stderr=np.full(len(values), 0.3)) == mean_interval(
+        values, correlation=True
+    )
+
+
+@pytest.mark.parametrize("missing", [[np.nan, np.nan], [0.1, np.nan]])
+def test_where_it_is_not_known_how_samples_vary_seeds_stand_alone(missing):
+    assert mean_interval([0.3, 0.5], correlation=True, stderr=missing) == mean_interval([0.3, 0.5], correlation=True)
+
+
+@pytest.mark.parametrize(("apart", "least"), [(0.0, 0.97), (1.0, 0.91), (3.0, 0.78)])
+def test_an_interval_of_two_seeds_holds_the_truth_as_often_as_is_said(apart, least):
+    """Seeds differ by so many times what samples make them differ."""
+    rng, held = np.random.default_rng(0), 0
+    for z in rng.normal(0.8, 0.1 * np.hypot(1, apart), size=(2000, 2)):
+        values = np.tanh(z)
+        _, low, high, _ = mean_interval(values, correlation=True, stderr=0.1 * (1 - values**2))
+        held += low < np.tanh(0.8) < high
+    assert held / 2000 >= least
+
+
+def test_over_seeds_hands_the_errors_of_samples_on():
+    rows = pd.DataFrame(
+        {"task": "t", "method": "m", "metric": "spearman", "seed": [0, 1], "value": [0.5, 0.9], "stderr": [0.1, 0.05]}
+    )
+    found = over_seeds(rows).loc[("t", "m", "spearman")]
+    expected = mean_interval([0.5, 0.9], correlation=True, stderr=[0.1, 0.05])
+    assert tuple(found[["mean", "low", "high"]]) == expected[:3]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import tasks
 from baselines import Valuation
 from inrun_bench import agreement, detection, linear_datamodelling_score, removal_curve
+from inrun_bench.metrics import agreement_stderr, bottom_overlap, scaled_rmse
 
 
 class Additive:
@@ -21,6 +22,7 @@ class Additive:
         return coalitions @ self.worth
 
 
+CORRELATIONS = ("spearman", "pearson")
 WORTH = np.array([3.0, -1.0, 0.5, 2.0, -2.0, 1.0, 0.1, -0.3, 4.0, -4.0])
 VECTORS = st.lists(st.integers(-50, 50).map(float), min_size=10, max_size=10, unique=True).map(np.array)
 
@@ -31,6 +33,49 @@ def test_agreement_is_symmetric_and_knows_no_scale(one, other):
     for name in ("spearman", "kendall", "pearson"):
         assert found[name] == pytest.approx(turned[name], abs=1e-12)
     assert agreement(one, -other)["spearman"] == pytest.approx(-found["spearman"], abs=1e-12)
+
+
+@given(VECTORS, VECTORS)
+def test_what_is_lowest_is_highest_upside_down(one, other):
+    assert bottom_overlap(one, other) == agreement(-one, -other)["top10_overlap"]
+    assert bottom_overlap(one, one) == 1
+
+
+@given(VECTORS.filter(np.any), VECTORS.filter(np.any), st.floats(0.1, 10))
+def test_after_the_best_scale_no_other_leaves_less(one, other, scale):
+    found = scaled_rmse(one, other)
+    assert 0 <= found <= 1 + 1e-12
+    assert found <= np.linalg.norm(scale * one - other) / np.linalg.norm(other) + 1e-12
+    assert scaled_rmse(scale * one, other) == pytest.approx(found, abs=1e-7)
+    cosine = max(one @ other / np.linalg.norm(one) / np.linalg.norm(other), 0)
+    assert found == pytest.approx(np.sqrt(max(1 - cosine**2, 0)), abs=1e-6)
+
+
+def test_values_that_tell_the_opposite_leave_the_whole_reference():
+    assert scaled_rmse(-WORTH, WORTH) == 1
+    assert scaled_rmse(np.zeros(10), WORTH) == 1
+    with pytest.raises(ValueError, match="reference must not be zero everywhere"):
+        scaled_rmse(WORTH, np.zeros(10))
+
+
+def test_errors_over_samples_are_those_of_other_samples():
+    """The standard error that one set of samples tells is the spread over many sets of as many."""
+    rng = np.random.default_rng(0)
+
+    def sets(many):
+        x = rng.normal(size=(many, 100))
+        return x, 0.8 * x + 0.6 * rng.normal(size=(many, 100))
+
+    spread = {name: np.std([agreement(x, y)[name] for x, y in zip(*sets(400), strict=True)]) for name in CORRELATIONS}
+    told = [agreement_stderr(x, y, rng=seed) for seed, (x, y) in enumerate(zip(*sets(40), strict=True))]
+    for name in CORRELATIONS:
+        assert np.mean([each[name] for each in told]) == pytest.approx(spread[name], rel=0.15)
+
+
+def test_errors_over_samples_do_not_exist_where_nothing_agrees():
+    assert all(np.isnan(error) for error in agreement_stderr(np.zeros(10), WORTH, rng=0).values())
+    with pytest.raises(ValueError, match="resamples must be"):
+        agreement_stderr(WORTH, WORTH, resamples=1)
 
 
 @given(VECTORS, st.sets(st.integers(0, 9), min_size=1, max_size=9))

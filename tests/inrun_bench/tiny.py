@@ -19,9 +19,8 @@ KNOBS = [  # of each experiment that has any
     (
         fidelity.KNOBS,
         fidelity.Knobs(
-            permutations=4,
-            moments={"sgd": (0.0, 0.5), "adamw": (0.0, 0.5)},
-            rate_factors={"sgd": (1.0, 5.0, 20.0), "adamw": (1.0,)},
+            {"default": fidelity.Grid((1.0, 5.0, 20.0), (4, 10), coalitions=40, steps=20, validation=32)},
+            stages=(0.0, 0.5),
         ),
     ),
     (removal.KNOBS, removal.Knobs(draws=3, runs=2)),
