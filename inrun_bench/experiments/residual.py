@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy import stats
@@ -46,10 +47,10 @@ def units(plan: Plan) -> list[Unit]:
 
 
 def measure(_unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
-    """Return residual and error of every step, and by order how one goes with the other."""
+    """Return residual and error of every step, and by optimiser and order how one goes with the other."""
     found: list[Row] = []
-    steps = pd.concat([_steps(rows) for rows in needs.values()])
-    for method, own in steps.groupby("method", sort=False):
+    steps = pd.concat([_steps(rows).assign(optimizer=need.settings["optimizer"]) for need, rows in needs.items()])
+    for (optimizer, method), own in steps.groupby(["optimizer", "method"], sort=False):
         error, residual = own["relative_error"].to_numpy(), own["residual_share"].to_numpy()
         wrong, small = error > WRONG, residual <= SMALL
         told = {
@@ -59,9 +60,10 @@ def measure(_unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
             "share_small": small.mean(),
             "error_where_small": np.quantile(error[small], ALMOST_ALL) if small.any() else np.nan,
         }
-        found += [{"method": method, "metric": name, "value": float(value)} for name, value in told.items()]
+        of = {"method": method, "optimizer": optimizer}
+        found += [{**of, "metric": name, "value": float(value)} for name, value in told.items()]
         found += [
-            {"method": method, "metric": "relative_error", "value": float(e), "residual_share": float(r)}
+            {**of, "metric": "relative_error", "value": float(e), "residual_share": float(r)}
             for e, r in zip(error, residual, strict=True)
         ]
     return found
@@ -74,56 +76,72 @@ def _steps(rows: pd.DataFrame) -> pd.DataFrame:
     return wide[np.isfinite(wide["relative_error"]) & np.isfinite(wide["residual_share"])]
 
 
-LEAST = 1e-6  # smaller residuals and errors are drawn there
+LEAST, MOST = 1e-6, 1e2  # smaller and larger residuals and errors are drawn there
+KINDS = {
+    "SGD, with and without momentum": ("SGD", "momentum"),
+    "AdamW, with and without warm-up": ("AdamW", "AdamW, warm-up"),
+}
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """Draw the relative error of every step over its residual, a panel a task."""
-    steps = rows[rows["metric"] == "relative_error"]
-    if steps.empty:
+    """Draw the relative error of every step over its residual: a column a task; SGD above, AdamW below.
+
+    With and without momentum above, with and without warm-up below.
+    """
+    steps = rows[(rows["metric"] == "relative_error") & ~rows["method"].isin(fidelity.IN_TABLES_ALONE)]
+    kinds = {kind: own for kind, names in KINDS.items() if len(own := steps[steps["optimizer"].isin(names)])}
+    if not kinds:
         return Figure()
-    figure, names, axes = panels(steps, 1, height=3.2, most_columns=2, sharex=True, sharey=True)
+    figure, names, axes = panels(steps, len(kinds), height=2.7, sharex=True, sharey=True)
     methods = in_order(steps["method"])
-    for ax, task in zip(axes[0], names, strict=True):
-        ax.set(xscale="log", yscale="log")
-        for method in methods:
-            own = steps[(steps["task"] == task) & (steps["method"] == method)]
-            x, y = (own[name].clip(lower=LEAST) for name in ("residual_share", "value"))
-            ax.plot(x, y, **{**points(look(method)), "markersize": 3, "alpha": 0.45, "markeredgewidth": 0})
-        ends = np.array([LEAST, 10.0])
-        ax.plot(ends, ends, color="0.4", linestyle="--", linewidth=1)
-        for edge in ("x", "y"):
-            getattr(ax, f"{edge}axis").set_major_formatter(lambda share, _: f"{100 * share:g} %")
-    for ax in axes[0]:
+    for row, (kind, of_kind) in zip(axes, kinds.items(), strict=True):
+        row[0].set_ylabel(f"{kind}:\nrelative error of the scores")
+        for ax, task in zip(row, names, strict=True):
+            _cloud(ax, of_kind[of_kind["task"] == task], methods)
+    for ax in axes[-1]:
         ax.set_xlabel("residual / drop of the validation loss")
-    for ax in axes[0][::2]:
-        ax.set_ylabel("relative error of the scores")
     legend(figure, methods, [Line2D([], [], color="0.4", linestyle="--", linewidth=1, label="as large as each other")])
     return figure
 
 
+def _cloud(ax: Axes, steps: pd.DataFrame, methods: list[str]) -> None:
+    for method in methods:
+        own = steps[steps["method"] == method]
+        x, y = (own[name].clip(LEAST, MOST) for name in ("residual_share", "value"))
+        ax.plot(x, y, **{**points(look(method)), "markersize": 3, "alpha": 0.5, "markeredgewidth": 0})
+    ax.plot([LEAST, MOST], [LEAST, MOST], color="0.4", linestyle="--", linewidth=1)
+    ax.set(xscale="log", yscale="log", xlim=(LEAST / 2, MOST * 2), ylim=(LEAST / 2, MOST * 2))
+    ticks = [LEAST, 1e-4, 1e-2, 1.0, MOST]
+    ax.set_xticks(ticks, [f"{100 * tick:g} %" for tick in ticks])
+    ax.set_yticks(ticks, [f"{100 * tick:g} %" for tick in ticks])
+    ax.minorticks_off()
+
+
 def table(rows: pd.DataFrame) -> str:
-    """Return, by task and order, how the residual goes with the error, and how far a small one may be relied on."""
+    """Return, by task, optimiser and order, how the residual goes with the error, and how far a small one is safe."""
     told = rows[rows["metric"].isin(["spearman", "auroc", "share_wrong", "share_small", "error_where_small"])]
     if told.empty:
         return ""
-    means, seeds = over_seeds(told), told["seed"].nunique()
+    means, seeds = over_seeds(told, ("task", "optimizer", "method", "metric")), told["seed"].nunique()
     cells = []
-    for task, own in told.groupby("task", sort=False):
-        for method in in_order(own["method"]):
-            shares = (mean_cell(means, (task, method, name)) for name in ("share_wrong", "share_small"))
-            cells.append(
-                [
-                    task,
-                    look(method).label,
-                    interval_cell(means, (task, method, "spearman"), seeds),
-                    interval_cell(means, (task, method, "auroc"), seeds),
-                    *shares,
-                    mean_cell(means, (task, method, "error_where_small")).replace("nan", ""),
-                ]
-            )
+    for task, of_task in told.groupby("task", sort=False):
+        for optimizer in (name for name in fidelity.OPTIMIZERS if name in set(of_task["optimizer"])):
+            for method in in_order(of_task["method"]):
+                place = (task, optimizer, method)
+                shares = (mean_cell(means, (*place, name)) for name in ("share_wrong", "share_small"))
+                cells.append(
+                    [
+                        task,
+                        optimizer,
+                        look(method).label,
+                        interval_cell(means, (*place, "spearman"), seeds),
+                        *(cell.replace("nan", "") for cell in (mean_cell(means, (*place, "auroc")), *shares)),
+                        mean_cell(means, (*place, "error_where_small")).replace("nan", ""),
+                    ]
+                )
     heads = [
         "task",
+        "optimizer",
         "method",
         "Spearman",
         f"AUROC of errors above {WRONG:.0%}",

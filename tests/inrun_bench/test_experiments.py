@@ -493,8 +493,8 @@ def test_batches_are_no_larger_than_the_training_set():
 def test_the_residual_is_set_beside_the_error_of_every_step(results):
     told = results.read_all("residual").query("metric == 'relative_error' and seed == 1")
     seen = results.read_all("fidelity").query("seed == 1")
-    for method, own in told.groupby("method"):
-        of_method = seen[seen["method"] == method]
+    for (method, optimizer), own in told.groupby(["method", "optimizer"]):
+        of_method = seen[(seen["method"] == method) & (seen["optimizer"] == optimizer)]
         for name, column in (("relative_error", "value"), ("residual_share", "residual_share")):
             expected = of_method[of_method["metric"] == name]["value"]
             np.testing.assert_allclose(np.sort(own[column]), np.sort(expected))
