@@ -48,7 +48,17 @@ from inrun_bench.runs.unit import REFERENCE, Row, Setting, Unit
 SUMMARY = "agreement with retraining of four kinds, from the run's own game to conventional retraining"
 EXCLUSIVE = False
 DEFAULT = True
-TASKS = ("breast-cancer-logreg", "digits-mlp")
+TASKS = {
+    "quick": ("breast-cancer-logreg", "digits-mlp"),
+    "standard": (
+        "breast-cancer-logreg",
+        "diabetes-ridge",
+        "digits-mlp",
+        "digits-sgd-large-lr",
+        "iris-logreg",
+        "wine-logreg",
+    ),
+}
 NEEDS = "tasks that are not large"
 
 OWN = "own"

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -62,8 +63,9 @@ class Knobs:
         What Shapley values may take: trainings times their steps; there are none where that is not enough.
     methods : tuple of str
         Which of the plan's are judged; all where empty.
-    most_samples : mapping of str to int
-        Beyond how many training samples a method is judged no more, since it takes a quarter of an hour a seed there.
+    most_samples, most_passes : mapping of str to int
+        Beyond how many training samples, and how many of them times epochs, a method is judged no more, since it takes
+        a quarter of an hour a seed there.
     """
 
     points: Mapping[str, tuple[Point, ...]]
@@ -72,8 +74,16 @@ class Knobs:
     training_steps: float
     methods: tuple[str, ...] = ()
     most_samples: Mapping[str, int] = field(default_factory=dict)
+    most_passes: Mapping[str, int] = field(default_factory=dict)
 
 
+_WORK: dict[str, Any] = {
+    "subsets": 200,
+    "runs": 4,
+    "training_steps": 6e6,
+    "most_samples": dict.fromkeys(("mc-10", "mc-shifted-10", "tmc-10", "control-variate-10"), 1000),
+    "most_passes": {"inrun-integrated-seeds-20": 1000},
+}
 KNOBS = {
     "quick": Knobs(
         points={"digits-mlp": ((100, 5), (400, 5), (100, 40))},
@@ -84,6 +94,17 @@ KNOBS = {
     ),
     "standard": Knobs(
         points={
+            "breast-cancer-logreg": ((50, 5), (100, 5), (300, 5), (100, 25)),
+            "diabetes-ridge": ((50, 5), (150, 5), (250, 5), (150, 25)),
+            "digits-mlp": ((100, 5), (200, 5), (500, 5), (200, 25)),
+            "iris-logreg": ((16, 5), (50, 5), (16, 25), (16, 100)),
+            "mnist-mlp": ((200, 5),),
+            "wine-logreg": ((30, 5), (90, 5), (90, 25), (90, 100)),
+        },
+        **_WORK,
+    ),
+    "paper": Knobs(
+        points={
             "breast-cancer-logreg": ((50, 5), (100, 5), (300, 5), (100, 25), (100, 100)),
             "diabetes-ridge": ((50, 5), (150, 5), (250, 5), (150, 25), (150, 100)),
             "digits-mlp": ((100, 5), (200, 5), (500, 5), (1000, 5), (200, 25), (200, 100)),
@@ -91,10 +112,7 @@ KNOBS = {
             "mnist-mlp": ((200, 5), (500, 5), (2000, 5)),
             "wine-logreg": ((30, 5), (90, 5), (90, 25), (90, 100)),
         },
-        subsets=200,
-        runs=4,
-        training_steps=6e6,
-        most_samples=dict.fromkeys(("mc-10", "mc-shifted-10", "tmc-10", "control-variate-10"), 1000),
+        **_WORK,
     ),
 }
 FEWEST_DRAWS = 4  # behind a reference: an even number, of SHIFTS permutations and their reverses each
@@ -152,12 +170,16 @@ def units(plan: Plan) -> list[Unit]:
                 own = {"n": n, "epochs": epochs}
                 work = {"subsets": knobs.subsets, "runs": knobs.runs, "training_steps": knobs.training_steps}
                 truth = Unit("scale", task, REFERENCE, seed, {**own, **work})
-                judged = [method for method in chosen if n <= knobs.most_samples.get(method, n)]
+                judged = [method for method in chosen if _is_judged(method, n, n * epochs, knobs)]
                 found += [truth, *(Unit("scale", task, method, seed, own, needs=(truth,)) for method in judged)]
     return found
 
 
-TASKS = tuple(KNOBS["standard"].points)
+def _is_judged(method: str, samples: int, passes: int, knobs: Knobs) -> bool:
+    return samples <= knobs.most_samples.get(method, samples) and passes <= knobs.most_passes.get(method, passes)
+
+
+TASKS = {profile: tuple(knobs.points) for profile, knobs in KNOBS.items()}
 
 
 def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:

@@ -40,7 +40,7 @@ QUICK = (0, 1, 2)
 PROFILES = {
     "quick": Profile(
         seeds=QUICK,
-        tasks=("breast-cancer-logreg", "digits-mlp", "mnist-mlp"),
+        tasks=("breast-cancer-logreg", "digits-mlp", "wine-logreg"),
         methods=(
             "random",
             "inrun-first",
