@@ -35,7 +35,7 @@ import tasks
 from baselines import Valuation, exact_shapley, permutation_shapley
 from inrun_bench import metrics
 from inrun_bench.attribution import InRunShapley
-from inrun_bench.report.looks import in_order, legend, look, panels
+from inrun_bench.report.looks import in_order, legend, look, panels, shaded
 from inrun_bench.report.markdown import markdown, percent
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.unit import Row, Setting, Unit
@@ -226,7 +226,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     }
     parts = {where: part for where, part in parts.items() if not part[1].empty}
     figure, names, axes = panels(errors, len(parts), height=2.9, sharey="row")
-    figure.suptitle("Relative error of in-run scores against the Shapley values of the same step: lower is better")
+    figure.suptitle("relative error of in-run scores against the Shapley values of the same step: lower is better")
     methods = in_order(errors["method"])
     edges = converging_rates(rows)
     for row, (where, (x, part)) in zip(axes, parts.items(), strict=True):
@@ -243,6 +243,7 @@ def draw(rows: pd.DataFrame) -> Figure:
         Line2D([], [], color="black", linestyle=":", label="noise of the judge (Monte Carlo)"),
         Line2D([], [], color="0.4", linestyle="--", linewidth=0.8, label="the recipe's learning rate"),
         Patch(color=BEYOND, label="training does not converge"),
+        shaded("bands: quartiles (lines: medians)"),
     ]
     legend(figure, methods, extra)
     return figure
