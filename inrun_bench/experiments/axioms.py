@@ -190,7 +190,7 @@ def draw(rows: pd.DataFrame) -> Figure:
         ax.set_xscale("log")
         ax.set_xlim(FLOOR / 3, None)
         ax.set_title(label)
-        ax.set_xlabel(f"error (of the {'gain' if axiom == 'efficiency' else 'spread'} = 1)")
+        ax.set_xlabel(f"error ({'gain' if axiom == 'efficiency' else 'spread of values'} = 1)")
     axes[0].set_yticks(range(len(methods)), [look(m).label for m in methods])
     marks = "the median, and | each task and seed"
     figure.suptitle(f"how far the values break each axiom: {marks} (shaded: not at all, but for rounding)", fontsize=10)

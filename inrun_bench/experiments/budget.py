@@ -152,7 +152,7 @@ def draw(rows: pd.DataFrame) -> Figure:
             ax.set_xscale("log")
             ax.set_xticks(amounts, [f"{amount:g}" for amount in amounts])
             ax.minorticks_off()
-            ax.set_xlabel("validation samples" if what == VALIDATION else "k, where every k-th step is scored")
+            ax.set_xlabel("validation samples" if what == VALIDATION else "k: every k-th step")
         axes_row[0].set_ylabel("Spearman correlation")
     extra: list[Artist] = [
         Line2D([], [], color="0.3", linestyle="-", label=AGREEMENTS["spearman"]),

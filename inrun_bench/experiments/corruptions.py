@@ -178,7 +178,7 @@ def _over_shares(ax: Axes, means: pd.DataFrame, task: str, methods: list[str], s
         keys = [key for share in shares if (key := (task, "labels", share, method, "auroc")) in means.index]
         if keys:
             band(ax, [100 * share for _, _, share, *_ in keys], means.loc[keys], look(method))
-    ax.set_xlabel("wrong training labels (%)")
+    ax.set_xlabel("wrong labels (%)")
     ax.set_xticks([100 * share for share in shares])
     ax.set_ylim(None, 1.02)
 
@@ -193,10 +193,10 @@ def _each_method(ax: Axes, means: pd.DataFrame, where: tuple[str, str, float], m
     ax.set_ylim(-0.6, len(methods) - 0.4)
     if metric == "pair_worth":
         ax.set_xlim(-0.5, 3.0)
-        ax.set_xlabel("worth of a pair of copies\n(1: of the original alone)")
+        ax.set_xlabel("worth of a pair\n(one original = 1)")
     else:
         ax.set_xlim(0.0, 1.02)
-        ax.set_xlabel(f"AUROC of {where[1]}, {100 * where[2]:.0f} %")
+        ax.set_xlabel(f"AUROC, {100 * where[2]:.0f} % {where[1]}")
 
 
 def table(rows: pd.DataFrame) -> str:

@@ -161,7 +161,7 @@ def draw(rows: pd.DataFrame) -> Figure:
                         own = means.loc[(task, method, metric, judge)]
                         dot(ax, own, position + shift, look(method), size=5, filled=judge == OWN)
             ax.set_xlim(min(0.0, means["mean"].min()) - 0.1, 1.05)  # intervals of few seeds may be cut off
-            ax.set_xlabel(f"score of {'the mean loss' if metric == MEAN else 'single validation samples'}")
+            ax.set_xlabel("of the mean loss" if metric == MEAN else "of single samples")
             ax.xaxis.set_tick_params(labelbottom=True)
         axes_row[0].set_yticks(range(len(methods)), [look(m).label for m in methods], fontsize=7)
     figure.suptitle(

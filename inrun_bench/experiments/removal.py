@@ -187,7 +187,7 @@ def draw(rows: pd.DataFrame) -> Figure:
                     own = by_curve[task, method, metric, direction].droplevel(BY[:-1])
                     band(ax, 100 * own.index, own, look(method))
             if (metric, direction) == choices[-1]:
-                ax.set_xlabel("training samples removed (%)")
+                ax.set_xlabel("samples removed (%)")
         axes_row[0].set_ylabel(f"{METRICS[metric]},\n{DIRECTIONS[direction]}", fontsize=8)
     if areas:
         of_areas = over_seeds(rows[rows["metric"].isin(areas)])
@@ -215,7 +215,7 @@ def _band(ax: Axes, rows: pd.DataFrame) -> None:
 
 
 def _areas(ax: Axes, means: pd.DataFrame, task: str, areas: list[str], methods: list[str]) -> None:
-    ax.axvline(0, color="0.4", linestyle=":", linewidth=1)
+    ax.axvline(0, color="0.4", linewidth=0.8)
     for position, method in enumerate(methods[::-1]):
         for place, area in enumerate(areas):
             if (task, method, area) in means.index:

@@ -15,7 +15,6 @@ Utility: minus the validation loss. Means over seeds of the task.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -265,7 +264,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     for column, (key, _) in zip(axes.T, columns, strict=True):
         next(ax for ax in column if ax.figure).set_title(MEASURES[key], fontsize=7)
     for row, task in zip(axes, names, strict=True):
-        next(ax for ax in row if ax.figure).set_ylabel(textwrap.fill(task, 14))
+        next(ax for ax in row if ax.figure).set_ylabel(task, fontsize=8)
     label = "the reference: its noise ceiling, or its own score"
     legend(figure, methods, [Line2D([], [], color="black", linestyle="--", marker="_", label=label)])
     figure.suptitle(in_table_alone(judged), fontsize=8)

@@ -115,7 +115,7 @@ def draw(rows: pd.DataFrame) -> Figure:
             _curves(ax, means, task, metric, methods)
         axes_row[0].set_ylabel(METRICS[metric])
     for ax in axes[-1]:
-        ax.set_xlabel("training samples kept (%)")
+        ax.set_xlabel("samples kept (%)")
     legend(figure, methods, [Line2D([], [], color="black", linestyle="--", linewidth=1, label=ALL), shaded()])
     figure.suptitle(in_table_alone(rows["method"]), fontsize=8)
     return figure
