@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -54,8 +56,7 @@ def _group(row: dict[str, object]) -> str:
     """Return what the bars that stand together have in common: a layer and its shape, or a model and its optimiser."""
     if row["metric"] == "ratio_to_cublas":
         *_, d_in, _arrow, d_out = str(row["shape"]).split(" ")
-        model, size, layer = str(row["task"]).split("-", 2)
-        return f"{model}-{size}\n{layer}\n{d_in} → {d_out}"
+        return f"{textwrap.fill(str(row['task']), 11)}\n{d_in} → {d_out}"
     compiled = "" if row["compiled"] == "no" else f", {row['compiled']}"
     return f"{row['task']}\n{row['optimizer']}{compiled}"
 
