@@ -125,7 +125,6 @@ def draw(rows: pd.DataFrame) -> Figure:
                 color=style.color,
                 marker=style.marker,
                 markersize=7,
-                capsize=3,
                 linestyle="none",
             )
         ax.set_xscale("log")

@@ -178,7 +178,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     if rows.empty:
         return Figure()
     methods = in_order(rows["method"])[::-1]
-    figure = Figure(figsize=(2.3 * len(AXIOMS) + 2.2, 0.2 * len(methods) + 1.1), layout="constrained")
+    figure = Figure(figsize=(2.0 * len(AXIOMS) + 2.4, 0.2 * len(methods) + 1.1), layout="constrained")
     axes = figure.subplots(1, len(AXIOMS), sharey=True, squeeze=False)[0]
     for ax, (axiom, label) in zip(axes, AXIOMS.items(), strict=True):
         for position, method in enumerate(methods):
@@ -190,9 +190,10 @@ def draw(rows: pd.DataFrame) -> Figure:
         ax.set_xscale("log")
         ax.set_xlim(FLOOR / 3, None)
         ax.set_title(label)
-        ax.set_xlabel("of the gain" if axiom == "efficiency" else "of the values' spread")
+        ax.set_xlabel(f"error ({'gain' if axiom == 'efficiency' else 'spread of values'} = 1)")
     axes[0].set_yticks(range(len(methods)), [look(m).label for m in methods])
-    figure.suptitle("how far the values break each axiom (shaded: not at all, but for rounding)", fontsize=10)
+    marks = "the median, and | each task and seed"
+    figure.suptitle(f"how far the values break each axiom: {marks} (shaded: not at all, but for rounding)", fontsize=10)
     return figure
 
 

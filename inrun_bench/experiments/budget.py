@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -24,7 +25,7 @@ import tasks
 from inrun_bench import metrics
 from inrun_bench.attribution import InRunShapley
 from inrun_bench.report.intervals import over_seeds
-from inrun_bench.report.looks import band, in_order, legend, look, panels
+from inrun_bench.report.looks import band, in_order, legend, look, panels, shaded
 from inrun_bench.report.markdown import count, interval_cell, markdown
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import read_reference, reference_blocks
@@ -151,11 +152,12 @@ def draw(rows: pd.DataFrame) -> Figure:
             ax.set_xscale("log")
             ax.set_xticks(amounts, [f"{amount:g}" for amount in amounts])
             ax.minorticks_off()
-            ax.set_xlabel("validation samples" if what == VALIDATION else "every so many-th step scored")
+            ax.set_xlabel("validation samples" if what == VALIDATION else "k: every k-th step")
         axes_row[0].set_ylabel("Spearman correlation")
-    extra = [
+    extra: list[Artist] = [
         Line2D([], [], color="0.3", linestyle="-", label=AGREEMENTS["spearman"]),
         Line2D([], [], color="0.3", linestyle="--", label=AGREEMENTS["spearman_whole"]),
+        shaded(),
     ]
     legend(figure, methods, extra)
     return figure

@@ -28,7 +28,7 @@ import tasks
 from inrun_bench import metrics
 from inrun_bench.methods import valued
 from inrun_bench.report.intervals import over_seeds
-from inrun_bench.report.looks import band, dot, foremost, in_order, legend, look, panels
+from inrun_bench.report.looks import band, dot, foremost, in_order, in_table_alone, legend, look, panels, shaded
 from inrun_bench.report.markdown import count, interval_cell, markdown
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import warm_up
@@ -140,17 +140,19 @@ BY = ("task", "corruption", "share", "method", "metric")
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """Draw AUROC over the share of wrong labels, a column a task; below, of every method, what else it finds.
+    """Draw AUROC over the share of wrong labels, a column a task; below, what else the same methods find.
 
-    Means with 95 % intervals over seeds; dotted: chance, or for copies one and two originals.
+    Means with 95 % intervals over seeds; dotted: chance, or for copies one and two originals. Of many methods the
+    foremost; the table has them all.
     """
     means = over_seeds(rows[rows["metric"].isin([*FOUND, *SHARED])], BY) if len(rows) else pd.DataFrame()
     if means.empty:
         return Figure()
     kinds = [kind for kind in CORRUPTIONS if kind in set(rows["corruption"])]
-    methods = in_order(rows["method"])
-    few = foremost(m for m in methods if m != "random")
-    figure, names, axes = panels(rows, len(kinds), height=0.19 * len(methods) + 1.0, sharey="row")
+    judged = set(rows["method"]) - {"random"}
+    few = foremost(judged)
+    methods = in_order({*few, *(rows["method"])} - (judged - {*few}))
+    figure, names, axes = panels(rows, len(kinds), height=max(0.19 * len(methods) + 1.0, 2.2), sharey="row")
     for axes_row, kind in zip(axes, kinds, strict=True):
         for ax, task in zip(axes_row, names, strict=True):
             own = rows[(rows["task"] == task) & (rows["corruption"] == kind)]
@@ -164,7 +166,9 @@ def draw(rows: pd.DataFrame) -> Figure:
         else:
             axes_row[0].set_yticks(range(len(methods)), [look(m).label for m in methods[::-1]], fontsize=7)
             axes_row[0].set_ylabel(kind)
-    legend(figure, few)
+    legend(figure, few, [shaded()])
+    title = "means and 95 % intervals over seeds (dotted: chance; of copies, one and two originals)"
+    figure.suptitle("\n".join(filter(None, (title, in_table_alone(judged)))), fontsize=8)
     return figure
 
 
@@ -174,7 +178,7 @@ def _over_shares(ax: Axes, means: pd.DataFrame, task: str, methods: list[str], s
         keys = [key for share in shares if (key := (task, "labels", share, method, "auroc")) in means.index]
         if keys:
             band(ax, [100 * share for _, _, share, *_ in keys], means.loc[keys], look(method))
-    ax.set_xlabel("training labels that are wrong (%)")
+    ax.set_xlabel("wrong labels (%)")
     ax.set_xticks([100 * share for share in shares])
     ax.set_ylim(None, 1.02)
 
@@ -186,12 +190,13 @@ def _each_method(ax: Axes, means: pd.DataFrame, where: tuple[str, str, float], m
     for position, method in enumerate(methods[::-1]):
         if (*where, method, metric) in means.index:
             dot(ax, means.loc[(*where, method, metric)], position, look(method))
+    ax.set_ylim(-0.6, len(methods) - 0.4)
     if metric == "pair_worth":
         ax.set_xlim(-0.5, 3.0)
-        ax.set_xlabel("worth of a pair of copies\n(1: what the original was worth alone)")
+        ax.set_xlabel("worth of a pair\n(one original = 1)")
     else:
         ax.set_xlim(0.0, 1.02)
-        ax.set_xlabel(f"AUROC of {where[1]}, {100 * where[2]:.0f} %")
+        ax.set_xlabel(f"AUROC, {100 * where[2]:.0f} % {where[1]}")
 
 
 def table(rows: pd.DataFrame) -> str:

@@ -11,12 +11,15 @@ them; correlations are means over these seeds, times medians.
 
 from __future__ import annotations
 
+import itertools
 import statistics
+import textwrap
 from collections.abc import Iterable, Mapping
 from functools import partial
 
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -27,13 +30,13 @@ from inrun_bench.methods import valued
 from inrun_bench.reference import blocks as reference
 from inrun_bench.report.intervals import left_out, over_seeds
 from inrun_bench.report.leaderboard import Question
-from inrun_bench.report.looks import TASKS_A_ROW, in_order, legend, look, panels, points
+from inrun_bench.report.looks import foremost, in_order, in_table_alone, legend, look, points
 from inrun_bench.report.markdown import interval_cell, markdown, mean_cell, of_several
 from inrun_bench.report.paired import paired_differences
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import parameter_rows, with_recipes
 from inrun_bench.runs.timing import wall_seconds
-from inrun_bench.runs.unit import DEFAULT_RECIPE, REFERENCE, Row, Unit, title_of
+from inrun_bench.runs.unit import DEFAULT_RECIPE, REFERENCE, Row, Unit
 
 SUMMARY = "agreement with the stored reference over time, in units of one training"
 EXCLUSIVE = True
@@ -104,40 +107,63 @@ def _seconds_of_a_training(unit: Unit) -> float:
 
 
 NO_TIME = ("random", REFERENCE)
+BY = ("task", "recipe", "method", "metric")
+
+
+LOWEST, HIGHEST = 0.95, 2.6  # inches, of a panel
+ALL_PANELS = 7.7
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """Draw one panel a task and recipe: Spearman correlation over cost, and what a perfect method would reach."""
+    """Draw Spearman correlation over cost, and what a perfect method would reach: a row a task, a column a recipe.
+
+    Of many methods the foremost; the table has them all.
+    """
     rows = with_recipes(rows)
-    rows["task"] = [title_of(task, recipe) for task, recipe in zip(rows["task"], rows["recipe"], strict=True)]
     spearman = rows[rows["metric"] == "spearman"]
     if spearman.empty:
         return Figure()
-    means = over_seeds(rows[rows["metric"].isin(["spearman", "spearman_ceiling"])])
-    prices = spearman.groupby(["task", "method"])["trainings"].median()
-    figure, names, axes = panels(spearman, 1, height=3.0, most_columns=TASKS_A_ROW, sharex=True, sharey=True)
-    methods = in_order(m for m in spearman["method"] if m not in NO_TIME)
-    lowest = min([0.0, *(means["mean"][key] for key in means.index if key[1] not in NO_TIME)]) - 0.03
-    for number, (ax, name) in enumerate(zip(axes[0], names, strict=True)):
+    means = over_seeds(rows[rows["metric"].isin(["spearman", "spearman_ceiling"])], BY)
+    prices = spearman.groupby(["task", "recipe", "method"])["trainings"].median()
+    judged = set(spearman["method"]) - {*NO_TIME}
+    methods = foremost(judged)
+    measured = {key[:2] for key in means.index}
+    names, recipes = list(dict.fromkeys(spearman["task"])), list(dict.fromkeys(spearman["recipe"]))
+    lowest = min([0.0, *(mean for key, mean in means["mean"].items() if key[2] in methods)]) - 0.05
+    height = min(max(ALL_PANELS / len(names), LOWEST), HIGHEST)
+    figure = Figure(figsize=(max(2.3 * len(recipes), 4.2) + 0.5, height * len(names) + 1.6), layout="constrained")
+    grid = figure.subplots(len(names), len(recipes), squeeze=False, sharex=True, sharey=True)
+    bottom: dict[int, Axes] = {}
+    for (row, task), (column, recipe) in itertools.product(enumerate(names), enumerate(recipes)):
+        ax = grid[row, column]
+        if (task, recipe) not in measured:
+            ax.remove()
+            continue
         for method in methods:
-            if (name, method, "spearman") in means.index:
-                style = look(method)
-                mean, low, high = means.loc[(name, method, "spearman"), ["mean", "low", "high"]]
-                price = prices[name, method]
-                ax.plot(price, mean, **points(style))
+            key = (task, recipe, method, "spearman")
+            if key in means.index:
+                style, price = look(method), prices[key[:-1]]
+                mean, low, high = means.loc[key, ["mean", "low", "high"]]
+                ax.plot(price, mean, **points(style), markersize=5)
                 ax.plot([price, price], [low, high], color=style.color, linewidth=0.8, zorder=1)
-        if (name, REFERENCE, "spearman_ceiling") in means.index:
-            ax.axhline(means["mean"][name, REFERENCE, "spearman_ceiling"], color="black", linewidth=1, linestyle="--")
-        ax.set_xscale("log")
-        ax.margins(x=0.1)
-        ax.set_ylim(lowest, 1.03)  # intervals of few seeds may be cut off, points are not
-        ax.tick_params(labelbottom=True)  # a shared axis shows them in the last band alone
+        if (task, recipe, REFERENCE, "spearman_ceiling") in means.index:
+            ceiling = means["mean"][task, recipe, REFERENCE, "spearman_ceiling"]
+            ax.axhline(ceiling, color="black", linewidth=1, linestyle="--")
+        bottom[column] = ax
+    for ax in bottom.values():
+        ax.tick_params(labelbottom=True)
         ax.set_xlabel("wall time (one training = 1)")
-        if number % TASKS_A_ROW == 0:
-            ax.set_ylabel("Spearman correlation\nwith the reference")
+    grid[0, 0].set_xscale("log")
+    grid[0, 0].margins(x=0.1)
+    grid[0, 0].set_ylim(lowest, 1.05)  # intervals of few seeds may be cut off, points are not
+    for ax, recipe in zip(grid[0], recipes, strict=True):
+        ax.set_title(f"recipe {recipe}")
+    for ax, task in zip(grid[:, 0], names, strict=True):
+        ax.set_ylabel(textwrap.fill(task, 14), fontsize=8)
+    figure.supylabel("Spearman correlation with the reference (mean, 95 % interval over seeds)", fontsize=9)
     noise = Line2D([], [], color="black", linestyle="--", label="noise ceiling of the reference")
-    legend(figure, methods, [noise], columns=4)
-    if note := left_out(means):
+    legend(figure, methods, [noise])
+    if note := "; ".join(filter(None, (in_table_alone(judged), left_out(means)))):
         figure.suptitle(note, fontsize=8)
     return figure
 

@@ -17,7 +17,7 @@ import tasks
 from inrun_bench import metrics
 from inrun_bench.report.intervals import left_out, over_seeds
 from inrun_bench.report.leaderboard import Question
-from inrun_bench.report.looks import in_order, look, panels
+from inrun_bench.report.looks import dot, in_order, look, panels
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import read_reference, read_values, reference_blocks, values_unit
 from inrun_bench.runs.unit import REFERENCE, Row, Unit
@@ -67,7 +67,7 @@ METRICS = {"auroc": "AUROC", "average_precision": "average precision"}
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """Draw means with 95 % intervals over seeds, and each seed; one row of panels a metric, chance as a line."""
+    """Draw means with 95 % intervals over seeds; one row of panels a metric, chance as a line."""
     table = over_seeds(rows[rows["metric"].isin(METRICS)])
     methods = in_order(rows["method"])[::-1]
     figure, names, axes = panels(rows, len(METRICS), height=0.27 * len(methods) + 0.8, sharey=True)
@@ -76,12 +76,8 @@ def draw(rows: pd.DataFrame) -> Figure:
             shares = rows.query("task == @task and metric == 'share_flipped'")["value"]
             ax.axvline(0.5 if metric == "auroc" else shares.mean(), color="0.4", linestyle=":", linewidth=1)
             for position, method in enumerate(methods):
-                if (task, method, metric) not in table.index:
-                    continue
-                mean, low, high = table.loc[(task, method, metric), ["mean", "low", "high"]]
-                style = look(method)
-                ax.plot([max(low, 0), min(high, 1)], [position] * 2, color=style.color, linewidth=1.5)
-                ax.plot(mean, position, color=style.color, marker=style.marker, markersize=7)
+                if (task, method, metric) in table.index:
+                    dot(ax, table.loc[(task, method, metric)], position, look(method), size=7)
             ax.set_xlim(0, 1.02)
             ax.set_xlabel(label)
         axes_row[0].set_yticks(range(len(methods)), [look(m).label for m in methods])

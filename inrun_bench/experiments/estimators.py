@@ -146,16 +146,16 @@ def draw(rows: pd.DataFrame) -> Figure:
     errors = rows[rows["metric"] == "error"]
     if errors.empty:
         return Figure()
-    figure, names, axes = panels(errors, len(AXES), height=2.7, most_columns=TASKS_A_ROW)
+    figure, names, axes = panels(errors, len(AXES), height=2.5, most_columns=TASKS_A_ROW)
     methods = in_order(m for m in errors["method"] if m != REFERENCE)
     for (axis, label), row in zip(AXES.items(), axes, strict=True):
         for number, (ax, task) in enumerate(zip(row, names, strict=True)):
             _panel(ax, errors[errors["task"] == task], methods, axis)
             ax.set_xlabel(label)
             if number % TASKS_A_ROW == 0:
-                ax.set_ylabel("error (spread of the values = 1)")
+                ax.set_ylabel("error (spread of\nthe values = 1)")
     noise = Line2D([], [], color="black", linestyle="--", label="standard error of the reference itself")
-    legend(figure, methods, [noise], columns=4)
+    legend(figure, methods, [noise])
     return figure
 
 
@@ -190,7 +190,15 @@ def _panel(ax: Axes, errors: pd.DataFrame, methods: list[str], axis: str) -> Non
         found = found[found["value"] <= LARGEST]
         if len(found):
             style = look(method)
-            ax.plot(found[axis], found["value"], color=style.color, marker=style.marker, markersize=3, linewidth=1.3)
+            ax.plot(
+                found[axis],
+                found["value"],
+                color=style.color,
+                marker=style.marker,
+                markersize=4.5,
+                markevery=4,
+                linewidth=1.1,
+            )
     noise = errors[errors["method"] == REFERENCE]["value"]
     if len(noise) and noise.iloc[0] > 0:
         ax.axhline(noise.iloc[0], color="black", linewidth=1, linestyle="--")

@@ -38,7 +38,7 @@ from inrun_bench.adjoint.sweep import TRAININGS_A_RUN
 from inrun_bench.methods import method_of, valued
 from inrun_bench.report.intervals import over_seeds
 from inrun_bench.report.leaderboard import Question
-from inrun_bench.report.looks import TASKS_A_ROW, in_order, legend, look, panels, points
+from inrun_bench.report.looks import in_order, legend, look, panels, points
 from inrun_bench.report.markdown import cell, count, markdown, seconds_cell
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import parameter_rows, warm_up
@@ -158,6 +158,9 @@ def compared(values: NDArray[np.float64], exact: NDArray[np.float64]) -> dict[st
 
 
 MARGIN = 1.5  # of a panel above and below the exact values, in units of their range
+A_ROW = 3  # panels
+SPREAD = 0.6  # between the first method's place and the last one's; groups are 1 apart
+PLAYERS = {"classes": "class", "random": "random group", "domains": "domain"}
 
 
 def draw(rows: pd.DataFrame) -> Figure:
@@ -171,27 +174,34 @@ def draw(rows: pd.DataFrame) -> Figure:
     exact = values[values["method"] == REFERENCE].sort_values("value", kind="stable")
     if exact.empty:
         return Figure()
-    figure, names, axes = panels(values, 1, height=3.0, most_columns=TASKS_A_ROW)
+    figure, names, axes = panels(values, 1, height=3.0, most_columns=A_ROW)
     methods = in_order(m for m in values["method"] if m != REFERENCE)
+    apart = SPREAD * (np.arange(len(methods)) / max(len(methods) - 1, 1) - 0.5)
     for number, (ax, title) in enumerate(zip(axes[0], names, strict=True)):
         truth = exact[exact["task"] == title].set_index("player")
-        ax.plot(range(len(truth)), truth["value"], color="black", linewidth=1)
+        x = np.arange(len(truth))
+        ax.plot(x, truth["value"], color="black", linewidth=1)
         margin = MARGIN * np.ptp(truth["value"])
         low, high = truth["value"].min() - margin, truth["value"].max() + margin
-        for method in methods:
+        for method, shift in zip(methods, apart, strict=True):
             own = values[(values["task"] == title) & (values["method"] == method)].set_index("player")["value"]
             style, own = look(method), own.reindex(truth.index)
             near = own.between(low, high)
             for own_points, fill in ((own.where(near), "full"), (own.mask(near).clip(low, high), "none")):
-                ax.plot(own_points.to_numpy(), **points(style), fillstyle=fill, markersize=4.5, alpha=0.8)
+                ax.plot(x + shift, own_points.to_numpy(), **points(style), fillstyle=fill, markersize=4.5)
         long = truth["name"].str.len().max() > 3
-        ax.set_xticks(range(len(truth)), truth["name"], rotation=35 if long else 0, ha="right" if long else "center")
-        if number % TASKS_A_ROW == 0:
+        ax.set_xticks(x, truth["name"], rotation=35 if long else 0, ha="right" if long else "center")
+        ax.grid(visible=False, axis="x")
+        ax.set_xlabel(f"{PLAYERS[str(truth['groups'].iloc[0])]}, by exact value")
+        if number % A_ROW == 0:
             ax.set_ylabel("value of a group (nats)")
-    extra = [
-        Line2D([], [], color="black", linewidth=1, label="exact"),
-        Line2D([], [], marker="o", fillstyle="none", linestyle="none", color="0.4", label="hollow: further off"),
-    ]
+    extra = [Line2D([], [], color="black", linewidth=1, label="exact, all coalitions")]
+    if any(
+        line.get_fillstyle() == "none" and np.isfinite(line.get_ydata()).any() for ax in axes[0] for line in ax.lines
+    ):
+        far = Line2D([], [], marker="o", fillstyle="none", linestyle="none", color="0.4")
+        far.set_label("hollow, at the edge: beyond the axis")
+        extra.append(far)
     legend(figure, methods, extra)
     return figure
 

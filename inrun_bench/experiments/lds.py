@@ -160,11 +160,14 @@ def draw(rows: pd.DataFrame) -> Figure:
                     if (task, method, metric, judge) in means.index:
                         own = means.loc[(task, method, metric, judge)]
                         dot(ax, own, position + shift, look(method), size=5, filled=judge == OWN)
-            ax.set_xlabel(f"score of {'the mean loss' if metric == MEAN else 'single validation samples'}")
+            ax.set_xlim(min(0.0, means["mean"].min()) - 0.1, 1.05)  # intervals of few seeds may be cut off
+            ax.set_xlabel("of the mean loss" if metric == MEAN else "of single samples")
             ax.xaxis.set_tick_params(labelbottom=True)
         axes_row[0].set_yticks(range(len(methods)), [look(m).label for m in methods], fontsize=7)
     figure.suptitle(
-        "linear datamodelling score: filled, the run's own game; hollow, conventional retraining", fontsize=10
+        "linear datamodelling score (mean, 95 % interval over seeds)\nfilled: the run's own game; hollow: conventional "
+        "retraining; dotted: chance",
+        fontsize=9,
     )
     return figure
 

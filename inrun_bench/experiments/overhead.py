@@ -40,7 +40,7 @@ from torch import nn
 
 import tasks
 from inrun_bench.attribution import InRunShapley
-from inrun_bench.report.looks import hatched, in_order, look
+from inrun_bench.report.looks import dot, in_order, legend, look, ratio_axis
 from inrun_bench.report.markdown import markdown
 from inrun_bench.runs.peak_memory import peak_bytes
 from inrun_bench.runs.plan import Plan
@@ -352,32 +352,40 @@ WORKLOAD_LABELS = {
 """What the models are called that are no task's, in the order in which they are shown."""
 
 
+A_LINE, AROUND = 0.078, 0.65  # inches: of a point, and of an axis with its label and title
+
+
 @dataclass(frozen=True)
 class _Panel:
-    """Rows with the columns group, method, value, low and high, and how they are shown."""
+    """Rows with the columns group, method, value, low and high, and what they are."""
 
     rows: pd.DataFrame
+    title: str
     label: str
-    scale: str = "log"
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """Draw the panels that have rows.
+    """Draw points with their quartiles on logarithmic axes of ratios, one row of panels each, of those that have rows.
 
     Of large models: what scores cost beyond a validation pass, and peak memory. Of the tasks' models: time and peak
     memory of a step. Of the tasks: time for all values.
     """
-    panels = [panel for panel in (*_workload_panels(rows), *_task_panels(rows)) if not panel.rows.empty]
-    figure = Figure(figsize=(11, 2.9 * len(panels)), layout="constrained")
-    axes: list[Axes] = list(figure.subplots(len(panels), squeeze=False)[:, 0]) if panels else []
-    named: list[str] = []
-    for ax, panel in zip(axes, panels, strict=True):
-        methods = in_order(m for m in panel.rows["method"] if m != "regular")
-        _bars(ax, panel, methods)
-        ax.set_ylabel(panel.label)
-        if methods != named:
-            ax.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
-        named = methods
+    bands = [
+        shown
+        for band in (_workload_panels(rows), _task_panels(rows), _run_panels(rows))
+        if (shown := [panel for panel in band if not panel.rows.empty])
+    ]
+    if not bands:
+        return Figure()
+    places = [_places(pd.concat([panel.rows for panel in band])) for band in bands]
+    heights = [A_LINE * max(of_band.values()) + AROUND for of_band in places]
+    figure = Figure(figsize=(10, sum(heights) + 1.2), layout="constrained")
+    grid = figure.add_gridspec(len(bands), 1, height_ratios=heights)
+    for row, (band, of_band) in enumerate(zip(bands, places, strict=True)):
+        axes = grid[row].subgridspec(1, len(band)).subplots(squeeze=False, sharey=True)[0]
+        for ax, panel in zip(axes, band, strict=True):
+            _points(ax, panel, of_band)
+    legend(figure, in_order(method for of_band in places for _, method in of_band))
     return figure
 
 
@@ -400,68 +408,81 @@ def _workload_panels(rows: pd.DataFrame) -> list[_Panel]:
     net, peak = (steps[steps["metric"] == metric] for metric in ("net_ratio", "peak_ratio"))
     peak = peak[~peak["method"].isin(["regular", "validation"])].assign(low=np.nan, high=np.nan)
     return [
-        _Panel(net, "time of a step less a validation pass\n/ regular step (median, quartiles)", "linear"),
-        _Panel(peak, "peak memory of a step\n/ regular step", "linear"),
+        _Panel(net, "large models: time", "a step less a validation pass (a regular step = 1)"),
+        _Panel(peak, "large models: peak memory", "of a step (a regular step = 1)"),
     ]
 
 
 def _task_panels(rows: pd.DataFrame) -> list[_Panel]:
     steps = of_tasks(rows)
-    panels = []
-    if not steps.empty:
-        steps = steps.sort_values(["task", "width"], kind="stable")
-        own = steps["width"] == 0
-        steps["group"] = steps["task"] + own.map({True: "\nits own", False: "\n1024 wide, batch 64"})
-        regular = steps[steps["method"] == "regular"].set_index("group")["peak_bytes"]
-        memory = steps["peak_bytes"] / steps["group"].map(regular)
-        panels += [
-            _Panel(steps, "time of a step\n/ regular step (median, quartiles)"),
-            _Panel(steps.assign(value=memory, low=np.nan, high=np.nan), "peak memory of a step\n/ regular step"),
-        ]
+    if steps.empty:
+        return []
+    steps = steps.sort_values(["task", "width"], kind="stable")
+    own = steps["width"] == 0
+    steps["group"] = steps["task"] + own.map({True: "", False: ",\n1024 wide, batch 64"})
+    regular = steps[steps["method"] == "regular"].set_index("group")["peak_bytes"]
+    memory = steps["peak_bytes"] / steps["group"].map(regular)
+    steps, memory = steps[steps["method"] != "regular"], memory[steps["method"] != "regular"]
+    return [
+        _Panel(steps, "the tasks' models: time", "of a step (a regular step = 1)"),
+        _Panel(
+            steps.assign(value=memory, low=np.nan, high=np.nan).dropna(subset=["value"]),
+            "the tasks' models: peak memory",
+            "of a step (a regular step = 1)",
+        ),
+    ]
+
+
+def _run_panels(rows: pd.DataFrame) -> list[_Panel]:
     runs = rows[rows["metric"] == "run_ratio"]
     runs = runs.assign(group=runs["task"], low=np.nan, high=np.nan)
-    return [*panels, _Panel(runs, "time for the values of all samples\n/ one plain training run")]
+    return [_Panel(runs, "whole tasks: time", "for the values of all samples (one plain training run = 1)")]
 
 
-def _bars(ax: Axes, panel: _Panel, methods: list[str]) -> None:
-    """Draw one bar a method, those of a group side by side; a group may lack some methods."""
-    groups = list(dict.fromkeys(panel.rows["group"]))
-    table = panel.rows.set_index(["group", "method"])
-    width = 0.8 / len(methods)
-    for method in methods:
-        style = look(method)
-        places = {group: [m for m in methods if (group, m) in table.index] for group in groups}
-        has = [number for number, group in enumerate(groups) if method in places[group]]
-        found = table.loc[[(groups[number], method) for number in has]]
-        offsets = [places[groups[number]].index(method) - (len(places[groups[number]]) - 1) / 2 for number in has]
-        centres = np.array(has) + width * np.array(offsets)
-        ax.bar(centres, found["value"], width * 0.92, color=style.color, label=style.label, **hatched(style))
-        quartiles = np.stack([found["value"] - found["low"], found["high"] - found["value"]])
-        ax.errorbar(centres, found["value"], yerr=quartiles, fmt="none", ecolor="0.3", elinewidth=0.8)
-        for centre, height, top in zip(centres, found["value"], found["high"], strict=True):
-            ax.annotate(
-                _number(height, panel.scale),
-                (centre, np.fmax(height, top)),
-                (0, 2),
-                textcoords="offset points",
-                ha="center",
-                fontsize=6.5,
-            )
-    ax.set_yscale(panel.scale)
-    ax.axhline(1, color="0.4", linewidth=0.8)
-    ax.set_xticks(range(len(groups)), groups)
-    ax.grid(visible=False, axis="x")
+def _places(rows: pd.DataFrame) -> dict[tuple[str, str], int]:
+    """Return the line of each group and method, groups apart by an empty one; a group may lack some methods."""
+    places: dict[tuple[str, str], int] = {}
+    for group, own in rows.groupby("group", sort=False):
+        for method in in_order(own["method"]):
+            places[str(group), method] = max(places.values(), default=0) + 1 + (group not in {g for g, _ in places})
+    return places
 
 
-def _number(height: float, scale: str) -> str:
-    if scale == "linear":
-        return f"{height:.2f}"
-    return f"{height:.2g}" if height < 99 else f"{height:,.0f}"
+def _points(ax: Axes, panel: _Panel, places: Mapping[tuple[str, str], int]) -> None:
+    for row in panel.rows.to_dict("records"):
+        interval = pd.Series({"mean": row["value"], "low": row["low"], "high": row["high"]})
+        dot(ax, interval, places[row["group"], row["method"]], look(row["method"]), size=5)
+    lines: dict[str, list[int]] = {}
+    for (group, _), line in places.items():
+        lines.setdefault(group, []).append(line)
+    for own in list(lines.values())[::2]:
+        ax.axhspan(min(own) - 1, max(own) + 1, color="0.97", zorder=0)
+    ax.set_yticks([statistics.mean(own) for own in lines.values()], list(lines))
+    ax.set_ylim(max(places.values()) + 1, 1)
+    ax.grid(visible=False, axis="y")
+    quartiles = ", median and quartiles" if panel.rows["low"].notna().any() else ""
+    ax.set_title(f"{panel.title}{quartiles}")
+    ratio_axis(ax, panel.label)
 
 
 def table(rows: pd.DataFrame) -> str:
-    """Return what scores cost in large models, and what steps cost in the tasks' models."""
-    return "\n\n".join(part for part in (_scores_table(rows), _steps_table(rows)) if part)
+    """Return what scores cost in large models, steps in the tasks' models, and all values of a task."""
+    return "\n\n".join(part for part in (_scores_table(rows), _steps_table(rows), _runs_table(rows)) if part)
+
+
+def _runs_table(rows: pd.DataFrame) -> str:
+    runs = rows[rows["metric"] == "run_ratio"] if len(rows) else rows
+    if runs.empty:
+        return ""
+    ratios = runs.groupby(["method", "task"])["value"].median().unstack("task")
+    cells = [
+        [look(method).label, *("" if np.isnan(ratio) else f"{ratio:,.3g}" for ratio in ratios.loc[method])]
+        for method in in_order(ratios.index)
+    ]
+    return (
+        "**Time for the values of all samples**, in units of one plain training run.\n\n"
+        f"{markdown(cells, ['method', *ratios.columns])}"
+    )
 
 
 def _steps_table(rows: pd.DataFrame) -> str:

@@ -26,13 +26,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 import tasks
 from inrun_bench import metrics
 from inrun_bench.report.intervals import over_seeds
 from inrun_bench.report.leaderboard import Question
-from inrun_bench.report.looks import band, dot, foremost, in_order, legend, look, panels
+from inrun_bench.report.looks import band, dot, foremost, in_order, legend, look, panels, shaded
 from inrun_bench.report.markdown import count, interval_cell, markdown
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import read_reference, read_values, reference_blocks, values_unit
@@ -150,14 +151,15 @@ def weighted_drop(accuracies: NDArray[np.float64]) -> float:
     return float((drops / np.arange(1, len(drops) + 1)).sum())
 
 
-DIRECTIONS = {"top": "most valuable removed first", "bottom": "least valuable removed first"}
+DIRECTIONS = {"top": "most valuable first", "bottom": "least valuable first"}
 METRICS = {
     "test_accuracy": "test accuracy",
     "test_loss": "test loss",
-    f"{CONVENTIONAL}test_loss": "test loss, conventional",
+    f"{CONVENTIONAL}test_loss": "conventional\ntest loss",
 }
 AREAS = {"area_loss": "area between the loss curves", f"{CONVENTIONAL}area_loss": "area, conventional"}
 BY = ("task", "method", "metric", "direction", "fraction")
+ALL_CURVES, HIGHEST, AN_AREA = 8.2, 2.1, 0.155  # inches: of all rows of curves, the highest of one, a line of areas
 
 
 def draw(rows: pd.DataFrame) -> Figure:
@@ -171,7 +173,9 @@ def draw(rows: pd.DataFrame) -> Figure:
     choices = [(metric, direction) for metric in METRICS if metric in measured for direction in DIRECTIONS]
     areas = [area for area in AREAS if area in set(rows["metric"])]
     ranked = in_order(m for m in rows["method"] if m != "random")
-    figure, names, axes = panels(curves, len(choices) + bool(areas), height=2.5, sharey=False)
+    heights = [min(ALL_CURVES / max(len(choices), 1), HIGHEST)] * len(choices)
+    heights += [AN_AREA * len(ranked) + 0.6] if areas else []
+    figure, names, axes = panels(curves, len(heights), height=sum(heights) / len(heights), height_ratios=heights)
     methods = foremost(ranked)
     means = over_seeds(curves[curves["method"] != "random"], BY)
     by_curve = dict(iter(means.groupby(level=list(BY[:-1]))))
@@ -187,16 +191,21 @@ def draw(rows: pd.DataFrame) -> Figure:
                 if (task, method, metric, direction) in by_curve:
                     own = by_curve[task, method, metric, direction].droplevel(BY[:-1])
                     band(ax, 100 * own.index, own, look(method))
-            ax.set_xlabel("training samples removed (%)")
-        axes_row[0].set_ylabel(f"{METRICS[metric]}\n{DIRECTIONS[direction]}")
+            if (metric, direction) == choices[-1]:
+                ax.set_xlabel("samples removed (%)")
+        axes_row[0].set_ylabel(f"{METRICS[metric]},\n{DIRECTIONS[direction]}", fontsize=8)
     if areas:
         of_areas = over_seeds(rows[rows["metric"].isin(areas)])
         for ax, task in zip(axes[-1], names, strict=True):
             _areas(ax, of_areas, task, areas, ranked)
-        axes[-1][0].set_yticks(range(len(ranked)), [look(m).label for m in ranked[::-1]], fontsize=5.5)
-    extra: list[Artist] = [Patch(color="0.85", label="random removal: mean, 5-95 % of draws and seeds")]
+        axes[-1][0].set_yticks(range(len(ranked)), [look(m).label for m in ranked[::-1]], fontsize=7)
+    extra: list[Artist] = [Patch(color="0.85", label="random: mean, 5-95 % (draws, seeds)"), shaded()]
     if len(areas) > 1:
-        extra.append(Line2D([], [], color="0.4", marker="o", fillstyle="none", linestyle="none", label="conventional"))
+        hollow = Line2D([], [], color="0.4", marker="o", fillstyle="none", linestyle="none")
+        hollow.set_label("hollow: conventional")
+        extra.append(hollow)
+    if len(methods) < len(ranked):
+        figure.suptitle(f"curves of {len(methods)} of {len(ranked)} methods; areas of all", fontsize=8)
     legend(figure, methods, extra)
     return figure
 
@@ -211,13 +220,15 @@ def _band(ax: Axes, rows: pd.DataFrame) -> None:
 
 
 def _areas(ax: Axes, means: pd.DataFrame, task: str, areas: list[str], methods: list[str]) -> None:
-    ax.axvline(0, color="0.4", linestyle=":", linewidth=1)
+    ax.axvline(0, color="0.4", linewidth=0.8)
     for position, method in enumerate(methods[::-1]):
         for place, area in enumerate(areas):
             if (task, method, area) in means.index:
                 y = position + (0.18 - 0.36 * place if len(areas) > 1 else 0.0)
                 dot(ax, means.loc[(task, method, area)], y, look(method), size=4, filled=place == 0)
     ax.set_yticks(range(len(methods)), [""] * len(methods))
+    ax.set_ylim(-0.6, len(methods) - 0.4)
+    ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.set_xlabel(AREAS[areas[0]])
 
 

@@ -205,7 +205,7 @@ def draw(rows: pd.DataFrame) -> Figure:
         return Figure()
     means = over_seeds(rows, ("task", "method", "judge", "metric"))
     figure, names, axes = panels(rows, 1, height=3.6, most_columns=PANELS_A_ROW, sharey=True)
-    figure.set_size_inches(6.0 * min(len(names), PANELS_A_ROW), figure.get_size_inches()[1])
+    figure.set_size_inches(5.3 * min(len(names), PANELS_A_ROW), figure.get_size_inches()[1])
     methods = in_order(m for m in rows["method"] if m not in (REFERENCE, ANOTHER, "random"))
     for number, (ax, task) in enumerate(zip(axes[0], names, strict=True)):
         for place, method in enumerate(methods):

@@ -32,8 +32,8 @@ from inrun_bench import metrics
 from inrun_bench.methods import valued
 from inrun_bench.report.intervals import over_seeds
 from inrun_bench.report.leaderboard import Question
-from inrun_bench.report.looks import Look, foremost, in_order, legend, look
-from inrun_bench.report.markdown import count, interval_cell, markdown, mean_cell
+from inrun_bench.report.looks import Look, foremost, in_order, in_table_alone, legend, look
+from inrun_bench.report.markdown import interval_cell, markdown, mean_cell
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import warm_up
 from inrun_bench.runs.unit import REFERENCE, Row, Unit
@@ -125,6 +125,7 @@ MEASURES = {
 }
 CEILING = "spearman_ceiling"
 SHARE = 0.5
+AXES = {"n": "samples", "steps": "steps"}
 SPREAD = 1.15  # between the first method's place and the last one's, on a logarithmic axis
 
 
@@ -263,45 +264,47 @@ def draw(rows: pd.DataFrame) -> Figure:
     measures = [key for key in MEASURES if ((rows["metric"] == key[0]) & (rows["judge"] == key[1])).any()]
     if not sweeps or not measures:
         return Figure()
-    figure = Figure(figsize=(3.4 * len(measures) + 0.6, 1.9 * len(sweeps) + 0.9), layout="constrained")
-    axes = figure.subplots(len(sweeps), len(measures), squeeze=False, sharex="row", sharey=True)
+    names, over = (
+        list(dict.fromkeys(sweep.task for sweep in sweeps)),
+        [x for x in AXES if x in {s.axis for s in sweeps}],
+    )
+    columns = [(key, axis) for key in measures for axis in over]
+    figure = Figure(figsize=(1.6 * len(columns) + 1.2, 1.5 * len(names) + 1.4), layout="constrained")
+    axes = figure.subplots(len(names), len(columns), squeeze=False, sharey=True)
     judged = {m for m in rows["method"] if m not in (REFERENCE, "random")}
     methods = foremost(judged)
     drawn = over_seeds(rows[rows["method"].isin(methods)], ("task", "n", "epochs", "method", "metric", "judge"))
-    least = min(0.0, float(drawn["mean"].min()))
-    for row, (title, axis, own) in enumerate(sweeps):
-        means = over_seeds(own, (axis, "method", "metric", "judge"))
-        ticks = sorted(own[axis].unique())
-        for column, key in enumerate(measures):
-            ax = axes[row, column]
-            for place, method in enumerate(methods):
-                apart = SPREAD ** (place / max(len(methods) - 1, 1) - 0.5)  # so that intervals do not hide each other
-                _line(ax, means, ticks, (method, *key), look(method), apart)
-            metric = CEILING if key[0] == "spearman" else key[0]
-            _line(ax, means, ticks, (REFERENCE, metric, key[1]), None, 1.0)
-            ax.axhline(0, color="0.8", linewidth=0.8, zorder=0)
-            ax.set_ylim(least - 0.03, 1.05)  # intervals of few seeds may be cut off, points are not
-            ax.set_xscale("log")
-            ax.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
-            ax.minorticks_off()
-            ax.set_xlabel({"n": "training samples", "steps": "steps of training"}[axis])
-            if row == 0:
-                ax.set_title(MEASURES[key])
-        axes[row, 0].set_ylabel(title.replace(", ", ",\n"))
-    extra = [
-        Line2D(
-            [],
-            [],
-            color="black",
-            linestyle="--",
-            marker="_",
-            label="the reference: its noise ceiling, or its own score",
-        )
-    ]
-    legend(figure, methods, extra)
-    if len(methods) < len(judged):
-        figure.suptitle(f"in the table alone: {count(len(judged) - len(methods), 'more method')}", fontsize=8)
+    axes[0, 0].set_ylim(min(0.0, float(drawn["mean"].min())) - 0.03, 1.05)  # intervals may be cut off, points are not
+    for sweep in sweeps:
+        means = over_seeds(sweep.rows, (sweep.axis, "method", "metric", "judge"))
+        for key in measures:
+            ax = axes[names.index(sweep.task), columns.index((key, sweep.axis))]
+            _panel(ax, means, sweep, key, methods)
+    for ax in axes.flat:
+        if not ax.has_data():
+            ax.remove()
+    for column, (key, _) in zip(axes.T, columns, strict=True):
+        next(ax for ax in column if ax.figure).set_title(MEASURES[key], fontsize=7)
+    for row, task in zip(axes, names, strict=True):
+        next(ax for ax in row if ax.figure).set_ylabel(task, fontsize=8)
+    label = "the reference: its noise ceiling, or its own score"
+    legend(figure, methods, [Line2D([], [], color="black", linestyle="--", marker="_", label=label)])
+    figure.suptitle(in_table_alone(judged), fontsize=8)
     return figure
+
+
+def _panel(ax: Axes, means: pd.DataFrame, sweep: _Sweep, key: tuple[str, str], methods: list[str]) -> None:
+    ticks = sorted(sweep.rows[sweep.axis].unique())
+    for place, method in enumerate(methods):
+        apart = SPREAD ** (place / max(len(methods) - 1, 1) - 0.5)  # so that intervals do not hide each other
+        _line(ax, means, ticks, (method, *key), look(method), apart)
+    metric = CEILING if key[0] == "spearman" else key[0]
+    _line(ax, means, ticks, (REFERENCE, metric, key[1]), None, 1.0)
+    ax.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+    ax.set_xscale("log")
+    ax.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], fontsize=7)
+    ax.minorticks_off()
+    ax.set_xlabel(f"{AXES[sweep.axis]}, {sweep.fixed}", fontsize=8)
 
 
 def _line(
@@ -320,23 +323,32 @@ def _line(
         yerr=[mean - low, high - mean],
         color=style.color,
         marker=style.marker,
-        markersize=5,
-        linewidth=1.2,
+        markersize=4,
+        linewidth=1.0,
         elinewidth=0.6,
     )
 
 
-def _sweeps(rows: pd.DataFrame) -> Iterable[tuple[str, str, pd.DataFrame]]:
-    """Yield title, axis and rows of each task's points of one length, and of those of one size."""
+@dataclass(frozen=True)
+class _Sweep:
+    """A task's points of one length, over sizes, or of one size, over lengths; `fixed` says which."""
+
+    task: str
+    axis: str
+    fixed: str
+    rows: pd.DataFrame
+
+
+def _sweeps(rows: pd.DataFrame) -> Iterable[_Sweep]:
     for task, own in rows.groupby("task", sort=False):
         points = own[["n", "epochs", "steps"]].drop_duplicates()
         for axis, fixed in (("n", "epochs"), ("steps", "n")):
-            kept, count = max(
+            kept, number = max(
                 ((value, len(same)) for value, same in points.groupby(fixed)), key=lambda each: (each[1], -each[0])
             )
-            if count > 1:
+            if number > 1:
                 about = f"{kept:,.0f} epochs" if fixed == "epochs" else f"{kept:,.0f} samples"
-                yield f"{task}, {about}", axis, own[own[fixed] == kept]
+                yield _Sweep(str(task), axis, about, own[own[fixed] == kept])
 
 
 def table(rows: pd.DataFrame) -> str:

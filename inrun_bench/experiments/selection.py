@@ -23,7 +23,7 @@ from matplotlib.lines import Line2D
 import tasks
 from inrun_bench import metrics
 from inrun_bench.report.intervals import over_seeds
-from inrun_bench.report.looks import band, foremost, in_order, legend, look, panels
+from inrun_bench.report.looks import band, foremost, in_order, in_table_alone, legend, look, panels, shaded
 from inrun_bench.report.markdown import count, interval_cell, markdown
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import read_values, values_unit
@@ -115,8 +115,9 @@ def draw(rows: pd.DataFrame) -> Figure:
             _curves(ax, means, task, metric, methods)
         axes_row[0].set_ylabel(METRICS[metric])
     for ax in axes[-1]:
-        ax.set_xlabel("training samples kept (%)")
-    legend(figure, methods, [Line2D([], [], color="black", linestyle="--", linewidth=1, label=ALL)])
+        ax.set_xlabel("samples kept (%)")
+    legend(figure, methods, [Line2D([], [], color="black", linestyle="--", linewidth=1, label=ALL), shaded()])
+    figure.suptitle(in_table_alone(rows["method"]), fontsize=8)
     return figure
 
 

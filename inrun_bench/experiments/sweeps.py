@@ -16,11 +16,14 @@ from typing import get_args
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 import tasks
 from inrun_bench.adjoint import Differentiated, Storage, differentiate
 from inrun_bench.adjoint.checkpoints import StateStorage
 from inrun_bench.experiments.rivals.turns import compare
+from inrun_bench.report.looks import Look, legend, points, ratio_axis
 from inrun_bench.report.markdown import markdown
 from inrun_bench.runs.peak_memory import peak_bytes
 from inrun_bench.runs.plan import Plan
@@ -72,11 +75,57 @@ def measure(unit: Unit, _needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
     return rows
 
 
+WAYS = {
+    "memory": Look("all states in memory", "#08519c", "o"),
+    "disk": Look("all states on the disk", "#d95f02", "s"),
+    "recomputed": Look("some in memory, the others computed anew", "#1b9e77", "^"),
+}
+"""How ways to keep the states look, and in which order they are shown."""
+
+MEASURES = {
+    "trainings": "time (plain training = 1)",
+    "peak_ratio": "peak memory (plain training = 1)",
+    "stored_bytes": "stored states (MB)",
+}
+A_LINE = 0.2  # inches, of a task and recipe
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """Draw time, peak memory and what is stored, a panel each on logarithmic axes, a line a task and recipe."""
+    rows = _in_order(rows[rows["metric"].isin(MEASURES)])
+    if rows.empty:
+        return Figure()
+    lines = list(dict.fromkeys(zip(rows["task"], rows["recipe"], strict=True)))
+    ways = [way for way in WAYS if way in set(rows["way"])]
+    figure = Figure(figsize=(10, A_LINE * len(lines) + 1.2), layout="constrained")
+    axes = figure.subplots(1, len(MEASURES), sharey=True)
+    values = rows.groupby(["metric", "task", "recipe", "way"])["value"].median()
+    for ax, (metric, label) in zip(axes, MEASURES.items(), strict=True):
+        for position, line in enumerate(lines):
+            for place, way in enumerate(ways):
+                value = values.get((metric, *line, way), np.nan) / (1e6 if metric == "stored_bytes" else 1)
+                y = position + 0.5 * ((place + 0.5) / len(ways) - 0.5)
+                ax.plot(value, y, **points(WAYS[way]), markersize=4)
+        if metric == "stored_bytes":
+            ax.set_xscale("log")
+            ax.set_xlabel(label)
+        else:
+            ratio_axis(ax, label)
+    axes[0].set_yticks(range(len(lines)), [", ".join(line) for line in lines])
+    axes[0].set_ylim(len(lines) - 0.5, -0.5)
+    legend(figure, [], [Line2D([], [], **points(WAYS[way]), label=WAYS[way].label) for way in ways])
+    return figure
+
+
+def _in_order(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.sort_values(["task", "recipe"], ascending=[True, False], kind="stable")  # SGD before AdamW
+
+
 def table(rows: pd.DataFrame) -> str:
     """Return time, memory and what is stored, by task, recipe and way of storing."""
     if rows.empty:
         return ""
-    rows = rows.sort_values(["task", "recipe"], ascending=[True, False], kind="stable")  # SGD before AdamW
+    rows = _in_order(rows)
     found = rows.pivot_table(index=["task", "recipe", "way"], columns="metric", values="value")
     ways = list(dict.fromkeys(rows["way"]))
     cells = []

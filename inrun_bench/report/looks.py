@@ -14,28 +14,37 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import ArrayLike
 
 from inrun_bench.methods import METHODS, method_of
+from inrun_bench.report.markdown import count
 
 __all__ = [
     "FAMILIES",
     "TASKS_A_ROW",
+    "WIDEST",
     "Look",
     "band",
     "dot",
     "foremost",
     "hatched",
     "in_order",
+    "in_table_alone",
     "legend",
     "look",
     "panels",
     "points",
+    "ratio_axis",
+    "shaded",
     "showing",
 ]
 
 TASKS_A_ROW = 4
 """Where a figure shows all of them."""
+
+WIDEST, A_LEGEND_COLUMN = 10.8, 2.9  # inches
 
 
 HATCHES = ("", "//", "\\\\", "..", "xx", "++", "oo", "--", "||", "**")
@@ -75,7 +84,7 @@ class Family:
 
 FAMILIES = {
     "reference": Family(None, ("*",), 0),
-    "in-run": Family(0.6, ("v", "o", "^", "<", ">"), 0),
+    "in-run": Family(0.6, ("v", "o", "^", "<", ">", "$P$", "$W$", "$G$", "$M$", "$T$"), 0),
     "differentiated runs": Family(0.87, ("d", "D", "h", (4, 1, 45), (6, 1, 0), (9, 1, 0), (9, 0, 0), (3, 1, 180)), 1),
     "permutations": Family(0.07, ("s", "P", "X", "p", (8, 1, 0), (5, 0, 36), (5, 1, 18), (8, 0, 22), (3, 0, 15)), 2),
     "coalitions": Family(0.15, ((3, 1, 0), (7, 0, 0), (7, 1, 0), (3, 0, 30), (5, 1, 36)), 3),
@@ -140,10 +149,16 @@ def look(method: str) -> Look:
 def foremost(methods: Iterable[str]) -> list[str]:
     """Return the methods that lines are drawn of, in order: all of a few, and of many those that stand for a kind.
 
-    A figure says how many it leaves out; its table has them all.
+    A figure says how many it leaves out (:func:`in_table_alone`); its table has them all.
     """
     given = in_order(methods)
     return given if len(given) <= MANY else [method for method in given if method not in IN_TABLES_ALONE]
+
+
+def in_table_alone(methods: Iterable[str]) -> str:
+    """Return how many of `methods` :func:`foremost` leaves to the table; empty where it is none."""
+    left = len(set(methods)) - len(foremost(methods))
+    return f"in the table alone: {count(left, 'more method')}" if left else ""
 
 
 def points(style: Look) -> dict[str, Any]:
@@ -159,9 +174,30 @@ def dot(ax: Axes, interval: pd.Series, y: float, style: Look, *, size: float = 6
 
 
 def band(ax: Axes, x: ArrayLike, intervals: pd.DataFrame, style: Look, line: str = "-") -> None:
-    """Draw means over `x` [n], and their intervals (columns ``mean``, ``low``, ``high``) as a band."""
+    """Draw means over `x` [n], and their intervals (columns ``mean``, ``low``, ``high``) as a band.
+
+    Axes are as high as the means ask for: bands of few seeds, which may be very wide, are cut off there.
+    """
     ax.plot(x, intervals["mean"], line, color=style.color, marker=style.marker, markersize=4.5, linewidth=1.2)
+    ax.margins(y=0.15)
+    limits = ax.dataLim.frozen()
     ax.fill_between(x, intervals["low"], intervals["high"], color=style.color, alpha=0.12, linewidth=0)
+    ax.dataLim.set(limits)
+
+
+def shaded(label: str = "bands: 95 % intervals over seeds") -> Patch:
+    """Return what a legend says of the bands in the methods' colours."""
+    return Patch(color=look("inrun-first").color, alpha=0.4, linewidth=0, label=label)
+
+
+def ratio_axis(ax: Axes, label: str) -> None:
+    """Make the x axis one of ratios: logarithmic, in plain numbers, with a line at 1."""
+    ax.axvline(1, color="0.4", linewidth=0.8)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_xlabel(label)
 
 
 def hatched(style: Look) -> dict[str, Any]:
@@ -212,12 +248,12 @@ def panels(
 ) -> tuple[Figure, list[str], list[list[Axes]]]:
     """Return a figure with one column a task and `n_rows` rows of axes, [n_rows][tasks].
 
-    With more tasks than `most_columns`, the next ones begin new rows.
+    With more tasks than `most_columns`, the next ones begin new rows. Columns are narrower where there are many.
     """
     names = list(dict.fromkeys(rows["task"]))
     columns = min(len(names), most_columns or len(names))
     bands = -(-len(names) // columns)
-    figure = Figure(figsize=(max(3.3 * columns, 4.5), height * n_rows * bands), layout="constrained")
+    figure = Figure(figsize=(min(max(3.3 * columns, 4.5), WIDEST), height * n_rows * bands), layout="constrained")
     grid = figure.subplots(bands * n_rows, columns, squeeze=False, **subplots)
     axes = grid.reshape(bands, n_rows, columns).swapaxes(0, 1).reshape(n_rows, bands * columns)
     for ax, name in zip(axes[0], names, strict=False):
@@ -228,8 +264,9 @@ def panels(
 
 
 def legend(figure: Figure, methods: Sequence[str], extra: Sequence[Artist] = (), columns: int = 3) -> None:
-    """Put one legend for all panels below the figure."""
+    """Put one legend for all panels below the figure, in as many columns as there is room for."""
     handles = [
         Line2D([], [], color=look(m).color, marker=look(m).marker, label=look(m).label, linewidth=1.5) for m in methods
     ]
-    figure.legend(handles=[*handles, *extra], loc="outside lower center", ncols=columns)
+    room = int(figure.get_figwidth() / A_LEGEND_COLUMN)
+    figure.legend(handles=[*handles, *extra], loc="outside lower center", ncols=max(1, min(columns, room)))

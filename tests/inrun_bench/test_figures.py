@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import same_color
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
@@ -17,7 +18,7 @@ from inrun_bench.experiments.overhead import WORKLOAD_LABELS as WORKLOADS
 from inrun_bench.experiments.overhead import of_workloads
 from inrun_bench.report.figures import SETTINGS, draw_figures, drawn
 from inrun_bench.report.intervals import mean_interval
-from inrun_bench.report.looks import in_order, look
+from inrun_bench.report.looks import MANY, band, in_order, look
 from inrun_bench.runs.store import Store
 from inrun_bench.runs.unit import Unit
 
@@ -184,16 +185,6 @@ def test_agreement_shows_the_median_of_times():
     assert [2.0] in [line.get_xdata().tolist() for line in ax.lines]
 
 
-def test_numbers_above_bars_are_rounded():
-    runs = [
-        {"task": "t", "method": method, "metric": "run_ratio", "value": value, "width": np.nan}
-        for method, value in (("inrun-first", 1.2345), ("knn", 12345.6))
-    ]
-    net = {"task": "mlp", "method": "inrun-first", "metric": "net_ratio", "value": 0.1234567, "low": 0.1, "high": 0.2}
-    shown = texts(paint("overhead", pd.DataFrame([*runs, net])))
-    assert {"1.2", "12,346", "0.12"} <= shown
-
-
 def test_removal_shows_means_over_seeds(results):
     rows = results.read_all("removal")
     figure = paint("removal", rows)
@@ -284,7 +275,7 @@ def test_residual_draws_every_step_and_the_line_of_equals(results):
         np.testing.assert_allclose(line.get_xdata(), line.get_ydata())
 
 
-def test_overhead_shows_ratios(results):
+def test_overhead_shows_ratios_and_their_quartiles_and_the_table_has_the_runs(results):
     rows = results.read_all("overhead")
     axes = paint("overhead", rows).axes
     steps = rows[(rows["metric"] == "step_ratio") & rows["width"].notna()]
@@ -297,13 +288,65 @@ def test_overhead_shows_ratios(results):
     peak = rows[(rows["metric"] == "peak_ratio") & rows["method"].isin(net["method"])]
     drawn = (net["value"], peak["value"], steps["value"][own], memory[own], runs["value"])
     for ax, expected in zip(axes, drawn, strict=True):
-        assert sorted(bar.get_height() for bar in ax.patches) == pytest.approx(sorted(expected))
+        assert ax.get_xscale() == "log"
+        points = [line for line in ax.lines if line.get_marker() != "None"]
+        assert sorted(line.get_xdata()[0] for line in points) == pytest.approx(sorted(expected))
+    spans = [tuple(line.get_xdata()) for line in axes[2].lines if line.get_marker() == "None"]
+    quartiles = steps[own][["low", "high"]].itertuples(index=False, name=None)
+    np.testing.assert_allclose(sorted(spans), sorted([*quartiles, (1, 1)]))  # and the line at 1
+    told = overhead.table(rows)
+    assert all(f"{ratio:,.3g}" in told for ratio in runs["value"])
+
+
+def test_points_of_one_group_have_lines_of_their_own_below_each_other(results):
+    for ax in paint("overhead", results.read_all("overhead")).axes:
+        heights = [line.get_ydata()[0] for line in ax.lines if line.get_marker() != "None"]
+        assert len(set(heights)) == len(heights)
+        places, (bottom, top) = ax.get_yticks(), ax.get_ylim()
+        assert all(np.diff(places) > 0)
+        assert top < min(heights) < max(heights) < bottom
 
 
 def test_workloads_are_shown_in_the_houses_order_and_unknown_ones_last():
     names = ["acme", "cnn", "gpt-256", "gpt-64"]
     rows = pd.DataFrame({"task": names, "metric": "net_ratio"})
     assert of_workloads(rows)["task"].tolist() == ["gpt-64", "gpt-256", "cnn", "acme"]
+
+
+def test_sweeps_show_every_way_on_a_line_of_its_task_and_recipe():
+    ratios = {"memory": 2.0, "disk": 3.0, "recomputed": 4.0}
+    rows = pd.DataFrame(
+        {"task": "a", "recipe": recipe, "method": "differentiated-run", "way": way, "metric": metric, "value": value}
+        for recipe in ("sgd", "adamw")
+        for way, value in ratios.items()
+        for metric in ("trainings", "peak_ratio", "stored_bytes")
+    )
+    axes = paint("sweeps", rows).axes
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["a, sgd", "a, adamw"]
+    for ax, unit in zip(axes, (1, 1, 1e6), strict=True):
+        points = [line for line in ax.lines if line.get_marker() != "None"]
+        assert sorted(line.get_xdata()[0] * unit for line in points) == pytest.approx([2, 2, 3, 3, 4, 4])
+    assert paint("sweeps", rows[:0]).axes == []
+
+
+def test_rivals_show_speedups_beside_a_line_at_one_and_what_estimators_cost():
+    speed = {"method": "knn", "metric": "speedup", "contender": "inrun-bench", "value": 7.0}
+    cost = {"method": "estimators", "metric": "microseconds", "contender": "tmc"}
+    costs = [{**cost, "players": n, "value": 1 / n} for n in (10, 100)]
+    speedups, estimators = paint("rivals", pd.DataFrame([speed, *costs])).axes
+    assert {line.get_xdata()[0] for line in speedups.lines} == {1, 7.0}
+    assert estimators.lines[0].get_xydata().tolist() == [[10, 0.1], [100, 0.01]]
+    for rows in ([speed], costs):
+        assert len(paint("rivals", pd.DataFrame(rows, columns=[*cost, "players", "value"])).axes) == 1
+    assert paint("rivals", pd.DataFrame(columns=[*cost, "players", "value"])).axes == []
+
+
+def test_bands_do_not_stretch_the_axis():
+    ax = Figure().subplots()
+    intervals = pd.DataFrame({"mean": [0.4, 0.6], "low": [-9.0, 0.5], "high": [9.0, 0.7]})
+    band(ax, [0, 1], intervals, look("knn"))
+    low, high = ax.get_ylim()
+    assert 0.3 < low < 0.4 < 0.6 < high < 0.7
 
 
 # --- files and style ---
@@ -396,8 +439,12 @@ def cost_rows():
 
 def test_cost_shows_each_task_and_recipe_under_the_ceiling_of_its_reference():
     figure = paint("cost", cost_rows())
-    assert [ax.get_title() for ax in figure.axes] == ["a", "b", "a, adamw"]
-    for number, ax in enumerate(figure.axes):
+    by_place = {(ax.get_subplotspec().rowspan.start, ax.get_subplotspec().colspan.start): ax for ax in figure.axes}
+    assert [by_place[0, column].get_title() for column in (0, 1)] == ["recipe sgd", "recipe adamw"]
+    assert [by_place[row, 0].get_ylabel() for row in (0, 1)] == ["a", "b"]
+    assert set(by_place) == {(0, 0), (1, 0), (0, 1)}  # b has one recipe
+    assert all(by_place[place].get_xlabel() for place in ((1, 0), (0, 1)))  # the last ones of their columns
+    for number, ax in enumerate(by_place[place] for place in ((0, 0), (1, 0), (0, 1))):
         points = {line.get_ydata()[0] for line in ax.lines if len(line.get_xdata()) == 1}
         assert points == {0.4 + 0.01 * number, 0.9 + 0.01 * number}
         (ceiling,) = {line.get_ydata()[0] for line in ax.lines if list(line.get_xdata()) == [0, 1]}
@@ -418,13 +465,23 @@ def test_cost_over_seeds_shows_means_with_their_intervals_at_median_prices():
     assert interval.get_ydata() == pytest.approx(np.tanh([z.mean() - half, z.mean() + half]))
 
 
+def test_cost_shows_the_foremost_of_many_methods_and_says_how_many_it_leaves_to_the_table():
+    rows = cost_rows()
+    many = [rows.assign(method=rows["method"].replace("knn", f"other-{number}")) for number in range(MANY)]
+    along = rows.assign(method=rows["method"].replace("knn", "knn-embedding"))
+    figure = paint("cost", pd.concat([rows, *many, along]).drop_duplicates())
+    assert figure.get_suptitle() == "in the table alone: 1 more method"
+    assert look("knn").label in texts(figure)
+    assert look("knn-embedding").label not in texts(figure)
+
+
 def test_cost_needs_no_reference_and_no_second_recipe():
     rows = cost_rows().drop(columns="recipe").iloc[:8]
     figure = paint("cost", rows[rows["method"] != "reference"])
-    assert [ax.get_title() for ax in figure.axes] == ["a", "b"]
+    assert [ax.get_ylabel() for ax in figure.axes] == ["a", "b"]
     assert paint("cost", rows.iloc[:0]).axes == []
     alone = paint("cost", rows[:1].assign(method="random"))
-    assert [ax.get_title() for ax in alone.axes] == ["a"]
+    assert [ax.get_ylabel() for ax in alone.axes] == ["a"]
 
 
 def test_cost_says_what_it_leaves_out():

@@ -566,7 +566,7 @@ def test_the_figure_shows_the_ratios(measured):
 def test_measurements_take_the_place_of_the_interpreters(measured):
     rows = measured[1].read_all("gpu")
     figure = paint(pd.concat([rows, rows.assign(device="NVIDIA H200")]))
-    assert {ax.get_title("right") for ax in figure.axes} == {"NVIDIA H200"}
+    assert {ax.get_title("right") for ax in figure.axes} == {"NVIDIA H200: median, quartiles"}
 
 
 def test_nothing_is_drawn_of_nothing(tmp_path, measured):

@@ -90,7 +90,7 @@ def test_every_point_is_told_and_drawn(found):
     assert "| KNN-Shapley" in table
     assert "16 samples, 24 steps" in table
     (_, svg) = draw_figures(found, ["scale"], {"scale": scale})
-    assert svg.read_text().count("iris-logreg,") == 2
+    assert svg.read_text().count(">iris-logreg<") == 1
     assert all(fixed in svg.read_text() for fixed in ("2 epochs", "16 samples"))
     assert scale.draw(pd.DataFrame({"metric": ["utility"], "judge": ["own"]})).axes == []
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from inrun_bench.report.looks import Look, in_order, look
+from inrun_bench.report.looks import WIDEST, Look, hatched, in_order, look
 
 PANELS = {
-    "ratio_to_cublas": "speed / torch.mm of the\nweight gradient alone (median, quartiles)",
-    "throughput_ratio": "throughput of a step\n/ regular step (median, quartiles)",
-    "net_throughput_ratio": "the same, the time of the\nvalidation gradient taken off",
+    "ratio_to_cublas": "speed (torch.mm of the\nweight gradient alone = 1)",
+    "throughput_ratio": "throughput of a step\n(regular step = 1)",
+    "net_throughput_ratio": "the same, less the time of\nthe validation gradient",
 }
 KERNELS = {
     "wgrad-dot": Look("weight gradient and scores", "#006d2c", "o"),
@@ -37,12 +39,15 @@ def draw(rows: pd.DataFrame) -> Figure:
     rows = rows if measured.empty else measured
     found = dict(list(rows.groupby(["metric", "device"])))
     panels = sorted(found.items(), key=lambda item: (list(PANELS).index(item[0][0]), item[0][1]))
-    figure = Figure(figsize=(12, 3.2 * len(panels)), layout="constrained")
+    figure = Figure(figsize=(WIDEST, 3.3 * len(panels)), layout="constrained")
     axes: list[Axes] = list(figure.subplots(len(panels), squeeze=False)[:, 0]) if panels else []
     for ax, ((metric, device), own) in zip(axes, panels, strict=True):
         _bars(ax, own.assign(group=[_group(row) for row in own.to_dict("records")]))
         ax.set_ylabel(PANELS[metric])
-        ax.set_title(f"{device}: checks, no measure of speed" if device == INTERPRETED else str(device), loc="right")
+        ax.set_title(
+            f"{device}: checks, no measure of speed" if device == INTERPRETED else f"{device}: median, quartiles",
+            loc="right",
+        )
         ax.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1.06))
     return figure
 
@@ -51,7 +56,7 @@ def _group(row: dict[str, object]) -> str:
     """Return what the bars that stand together have in common: a layer and its shape, or a model and its optimiser."""
     if row["metric"] == "ratio_to_cublas":
         *_, d_in, _arrow, d_out = str(row["shape"]).split(" ")
-        return "\n".join((*str(row["task"]).split("-"), d_in, f"→ {d_out}"))
+        return f"{textwrap.fill(str(row['task']), 11)}\n{d_in} → {d_out}"
     compiled = "" if row["compiled"] == "no" else f", {row['compiled']}"
     return f"{row['task']}\n{row['optimizer']}{compiled}"
 
@@ -67,12 +72,19 @@ def _bars(ax: Axes, rows: pd.DataFrame) -> None:
         style = KERNELS.get(method) or look(method)
         centres = np.array([groups.index(group) for group in own["group"]]) + width * (place - (len(methods) - 1) / 2)
         quartiles = np.stack([own["value"] - own["low"], own["high"] - own["value"]])
-        ax.bar(centres, own["value"], width * 0.92, color=style.color, label=style.label)
+        ax.bar(centres, own["value"], width * 0.92, color=style.color, label=style.label, **hatched(style))
         ax.errorbar(centres, own["value"], yerr=quartiles, fmt="none", ecolor="0.3", elinewidth=0.8)
         for centre, top, value in zip(centres, own["high"], own["value"], strict=True):
             ax.annotate(
-                f"{value:.2f}", (centre, top), (0, 2), textcoords="offset points", ha="center", fontsize=5, rotation=90
+                f"{value:.2f}",
+                (centre, top),
+                (0, 2),
+                textcoords="offset points",
+                ha="center",
+                fontsize=6.5,
+                rotation=90,
             )
+    ax.margins(y=0.12)
     ax.axhline(1, color="0.4", linewidth=0.8)
     ax.set_xticks(range(len(groups)), groups, fontsize=7)
     ax.grid(visible=False, axis="x")
