@@ -283,3 +283,16 @@ def test_a_note_counts_what_is_out_of_date_and_why(before):
     assert sorted(reasons.values()) == [1, 1, 1]
     assert "nobody noted what they follow from" in reasons
     assert "the code of method 'knn'" in reasons
+
+
+def test_what_a_folder_lacks_of_what_rows_were_computed_from_does_not_make_them_out_of_date():
+    need = dataclasses.replace(UNIT, method="knn")
+    unit = dataclasses.replace(UNIT, needs=(need,))
+    noted = Provenance.of(unit, now(unit))
+    alone = dataclasses.replace(unit, needs=())  # as the unit is read from a folder without rows of its need
+    assert outdated({alone: noted}, EXPERIMENTS)[0] == 0
+    assert outdated({unit: noted}, EXPERIMENTS)[0] == 0
+    other = Provenance.of(unit, {**now(unit), "needs": "0"})
+    assert outdated({unit: other}, EXPERIMENTS) == (1, {"what they were computed from": 1})
+    changed = Provenance.of(unit, {**now(unit), "method": "0"})
+    assert outdated({alone: changed}, EXPERIMENTS)[1] == {f"the code of method {unit.method!r}": 1}
