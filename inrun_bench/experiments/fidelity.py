@@ -118,7 +118,7 @@ KNOBS = {
     "standard": Knobs(
         {
             "default": Grid(),
-            "stdlib-gpt": Grid((0.3, 1.0, 3.0), batch_sizes=(4, 8), coalitions=256, steps=60, validation=8),
+            "stdlib-gpt": Grid((0.3, 1.0, 3.0), batch_sizes=(4, 8), coalitions=64, steps=60, validation=8),
         }
     ),
 }
