@@ -421,7 +421,8 @@ def _medians(rows: pd.DataFrame, errors: pd.DataFrame) -> str:
 
 def _safe(rows: pd.DataFrame, errors: pd.DataFrame) -> str:
     methods, fails, cells = in_order(errors["method"]), failing(rows), []
-    for (task, optimizer), own in errors.groupby(["task", "optimizer"], sort=False):
+    later = errors[errors["step"] > 0]
+    for (task, optimizer), own in later.groupby(["task", "optimizer"], sort=False):
         largest = []
         for method in methods:
             quantiles = own[own["method"] == method].groupby("rate_factor")["value"].quantile(ALMOST_ALL)
@@ -436,8 +437,8 @@ def _safe(rows: pd.DataFrame, errors: pd.DataFrame) -> str:
     heads = ["task", "optimizer", *(look(m).label for m in methods), "training"]
     return (
         f"**Safe learning rates**: the largest of the map, in units of the recipe's own, up to which {ALMOST_ALL:.0%} "
-        f"of the steps have a relative error of at most {SAFE:.0%}, and that at which training does not fail at any "
-        f"batch size.\n\n{markdown(cells, heads)}"
+        f"of the steps have a relative error of at most {SAFE:.0%}, the first step of a run apart, in which AdamW is off "
+        f"at any rate; and the largest at which training does not fail at any batch size.\n\n{markdown(cells, heads)}"
     )
 
 
