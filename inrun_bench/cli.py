@@ -226,11 +226,11 @@ def _paper(options: argparse.Namespace) -> tuple[Paper | None, Sequence[str]]:
 
 
 def _report(options: argparse.Namespace) -> int:
-    store = Store(_folder(options), create=False)
     formats = tuple(dict.fromkeys(options.format))
     for form in formats:
         if form not in ("markdown", *TABLE_FORMATS):
             raise ValueError(unknown_name("format", form, ["markdown", *TABLE_FORMATS]))
+    store = Store(_folder(options), create=False)
     print(write_summary(store, EXPERIMENTS))
     for path in write_tables(store, EXPERIMENTS, [form for form in formats if form in TABLE_FORMATS]):
         print(path)

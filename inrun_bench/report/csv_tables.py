@@ -31,8 +31,8 @@ class Number:
 
     Attributes
     ----------
-    mean : float
-        The number.
+    mean : float or None
+        The number; None stands for nothing.
     low, high : float or None
         Ends of its interval, where it has one.
     n : int or None
@@ -43,12 +43,15 @@ class Number:
         As printed; empty where there is none.
     """
 
-    mean: float
+    mean: float | None = None
     low: float | None = None
     high: float | None = None
     n: int | None = None
     above: int | None = None
     unit: str = ""
+
+
+NOTHING = Number()
 
 
 def numbers_in(text: str) -> list[Number]:
@@ -96,11 +99,14 @@ def table_csv(table: Table, caption: Markup) -> str:
 
 
 def _number(match: re.Match[str]) -> Number:
-    ends = [None if match[end] is None else _float(match[end]) for end in ("low", "high")]
-    n = match["of"] or match["seeds"]
-    above = match["above"]
+    n, above, low, high = match["of"] or match["seeds"], match["above"], match["low"], match["high"]
     return Number(
-        _float(match["mean"]), *ends, int(n) if n else None, int(above) if above else None, match["unit"] or ""
+        _float(match["mean"]),
+        _float(low) if low else None,
+        _float(high) if high else None,
+        int(n) if n else None,
+        int(above) if above else None,
+        match["unit"] or "",
     )
 
 
@@ -115,18 +121,18 @@ def _columns(head: str, texts: Sequence[str], seeds: int | None) -> list[tuple[s
         return [(head, list(texts))]
     columns = []
     for place in range(max(map(len, cells))):
-        own = [cell[place] if place < len(cell) else None for cell in cells]
-        units = {number.unit for number in own if number}
+        own = [cell[place] if place < len(cell) else NOTHING for cell in cells]
+        units = {number.unit for number in own if number.mean is not None}
         name = f"{head} {place + 1}" if place else head
-        unit = units.pop() if len(units) == 1 else ""
-        columns.append((f"{name} ({unit})" if unit else name, _written(number and number.mean for number in own)))
-        if any(number and number.low is not None for number in own):
-            columns.append((f"{name} low", _written(number and number.low for number in own)))
-            columns.append((f"{name} high", _written(number and number.high for number in own)))
-            of = [None if number is None or number.low is None else number.n or seeds for number in own]
-            columns.append((f"{name} n", _written(of)))
-        if any(number and number.above is not None for number in own):
-            columns.append((f"{name} above", _written(number and number.above for number in own)))
+        unit = "".join(units) if len(units) == 1 else ""
+        parts: dict[str, list[float | None]] = {
+            f"{name} ({unit})" if unit else name: [number.mean for number in own],
+            f"{name} low": [number.low for number in own],
+            f"{name} high": [number.high for number in own],
+            f"{name} n": [None if number.low is None else number.n or seeds for number in own],
+            f"{name} above": [number.above for number in own],
+        }
+        columns += [(part, _written(values)) for part, values in parts.items() if set(values) != {None}]
     notes = ["" if cell else text for cell, text in zip(cells, texts, strict=True)]
     return [*columns, (f"{head} note", notes)] if any(notes) else columns
 

@@ -40,7 +40,8 @@ class Paper:
         Inches that no file is higher than, if a single row of panels is not; what does not fit is continued in
         another file.
     font_size : float
-        Points, of titles and labels; ticks and legends are 1 smaller, and nothing is more than 2 smaller.
+        Points, of titles and labels; ticks and legends are 1 smaller, as is a title of one word too long for its
+        panel, and nothing is more than 2 smaller.
     font : str
         A family that is installed; glyphs that it lacks are taken from DejaVu Sans.
 

@@ -76,6 +76,7 @@ class _Line:
     panels: list[_Panel]
     strip: _Strip
     squeeze: float = 1.0  # of its height
+    label: float = 0.0  # of the space left of its first panel, what the label at the edge of the page takes
     space: list[tuple[float, float, float, float]] = field(default_factory=list)
 
 
@@ -197,7 +198,9 @@ def _key(ax: Axes, above: list[_Strip]) -> tuple[list[Artist], list[str]]:
     if legend is None:
         return above[-1].panels[0].key if above else ([], [])
     legend.remove()
-    return list(legend.legend_handles), [text.get_text() for text in legend.get_texts()]
+    return [handle for handle in legend.legend_handles if handle is not None], [
+        text.get_text() for text in legend.get_texts()
+    ]
 
 
 def _chosen(axis: Axis) -> tuple[tuple[float, str], ...]:
@@ -205,7 +208,7 @@ def _chosen(axis: Axis) -> tuple[tuple[float, str], ...]:
     if not isinstance(axis.get_major_locator(), FixedLocator):
         return ()
     places = axis.get_ticklocs()
-    return tuple(zip(places, axis.get_major_formatter().format_ticks(places), strict=True))
+    return tuple(zip(places, axis.get_major_formatter().format_ticks(list(places)), strict=True))
 
 
 def _named(axis: Axis) -> tuple[tuple[float, str], ...]:
@@ -235,7 +238,8 @@ def _columns(strip: _Strip, in_a_grid: bool, paper: Paper) -> int:
     """Return how many panels of a strip stand beside each other."""
     number = len(strip.panels)
     narrow = in_a_grid or bool(strip.panels[0].names)
-    for columns in range(number, 1, -1):
+    most = int(paper.width * POINTS / ((NARROWEST if narrow else COMFORTABLE) + GAP))
+    for columns in range(min(number, most), 1, -1):
         if -(-number // -(-number // columns)) < columns:
             continue  # as many lines with fewer in each
         strip.columns = columns
@@ -274,7 +278,7 @@ def _height(line: _Line, paper: Paper) -> float:
 def _pages(lines: list[_Line], paper: Paper, below: float) -> list[list[_Line]]:
     """Return the lines of each page: as few pages as there can be, of panels as high as they may then be."""
     room = paper.height * POINTS - below - 2 * EDGE
-    _measure(lines, paper, NARROWEST, times=2)
+    _measure(lines, paper, NARROWEST, times=3)
     found: list[list[list[_Line]]] = []
     for squeeze in SQUEEZES:
         for line in lines:
@@ -305,7 +309,7 @@ def _filled(lines: list[_Line], heights: list[float], room: float) -> list[list[
 
 def _place(figure: Figure, page: list[_Line], paper: Paper, below: float) -> None:
     """Give the figure its size and the panels of a page their places."""
-    _measure(page, paper, NARROWEST, times=2)
+    _measure(page, paper, NARROWEST, times=3)
     whole = sum(_height(line, paper) + GAP for line in page) - GAP + below + 2 * EDGE
     figure.set_size_inches(paper.width, whole / POINTS)
     top = whole - EDGE
@@ -319,6 +323,9 @@ def _place(figure: Figure, page: list[_Line], paper: Paper, below: float) -> Non
             panel.ax.set_position(
                 (x / (paper.width * POINTS), y / whole, width / (paper.width * POINTS), height / whole)
             )
+            if panel is line.panels[0]:
+                away = left - line.label + APART
+                panel.ax.yaxis.set_label_coords(-away / width, panel.ax.yaxis.label.get_position()[1])
             x += width + right + GAP
         top -= _height(line, paper) + GAP
 
@@ -334,7 +341,9 @@ def _label(page: list[_Line], number: int, paper: Paper, width: float) -> None:
     for column, panel in enumerate(line.panels):
         ax, left = panel.ax, line.panels[column - 1] if column else None
         title = panel.title if panel.titled or wraps or not number else ""
-        ax.set_title(_broken(ax, title, paper.font_size, width), pad=4)
+        ax.set_title(_broken(ax, title, paper.font_size, width), pad=4, fontsize=paper.font_size)
+        if _extent(ax, ax.get_title(), paper.font_size) > width + GAP:  # for a single long word
+            ax.title.set_fontsize(paper.font_size - SMALLER)
         repeated = column < len(after) and after[column].xlabel == panel.xlabel
         ax.set_xlabel("" if repeated else _broken(ax, panel.xlabel, paper.font_size, width))
         if wraps or not repeated:
@@ -426,8 +435,16 @@ def _measure(page: list[_Line], paper: Paper, width: float, times: int = 1) -> N
             alike = [other for other in page if _alike(line, other)]
             columns = itertools.zip_longest(*(other.space for other in alike))
             sides = [[max(space[side] for space in own if space) for side in (0, 1)] for own in columns]
+            line.label = max(_thickness(other.panels[0].ax, paper) for other in alike)
+            sides[0][0] += line.label
             above_and_below = [line.space[min(column, len(line.panels) - 1)][2:] for column in range(len(sides))]
             line.space = [(*beside, *rest) for beside, rest in zip(sides, above_and_below, strict=True)]  # type: ignore[misc]
+
+
+def _thickness(ax: Axes, paper: Paper) -> float:
+    """Return how much space the label at the left of axes takes."""
+    label = ax.get_ylabel()
+    return LINE * paper.font_size * (1 + label.count("\n")) + APART if label else 0.0
 
 
 def _alike(one: _Line, other: _Line) -> bool:
@@ -446,9 +463,11 @@ def _space(line: _Line, panel: _Panel, paper: Paper, width: float, *, keyed: boo
     _fit_ticks(panel, paper)
     _fit_numbers(panel)
     key = _fit_key(panel, paper, keyed=keyed)
+    ax.yaxis.label.set_visible(panel is not line.panels[0])  # that one stands left of all ticks of its strip
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     outer, inner = ax.get_tightbbox(renderer, for_layout_only=True), ax.get_window_extent(renderer)
     assert outer is not None
+    ax.yaxis.label.set_visible(True)
     ax.set_visible(visible)
     sides = (inner.x0 - outer.x0, outer.x1 - inner.x1, inner.y0 - outer.y0, outer.y1 - inner.y1)
     left, right, below, above = (max(0.0, side) * POINTS / DPI for side in sides)

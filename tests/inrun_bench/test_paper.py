@@ -30,6 +30,7 @@ PUBLISHED = [
     if name in Store(path.parent, create=False).experiments()
 ]
 WIDTHS = (3.25, 5.5, 7.0)
+INSIDE = np.array([0.7, 0.7, -0.7, -0.7])  # points of the box of a text around its letters
 
 
 def pages(draw, paper):
@@ -49,11 +50,7 @@ def labels_of(ax):
 def ticks_of(ax):
     """Labels of ticks that are within the axes."""
     for axis in (ax.xaxis, ax.yaxis):
-        low, high = sorted(axis.get_view_interval())
-        span = 1e-9 * (high - low)
-        for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
-            if low - span <= tick.get_loc() <= high + span:
-                yield tick.label1
+        yield from (tick.label1 for tick in axis._update_ticks())
 
 
 def words(page):
@@ -73,7 +70,7 @@ def in_points(text, page):
 
 def collisions(page):
     """Pairs of texts that overlap by more than the space within their boxes."""
-    boxes = [(text.get_text(), in_points(text, page) + [0.7, 0.7, -0.7, -0.7]) for text in words(page)]
+    boxes = [(text.get_text(), in_points(text, page) + INSIDE) for text in words(page)]
     for (one, a), (other, b) in itertools.combinations(boxes, 2):
         if a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]:
             yield one, other
@@ -90,7 +87,8 @@ def check(page, paper):
         assert inside, (text.get_text(), x0, y0, x1, y1)
     for ax in page.axes:
         if ax.get_visible():
-            assert {label.get_fontsize() for label in labels_of(ax)} == {paper.font_size}
+            assert {label.get_fontsize() for label in (ax.xaxis.label, ax.yaxis.label)} == {paper.font_size}
+            assert ax.title.get_fontsize() in (paper.font_size, paper.font_size - 1)
             assert ax.get_position().width * width * 72 > 40
     assert list(collisions(page)) == []
 
@@ -100,7 +98,7 @@ def check(page, paper):
 def test_every_published_figure_can_be_read_in_print(folder, name, width):
     rows, paper = Store(RESULTS / folder, create=False).read_all(name), Paper(width)
     with showing(rows["method"].dropna()):
-        own = list(map(lambda page: check(page, paper), pages(lambda: EXPERIMENTS[name].draw(rows), paper)))
+        own = [check(page, paper) for page in pages(lambda: EXPERIMENTS[name].draw(rows), paper)]
     assert own
 
 
@@ -265,7 +263,7 @@ def test_a_page_out_of_all_proportion_is_refused(given, message):
 
 
 def test_a_format_that_there_is_not_is_refused(copied):
-    with pytest.raises(ValueError, match="'dpf'.*pdf"):
+    with pytest.raises(ValueError, match=r"'dpf'.*pdf"):
         print_figures(copied, ["overhead"], EXPERIMENTS, Paper(), ["dpf"])
 
 
