@@ -431,14 +431,19 @@ def _measure(page: list[_Line], paper: Paper, width: float, times: int = 1) -> N
             keys = [other.panels[0].key[1] for other in page[max(number - 1, 0) : number + 1]]
             keyed = len(keys) == 1 or keys[0] != keys[1]
             line.space = [_space(line, panel, paper, own, keyed=keyed) for panel in line.panels]
-        for line in page:
-            alike = [other for other in page if _alike(line, other)]
-            columns = itertools.zip_longest(*(other.space for other in alike))
-            sides = [[max(space[side] for space in own if space) for side in (0, 1)] for own in columns]
-            line.label = max(_thickness(other.panels[0].ax, paper) for other in alike)
-            sides[0][0] += line.label
-            above_and_below = [line.space[min(column, len(line.panels) - 1)][2:] for column in range(len(sides))]
-            line.space = [(*beside, *rest) for beside, rest in zip(sides, above_and_below, strict=True)]  # type: ignore[misc]
+        _align(page, paper)
+
+
+def _align(page: list[_Line], paper: Paper) -> None:
+    """Give the panels of a column the same space left and right, and labels at the edge of the page theirs."""
+    measured = [line.space for line in page]
+    for line, own in zip(page, measured, strict=True):
+        alike = [number for number, other in enumerate(page) if _alike(line, other)]
+        line.label = max(_thickness(page[number].panels[0].ax, paper) for number in alike)
+        columns = itertools.zip_longest(*(measured[number] for number in alike))
+        beside = [[max(space[side] for space in column if space) for side in (0, 1)] for column in columns]
+        beside[0][0] += line.label
+        line.space = [(left, right, *own[min(column, len(own) - 1)][2:]) for column, (left, right) in enumerate(beside)]
 
 
 def _thickness(ax: Axes, paper: Paper) -> float:
