@@ -25,6 +25,9 @@ from inrun_bench.report import update_page, write_summary
 from inrun_bench.report.figures import draw_figures, drawn
 from inrun_bench.report.markdown import markdown
 from inrun_bench.report.page import write_page
+from inrun_bench.report.paper import FORMATS, Paper
+from inrun_bench.report.paper_figures import print_figures
+from inrun_bench.report.table_files import TABLE_FORMATS, write_tables
 from inrun_bench.runs.backends import BACKENDS
 from inrun_bench.runs.fingerprint import outdated
 from inrun_bench.runs.forecast import forecast
@@ -195,16 +198,42 @@ def _figures(options: argparse.Namespace) -> int:
     for name in names:
         if name not in drawn(EXPERIMENTS):
             raise ValueError(unknown_name("figure", name, list(drawn(EXPERIMENTS))))
+    paper, formats = _paper(options)
     store = Store(_folder(options), create=False)
-    for path in draw_figures(store, names, EXPERIMENTS):
+    if paper is None:
+        written = draw_figures(store, names, EXPERIMENTS)
+    else:
+        written = print_figures(store, names, EXPERIMENTS, paper, formats)
+    for path in written:
         print(path)
     _note_outdated(store)
     return 0
 
 
+def _paper(options: argparse.Namespace) -> tuple[Paper | None, Sequence[str]]:
+    """Return the page that figures are drawn for, None for a screen, and the formats of their files."""
+    given = {name: getattr(options, name) for name in ("width", "height", "font_size", "font")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if options.style == "screen":
+        if asked := [*given, *(["format"] if options.format else [])]:
+            raise ValueError(f"--{asked[0].replace('_', '-')} is of figures for print; add --style paper")
+        return None, ()
+    formats = tuple(dict.fromkeys(options.format or ("pdf",)))
+    for form in formats:
+        if form not in FORMATS:
+            raise ValueError(unknown_name("format", form, list(FORMATS)))
+    return Paper(**given), formats
+
+
 def _report(options: argparse.Namespace) -> int:
+    formats = tuple(dict.fromkeys(options.format))
+    for form in formats:
+        if form not in ("markdown", *TABLE_FORMATS):
+            raise ValueError(unknown_name("format", form, ["markdown", *TABLE_FORMATS]))
     store = Store(_folder(options), create=False)
     print(write_summary(store, EXPERIMENTS))
+    for path in write_tables(store, EXPERIMENTS, [form for form in formats if form in TABLE_FORMATS]):
+        print(path)
     if options.into:
         update_page(options.into, store, EXPERIMENTS)
     stale = outdated(store.units(), EXPERIMENTS)
@@ -377,6 +406,18 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("figures", help="draw figures from stored rows, without running anything")
     command.add_argument("experiment", nargs="*", help="figures to draw (default: all)")
+    command.add_argument(
+        "--style",
+        choices=("screen", "paper"),
+        default="screen",
+        help="screen: PNG and SVG in FOLDER/figures (default); paper: for print, in FOLDER/figures/paper",
+    )
+    default_paper = Paper()
+    for name, what in (("width", "inches"), ("height", "inches at most, a file"), ("font-size", "points")):
+        value = getattr(default_paper, name.replace("-", "_"))
+        command.add_argument(f"--{name}", type=float, help=f"of figures for print: {what} (default: {value:g})")
+    command.add_argument("--font", help=f"of figures for print: a font (default: {default_paper.font})")
+    command.add_argument("--format", nargs="+", help=f"of figures for print: {', '.join(FORMATS)} (default: pdf)")
     _add_place(command)
     command.set_defaults(command=_figures)
 
@@ -386,6 +427,13 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="also put the first of them between the 'summary' marks of this Markdown file, and those of experiments "
         "between marks of their names, where it has any; marks that name the folder, too, are for it alone",
+    )
+    command.add_argument(
+        "--format",
+        nargs="+",
+        default=["markdown"],
+        help=f"of the tables: markdown, which is always written, {', '.join(TABLE_FORMATS)}; the others go to "
+        "FOLDER/tables (default: markdown)",
     )
     command.add_argument(
         "--html", action="store_true", help="also write report.html, a page of tables and figures, into the folder"

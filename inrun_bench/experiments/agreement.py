@@ -100,7 +100,10 @@ A_ROW = 3  # tasks
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """Draw Spearman correlation over wall time, one panel a task, with the noise ceiling and chance."""
+    """Draw Spearman correlation over wall time, one panel a task, with the noise ceiling and chance.
+
+    Means with 95 % intervals over seeds, at the median of their wall times.
+    """
     spearman = rows[rows["metric"].isin(["spearman", "spearman_ceiling"])]
     means = over_seeds(spearman)["mean"]
     table = over_seeds(spearman)

@@ -136,7 +136,10 @@ BY = ("task", "spared", "amount", "method", "metric")
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """Draw Spearman correlations over what is left, a column a task; solid: with retraining, dashed: with the whole."""
+    """Draw Spearman correlations over what is left, a column a task; solid: with retraining, dashed: with the whole.
+
+    Means with 95 % intervals over seeds.
+    """
     if rows.empty:
         return Figure()
     means, methods = over_seeds(rows, BY), in_order(rows["method"])

@@ -199,7 +199,10 @@ def _game(task: tasks.Task, game: str, block: int) -> Game:
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """Draw one panel a task: agreement with each game, from the run's own to conventional retraining."""
+    """Draw one panel a task: agreement with each game, from the run's own to conventional retraining.
+
+    Means with 95 % intervals over seeds.
+    """
     rows = rows[rows["metric"].isin(["spearman", "spearman_ceiling"])]
     if rows.empty:
         return Figure()

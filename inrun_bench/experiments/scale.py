@@ -258,7 +258,10 @@ def _judged(values: np.ndarray, truth: Unit, rows: pd.DataFrame) -> Iterable[Row
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """Draw a row for each task and what grows in it, samples or steps, and a column for each measure."""
+    """Draw a row for each task and what grows in it, samples or steps, and a column for each measure.
+
+    Means with 95 % intervals over seeds; methods are moved apart a little, so that intervals do not hide each other.
+    """
     rows = rows[rows["metric"].isin(["lds", "spearman", CEILING])]
     sweeps = [] if rows.empty else list(_sweeps(rows))
     measures = [key for key in MEASURES if ((rows["metric"] == key[0]) & (rows["judge"] == key[1])).any()]

@@ -12,7 +12,7 @@ from typing import Any
 from inrun_bench.report.overview import headline, methods_table
 from inrun_bench.runs.store import Store
 
-__all__ = ["headline", "marks", "update_page", "update_section", "write_summary"]
+__all__ = ["headline", "marks", "tables_of", "update_page", "update_section", "write_summary"]
 
 
 def marks(name: str) -> tuple[str, str]:
@@ -25,10 +25,15 @@ BEGIN, END = marks("summary")
 
 def write_summary(store: Store, experiments: Mapping[str, Any]) -> str:
     """Write ``summary.md`` into the store's folder and return its text."""
-    parts = [headline(store), methods_table(store), *_tables(store, experiments).values()]
-    text = "\n\n".join(part for part in parts if part)
+    text = "\n\n".join(tables_of(store, experiments).values())
     (store.root / "summary.md").write_text(text + "\n")
     return text
+
+
+def tables_of(store: Store, experiments: Mapping[str, Any]) -> dict[str, str]:
+    """Return what stands in ``summary.md``, in order: ``headline``, ``methods``, and tables by experiment."""
+    found = {"headline": headline(store), "methods": methods_table(store), **_tables(store, experiments)}
+    return {name: text for name, text in found.items() if text}
 
 
 def _tables(store: Store, experiments: Mapping[str, Any]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-__all__ = ["About", "about", "first_paragraph"]
+__all__ = ["About", "about", "first_paragraph", "paragraphs"]
 
 INLINE = re.compile(r":\w+:`~?([^`]+)`|``([^`]+)``|`([^`]+)`|\*([^*\s][^*]*)\*")
 
@@ -39,8 +39,12 @@ def about(experiment: object, name: str) -> About:
 
 def first_paragraph(function: object) -> str:
     """Return the first paragraph of a function's docstring, in one line; empty where it has none."""
-    paragraphs = _paragraphs(function)
-    return " ".join(paragraphs[0].split()) if paragraphs else ""
+    return next(iter(paragraphs(function)), "")
+
+
+def paragraphs(function: object) -> list[str]:
+    """Return the paragraphs of a function's docstring, each in one line."""
+    return [" ".join(text.split()) for text in _paragraphs(function)]
 
 
 def _paragraphs(thing: object) -> list[str]:

@@ -19,6 +19,8 @@ from inrun_bench.methods import METHODS, method_names, method_of
 from inrun_bench.methods.method import OPTIONS
 from inrun_bench.report import BEGIN, END
 from inrun_bench.report.figures import drawn
+from inrun_bench.report.paper import FORMATS
+from inrun_bench.report.table_files import TABLE_FORMATS
 from inrun_bench.runs.backends import BACKENDS
 from inrun_bench.runs.plan import PROFILES
 from inrun_bench.runs.store import Store
@@ -108,6 +110,8 @@ def test_list_says_what_methods_take(command):
         (["figures", "--profile", "quik"], "profile", "quik", "quick", PROFILES),
         (["report", "--profile", "standart"], "profile", "standart", "standard", PROFILES),
         (["figures", "fidelty"], "figure", "fidelty", "fidelity", drawn(EXPERIMENTS)),
+        (["figures", "--style", "paper", "--format", "pfd"], "format", "pfd", "pdf", FORMATS),
+        (["report", "--format", "latx"], "format", "latx", "latex", ("markdown", *TABLE_FORMATS)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -140,6 +144,12 @@ def test_an_unknown_name_is_refused_with_the_nearest_and_all_known_ones(
         (["run", "agreement", "--budget", "5"], "--budget and --limit are for experiments that run alone (gpu)"),
         (["run", "--limit", "5"], "--budget and --limit are for experiments that run alone (gpu)"),
         (["figures"], "no results in 'runs/quick'"),
+        (["figures", "--width", "5"], "--width is of figures for print; add --style paper"),
+        (["figures", "--font-size", "8"], "--font-size is of figures for print; add --style paper"),
+        (["figures", "--format", "pdf"], "--format is of figures for print; add --style paper"),
+        (["figures", "--style", "paper", "--width", "0.1"], "width must be from 2 to 24 inches, got 0.1"),
+        (["figures", "--style", "paper", "--font", "None Such"], "font must be one that is installed"),
+        (["figures", "--style", "slides"], "slides"),
         (["report"], "no results in 'runs/quick'"),
         (["report", "--profile", "standard"], "no results in 'runs/standard'"),
         (["figures", "--out", "missing"], "no results in 'missing'"),
@@ -332,6 +342,21 @@ def test_figures_are_drawn_from_rows_alone_those_that_are_named_and_the_same_eac
     assert {path.name: path.read_bytes() for path in (copied / "figures").iterdir()} == {
         name: pictures[name] for name in again
     }
+
+
+@pytest.mark.usefixtures("nothing_runs")
+def test_figures_for_print_and_tables_go_to_folders_of_their_own(command, copied):
+    options = ("--style", "paper", "--width", "3.25", "--font-size", "7", "--format", "svg", "png", "svg")
+    code, printed, _ = command("figures", "detection", *options, "--out", copied)
+    assert code == 0
+    paths = [copied / "figures" / "paper" / f"detection.{end}" for end in ("svg", "png", "txt")]
+    assert printed.split() == list(map(str, paths))
+    assert 'width="234pt"' in paths[0].read_text()
+    code, printed, _ = command("report", "--format", "latex", "csv", "markdown", "--out", copied)
+    assert code == 0
+    assert printed.startswith((copied / "summary.md").read_text())
+    names = {path.name for path in (copied / "tables").iterdir()}
+    assert {"headline.tex", "headline.csv", "retraining-1.tex", "retraining-1.csv"} <= names
 
 
 @pytest.mark.usefixtures("nothing_runs")

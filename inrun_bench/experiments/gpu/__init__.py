@@ -129,7 +129,10 @@ def _measure_ceilings(unit: Unit, attempt: Attempt) -> list[Row]:
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """Draw speed by shape and throughput by training, each relative to what does without scores."""
+    """Draw speed by shape and throughput by training, each relative to what does without scores.
+
+    Medians with quartiles over repetitions.
+    """
     from inrun_bench.experiments.gpu import figure  # here: a worker draws nothing, and its machine may lack matplotlib
 
     return figure.draw(rows)

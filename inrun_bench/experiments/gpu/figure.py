@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from inrun_bench.report.looks import WIDEST, Look, hatched, in_order, look
+from inrun_bench.report.paper import continued
 
 PANELS = {
     "ratio_to_cublas": "speed (torch.mm of the\nweight gradient alone = 1)",
@@ -38,11 +39,17 @@ def draw(rows: pd.DataFrame) -> Figure:
     measured = rows[rows["device"] != INTERPRETED]
     rows = rows if measured.empty else measured
     found = dict(list(rows.groupby(["metric", "device"])))
-    panels = sorted(found.items(), key=lambda item: (list(PANELS).index(item[0][0]), item[0][1]))
+    panels = [
+        (metric, device, part)
+        for (metric, device), own in sorted(
+            found.items(), key=lambda item: (list(PANELS).index(item[0][0]), item[0][1])
+        )
+        for part in _parts(own.assign(group=[_group(row) for row in own.to_dict("records")]))
+    ]
     figure = Figure(figsize=(WIDEST, 3.3 * len(panels)), layout="constrained")
     axes: list[Axes] = list(figure.subplots(len(panels), squeeze=False)[:, 0]) if panels else []
-    for ax, ((metric, device), own) in zip(axes, panels, strict=True):
-        _bars(ax, own.assign(group=[_group(row) for row in own.to_dict("records")]))
+    for ax, (metric, device, own) in zip(axes, panels, strict=True):
+        _bars(ax, own)
         ax.set_ylabel(PANELS[metric])
         ax.set_title(
             f"{device}: checks, no measure of speed" if device == INTERPRETED else f"{device}: median, quartiles",
@@ -50,6 +57,12 @@ def draw(rows: pd.DataFrame) -> Figure:
         )
         ax.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1.06))
     return figure
+
+
+def _parts(rows: pd.DataFrame) -> list[pd.DataFrame]:
+    """Return the rows of a panel in as many parts as are drawn below each other."""
+    groups = continued(list(dict.fromkeys(rows["group"])), rows["method"].nunique())
+    return [rows[rows["group"].isin(part)] for part in groups]
 
 
 def _group(row: dict[str, object]) -> str:
