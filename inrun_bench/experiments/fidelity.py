@@ -438,7 +438,8 @@ def _safe(rows: pd.DataFrame, errors: pd.DataFrame) -> str:
     return (
         f"**Safe learning rates**: the largest of the map, in units of the recipe's own, up to which {ALMOST_ALL:.0%} "
         f"of the steps have a relative error of at most {SAFE:.0%}, the first step of a run apart, in which AdamW is "
-        f"off at any rate; and the largest at which training does not fail at any batch size.\n\n{markdown(cells, heads)}"
+        f"off at any rate; and the largest at which training does not fail at any batch size.\n\n"
+        f"{markdown(cells, heads)}"
     )
 
 
