@@ -32,10 +32,12 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from torch import nn
 
 import tasks
@@ -324,7 +326,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     lines = [len(errors[errors["task"] == task][["method", "batch_size"]].drop_duplicates()) for task in names]
     heights = [count for count in lines for _ in range(2)]
     figure = Figure(
-        figsize=(2.3 * len(optimizers) + 1.3, sum(0.145 * count + 0.42 for count in heights) + 0.6),
+        figsize=(2.2 * len(optimizers) + 1.9, sum(0.1 * count + 0.38 for count in heights) + 0.6),
         layout="constrained",
     )
     axes = figure.subplots(len(heights), len(optimizers), squeeze=False, height_ratios=heights)
@@ -341,9 +343,11 @@ def draw(rows: pd.DataFrame) -> Figure:
             if row == 0:
                 ax.set_title(optimizer)
         axes[row, 0].set_ylabel(f"{task}\nbatch size")
-    bar = figure.colorbar(ScalarMappable(scale, colors), ax=axes, ticks=range(len(EDGES)), aspect=50, shrink=0.5)
-    bar.ax.set_yticklabels([*(f"{100 * edge:g} %" for edge in EDGES[:-1]), "more"])
-    bar.set_label("relative error of the scores, median")
+    steps = [f"{100 * edge:g} %" for edge in EDGES[1:-1]]
+    labels = [f"median error below {steps[0]}", *(f"below {step}" for step in steps[1:]), f"{steps[-1]} or more"]
+    handles: list[Artist] = [Patch(color=colors(place), label=label) for place, label in enumerate(labels)]
+    cross = Line2D([], [], color="black", marker="x", markersize=4, linestyle="none", label="training fails")
+    figure.legend(handles=[*handles, cross], loc="outside lower center", ncols=len(labels) + 1)
     return figure
 
 
@@ -351,7 +355,7 @@ def _map(
     ax: Axes, errors: pd.DataFrame, x: str, fails: set[tuple[str, str, float, int]], colors: tuple[Any, BoundaryNorm]
 ) -> None:
     ax.grid(visible=False)
-    ax.tick_params(length=0, labelsize=7)
+    ax.tick_params(length=0, labelsize=6.5)
     ax.set_xlabel({"rate_factor": "learning rate / the recipe's own", "stage": "share of the run done"}[x], fontsize=8)
     medians = errors.groupby(["method", "batch_size", x])["value"].median().unstack(x)
     if medians.empty:

@@ -68,9 +68,6 @@ def test_every_axis_says_what_it_shows(results, name):
     assert figure.axes
     for ax in figure.axes:
         place = ax.get_subplotspec()
-        if place is None:  # the axis of colours
-            assert ax.get_ylabel()
-            continue
         assert ax.get_xlabel() or words_of_ticks(ax.get_xticklabels()) or not place.is_last_row()
         assert ax.get_ylabel() or words_of_ticks(ax.get_yticklabels()) or not place.is_first_col()
         assert ax.has_data()
@@ -136,7 +133,7 @@ def test_fidelity_can_be_drawn_at_other_learning_rates_than_the_recipes(results)
 def test_fidelity_can_be_drawn_of_one_optimizer(results, optimizer):
     figure = paint("fidelity", results.read_all("fidelity").query("optimizer == @optimizer"))
     assert figure.axes[0].get_title() == optimizer
-    assert len(figure.axes) == 2 + 1  # over the rate, over the steps, and the colours'
+    assert len(figure.axes) == 2  # over the rate, over the steps
     assert all(ax.has_data() for ax in figure.axes)
 
 
