@@ -342,7 +342,7 @@ def draw(rows: pd.DataFrame) -> Figure:
                 ax.tick_params(labelleft=False)
             if row == 0:
                 ax.set_title(optimizer)
-        axes[row, 0].set_ylabel(f"{task}\nbatch size")
+        axes[row, 0].set_ylabel(task.replace("-", "-\n", 1), fontsize=8)
     steps = [f"{100 * edge:g} %" for edge in EDGES[1:-1]]
     labels = [f"median error below {steps[0]}", *(f"below {step}" for step in steps[1:]), f"{steps[-1]} or more"]
     handles: list[Artist] = [Patch(color=colors(place), label=label) for place, label in enumerate(labels)]
@@ -368,7 +368,7 @@ def _map(
     ax.set_xticks(np.arange(medians.shape[1]) + 0.5, [f"{place:g}" for place in medians.columns])
     sizes, before = [], ""
     for line, (method, size) in enumerate(medians.index):
-        sizes.append(f"{size}" if method == before else f"{look(method).label}  {size}")
+        sizes.append(f"{size}" if method == before else f"{look(method).label}, batches of {size}")
         if before and method != before:
             ax.axhline(line, color="white", linewidth=2.5)
         before = method
