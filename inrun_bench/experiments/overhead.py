@@ -71,7 +71,7 @@ class Knobs:
 
 
 KNOBS = {
-    "quick": Knobs(repeats=5, workloads={"gpt-64": 3, "mlp": 5, "cnn": 2}),
+    "quick": Knobs(repeats=5, workloads={"gpt-64": 3, "mlp": 5}),
     "timing": Knobs(repeats=25, workloads={"gpt-64": 15, "gpt-256": 15, "gpt-1024": 7, "mlp": 25, "cnn": 15}),
     "standard": Knobs(repeats=51, workloads={"gpt-64": 21, "gpt-256": 21, "gpt-1024": 9, "mlp": 51, "cnn": 21}),
 }
