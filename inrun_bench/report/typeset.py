@@ -7,6 +7,7 @@ in points throughout.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -95,6 +96,7 @@ def typeset(figure: Figure, paper: Paper) -> Iterator[Figure]:
     figure.set_dpi(DPI)
     figure.set_size_inches(paper.width, paper.height)
     figure.suptitle("")
+    _part_ticks(figure)
     _resize(figure, paper)
     strips = _strips(figure)
     if not strips:  # nothing stands in a grid
@@ -125,6 +127,17 @@ def typeset(figure: Figure, paper: Paper) -> Iterator[Figure]:
             legend.set_bbox_to_anchor((0.5, bottom / height), transform=figure.transFigure)
             bottom += _size(legend).height + LEGEND_GAP
         yield figure
+
+
+def _part_ticks(figure: Figure) -> None:
+    """Give axes that share ticks ticks of their own: shared ones suit the size of the first, which may be elsewhere."""
+    for ax in figure.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.major, axis.minor = copy.copy(axis.major), copy.copy(axis.minor)
+            for ticker, part in itertools.product((axis.major, axis.minor), ("locator", "formatter")):
+                own = copy.copy(getattr(ticker, part))
+                own.set_axis(axis)
+                setattr(ticker, part, own)
 
 
 def _resize(figure: Figure, paper: Paper) -> None:
@@ -262,8 +275,9 @@ def _inner_height(line: _Line, width: float, paper: Paper) -> float:
     """Return how high the data of each panel is."""
     names = line.panels[0].names
     if names:
-        highest = max(1 + text.count("\n") for _, text in names)
-        return LINE * (paper.font_size - SMALLER) * highest * (len(names) + 2 * AROUND - 1)
+        lines = [1 + text.count("\n") for _, text in names]
+        pitch = max([1.0, *((one + other) / 2 for one, other in itertools.pairwise(lines))])
+        return LINE * (paper.font_size - SMALLER) * pitch * (len(names) + 2 * AROUND - 1)
     return max(LOWEST, line.squeeze * min(ASPECT * width, HIGHEST))
 
 
