@@ -366,7 +366,8 @@ def seeds_of_the_headline():
 def sizes_of_the_quick_tasks():
     found = [tasks.load(name, 0) for name in PROFILES["quick"].tasks]
     steps = {task.recipe.n_steps(task.n_train) for task in found}
-    return {task.n_train for task in found} == {90, 100, 200} and steps == {45, 50} and len(PROFILES["quick"].seeds) == 3
+    sizes = {task.n_train for task in found}
+    return sizes == {90, 100, 200} and steps == {45, 50} and len(PROFILES["quick"].seeds) == 3
 
 
 def seeds_of_agreement():

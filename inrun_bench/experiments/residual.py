@@ -108,7 +108,8 @@ def _cloud(ax: Axes, steps: pd.DataFrame, methods: list[str]) -> None:
     for method in methods:
         own = steps[steps["method"] == method]
         x, y = (own[name].clip(LEAST, MOST) for name in ("residual_share", "value"))
-        ax.plot(x, y, **{**points(look(method)), "markersize": 3, "alpha": 0.5, "markeredgewidth": 0, "rasterized": True})
+        small = {"markersize": 3, "alpha": 0.5, "markeredgewidth": 0, "rasterized": True}
+        ax.plot(x, y, **{**points(look(method)), **small})
     ax.plot([LEAST, MOST], [LEAST, MOST], color="0.4", linestyle="--", linewidth=1)
     ax.set(xscale="log", yscale="log", xlim=(LEAST / 2, MOST * 2), ylim=(LEAST / 2, MOST * 2))
     ticks = [LEAST, 1e-4, 1e-2, 1.0, MOST]
