@@ -83,7 +83,7 @@ KINDS = {"SGD": ("SGD", "momentum"), "AdamW": ("AdamW", "AdamW, warm-up")}
 def draw(rows: pd.DataFrame) -> Figure:
     """Draw the relative error of every step over its residual: a column a task; SGD above, AdamW below.
 
-    With and without momentum above, with and without warm-up below.
+    With and without momentum above, with and without warm-up below; no medians, each mark is a step.
     """
     steps = rows[(rows["metric"] == "relative_error") & ~rows["method"].isin(fidelity.IN_TABLES_ALONE)]
     kinds = {kind: own for kind, names in KINDS.items() if len(own := steps[steps["optimizer"].isin(names)])}

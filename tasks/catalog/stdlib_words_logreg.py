@@ -1,4 +1,4 @@
-"""Sixteen lines of Python's standard library: which of eight packages are they from? Words, logistic regression.
+"""Thirty lines of Python's standard library: which of eight packages are they from? Words, logistic regression.
 
 A sample is a piece of a package's source, its features the counts of its words, by hash, scaled to length 1. As for
 :mod:`~tasks.catalog.stdlib_gpt`, the text is that of the running Python and differs a little between versions.
@@ -15,7 +15,7 @@ from tasks.catalog.stdlib_gpt import DOMAINS, source_of
 from tasks.recipe import Recipe
 from tasks.task import TaskSpec
 
-LINES = 16  # a piece
+LINES = 30  # a piece
 PIECES = 90  # a package
 FEATURES = 256
 
@@ -42,8 +42,8 @@ TASK = TaskSpec(
     dataset=dataset,
     architecture=lambda: nn.Linear(FEATURES, len(DOMAINS)),
     recipes={
-        "sgd": Recipe("sgd", learning_rate=5.0, batch_size=20, epochs=5),
-        "momentum": Recipe("sgd", learning_rate=0.5, batch_size=20, epochs=5, momentum=0.9),
+        "sgd": Recipe("sgd", learning_rate=8.0, batch_size=20, epochs=5),
+        "momentum": Recipe("sgd", learning_rate=0.8, batch_size=20, epochs=5, momentum=0.9),
         "adamw": Recipe("adamw", learning_rate=0.05, batch_size=20, epochs=5, weight_decay=0.01),
     },
     n_classes=len(DOMAINS),

@@ -126,7 +126,7 @@ def test_a_task_without_wrong_labels_has_none_to_detect(tmp_path):
     ("asked", "error", "match"),
     [
         ({"tasks": "iris-logrg"}, ValueError, "iris-logreg"),
-        ({"experiments": "scale"}, ValueError, "nothing to do on iris-logreg; it needs .*breast-cancer"),
+        ({"experiments": "scale"}, ValueError, "nothing to do on iris-logreg; it needs .*digits-mlp"),
         ({"methods": "knnn"}, ValueError, "knn"),
         ({"experiments": "detecton"}, ValueError, "detection"),
         ({"methods": {"knn": drawn}}, ValueError, "'knn' is already the name of one"),

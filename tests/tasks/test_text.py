@@ -42,7 +42,7 @@ def test_samples_are_windows_of_bytes_and_targets_the_bytes_that_follow():
     assert x.max() < stdlib_gpt.BYTES
     windows = np.concatenate([x, y[:, -1:]], axis=1).astype(np.uint8)
     for domain, name in enumerate(stdlib_gpt.DOMAINS):
-        text = stdlib_gpt._text(name)
+        text = stdlib_gpt.source_of(name).encode()
         assert all(window.tobytes() in text for window in windows[domains == domain][::10])
 
 
@@ -163,4 +163,4 @@ def test_tests_are_no_text(tmp_path, monkeypatch):
     for path in ("xml/b.py", "xml/a/c.py", "xml/test/d.py", "xml.py", "json/e.py"):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(path)
-    assert stdlib_gpt._text("xml") == b"xml.pyxml/a/c.pyxml/b.py"
+    assert stdlib_gpt.source_of("xml") == "xml.pyxml/a/c.pyxml/b.py"

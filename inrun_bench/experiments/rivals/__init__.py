@@ -63,7 +63,7 @@ COMPARED = {
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """Draw how many times as fast as each rival we are, and what every estimator costs itself."""
+    """Draw how many times as fast as each rival we are, and what every estimator costs itself, medians of turns."""
     parts = {_speedups: rows[rows["method"].isin(COMPARED) & (rows["metric"] == "speedup")]}
     parts[_costs] = rows[rows["metric"] == "microseconds"]
     shown = {panel: own for panel, own in parts.items() if len(own)}
