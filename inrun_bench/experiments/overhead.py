@@ -460,7 +460,7 @@ def _points(ax: Axes, panel: _Panel, places: Mapping[tuple[str, str], int]) -> N
     ax.set_yticks([statistics.mean(own) for own in lines.values()], list(lines))
     ax.set_ylim(max(places.values()) + 1, 1)
     ax.grid(visible=False, axis="y")
-    quartiles = ", median and quartiles" if panel.rows["low"].notna().any() else ""
+    quartiles = ", quartiles" if panel.rows["low"].notna().any() else ""
     ax.set_title(f"{panel.title}{quartiles}")
     ratio_axis(ax, panel.label)
 

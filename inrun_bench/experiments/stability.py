@@ -136,9 +136,7 @@ def draw(rows: pd.DataFrame) -> Figure:
         ax.set_ylim(len(methods) - 0.5, -0.5)
         ax.set_xlabel("Spearman correlation")
     handles = [
-        Line2D(
-            [], [], color="0.3", marker="o", linestyle="none", label="filled: between runs of other weights and batches"
-        ),
+        Line2D([], [], color="0.3", marker="o", linestyle="none", label="filled: between runs"),
         Line2D(
             [],
             [],
@@ -146,7 +144,7 @@ def draw(rows: pd.DataFrame) -> Figure:
             marker="o",
             linestyle="none",
             fillstyle="none",
-            label="hollow: two valuations of one run",
+            label="hollow: within a run",
         ),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)

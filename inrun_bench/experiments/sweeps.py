@@ -91,7 +91,7 @@ A_LINE = 0.2  # inches, of a task and recipe
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """Draw time, peak memory and what is stored, a panel each on logarithmic axes: medians, a line a task and recipe."""
+    """Draw time, peak memory and what is stored, a panel each: medians, a line a task and recipe."""
     rows = _in_order(rows[rows["metric"].isin(MEASURES)])
     if rows.empty:
         return Figure()

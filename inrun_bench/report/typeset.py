@@ -241,7 +241,8 @@ def _wrap_names(strip: _Strip, paper: Paper) -> None:
             places = [y for y, _ in names]
             panel.ax.set_yticks(places, [text for _, text in names], fontsize=small)
             ends = (min(places) - AROUND, max(places) + AROUND)
-            panel.ax.set_ylim(ends[::-1] if panel.ax.yaxis_inverted() else ends)
+            if panel.ax.get_yscale() == "linear":  # elsewhere names are of values, and not of lines
+                panel.ax.set_ylim(ends[::-1] if panel.ax.yaxis_inverted() else ends)
 
 
 # --- how many beside each other ---
@@ -517,7 +518,7 @@ def _fit_ticks(panel: _Panel, paper: Paper) -> None:
                 axis.set_ticks(places, texts)
         return
     kept, end = [], -np.inf
-    for text, label in zip(texts, axis.get_ticklabels(), strict=True):
+    for text, label in zip(texts, axis.get_ticklabels(), strict=False):  # of those outside the axes there is none
         box = label.get_window_extent()
         fits = box.x0 > end + 2 * APART * DPI / POINTS
         kept.append(text if fits else "")

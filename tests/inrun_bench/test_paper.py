@@ -29,8 +29,12 @@ PUBLISHED = [
     for name in drawn(EXPERIMENTS)
     if name in Store(path.parent, create=False).experiments()
 ]
-CASES = [(folder, name, 3.25) for folder, name in {name: (folder, name) for folder, name in PUBLISHED}.values()]
-CASES += [("scale", "scale", 5.5), ("cost", "cost", 7.0)]  # the narrowest page is the hardest, and these are dense
+WIDTHS = {"rivals": 5.5}  # whose titles and names need more than a column; it is the hardest for all others
+CASES = [
+    (folder, name, WIDTHS.get(name, 3.25))
+    for folder, name in {name: (folder, name) for folder, name in reversed(PUBLISHED)}.values()
+]
+CASES += [("scale", "scale", 5.5), ("cost", "cost", 7.0)]
 INSIDE = np.array([0.7, 0.7, -0.7, -0.7])  # points of the box of a text around its letters
 
 
