@@ -53,8 +53,7 @@ def test_the_published_summaries_are_those_of_the_published_rows(folder, tmp_pat
 
 def test_every_figure_is_published(published):
     for name in (name for name in drawn(EXPERIMENTS) if EXPERIMENTS[name].DEFAULT):
-        for suffix in (".png", ".svg"):
-            assert (published.root / "figures" / f"{name}{suffix}").stat().st_size > 1000
+        assert (published.root / "figures" / f"{name}.png").stat().st_size > 1000
 
 
 def test_the_published_rows_are_those_of_the_quick_profile_and_none_failed(published):
@@ -83,7 +82,7 @@ def test_the_readme_shows_what_the_published_rows_say_of_retraining(tmp_path):
     assert "*noise ceiling*" in copy.read_text()
 
 
-MOST_BYTES = 32 * 2**20
+MOST_BYTES = 25 * 2**20
 
 
 def test_the_tracked_tree_is_small_enough_to_travel():

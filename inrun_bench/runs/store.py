@@ -273,7 +273,7 @@ class Store:
                 table = self._all_rows(experiment, list(claims))
                 if claims:
                     with replacing(self._pack_path(experiment)) as partial:
-                        partial.write_bytes(sealed(table, compression="zstd", compression_level=9))
+                        partial.write_bytes(_smallest(table))
                 for path in claims:
                     path.unlink()
             finally:
@@ -309,6 +309,15 @@ class Store:
     def _path(self, unit: Unit) -> Path:
         """Return the file of a loose unit, whose name without suffix is that of the unit."""
         return self.root / "rows" / f"{unit.experiment}.{unit.task}.{unit.method}.{unit.seed}.{unit.key}.parquet"
+
+
+def _smallest(table: pa.Table) -> bytes:
+    """Return rows as a file that takes little space: of numbers the bytes of one place side by side, nothing lost."""
+    numbers = [field.name for field in table.schema if pa.types.is_floating(field.type)]
+    others = [name for name in table.column_names if name not in numbers]
+    return sealed(
+        table, compression="zstd", compression_level=19, use_dictionary=others, use_byte_stream_split=numbers
+    )
 
 
 @dataclass(frozen=True)
