@@ -169,20 +169,16 @@ def _thin(line: Line2D) -> None:
 
 def _strips(figure: Figure) -> list[_Strip]:
     """Return the rows of the figure's grid as strips, from the top."""
-    places = {}
-    for ax in figure.axes:
-        spec = ax.get_subplotspec()
-        if spec is not None:
-            places[spec.rowspan.start, spec.colspan.start] = ax
+    places = _places(figure)
     strips: list[_Strip] = []
-    for row in sorted({row for row, _ in places}):
-        own = {column: ax for (at, column), ax in sorted(places.items()) if at == row}
+    rows = {row: {c: ax for (r, c), ax in sorted(places.items()) if r == row} for row, _ in sorted(places)}
+    for row, own in ((row, part) for row, whole in rows.items() for part in _of_one_axis(whole)):
         first = next(iter(own.values()))
         panels = [
             _Panel(
                 ax,
                 title=_nearest(places, "title", column, range(row, -1, -1)),
-                xlabel=_nearest(places, "xlabel", column, range(row, max(at for at, _ in places) + 1)),
+                xlabel=_nearest(places, "xlabel", column, range(row, max(rows) + 1)),
                 ylabel=ax.get_ylabel() or first.get_ylabel(),
                 titled=bool(ax.get_title()),
                 names=_named(ax.yaxis) or _named(first.yaxis),
@@ -198,6 +194,29 @@ def _strips(figure: Figure) -> list[_Strip]:
         else:
             strips.append(_Strip(panels))
     return strips
+
+
+def _of_one_axis(row: dict[int, Axes]) -> Iterator[dict[int, Axes]]:
+    """Yield the axes of a row in parts, so that those without names have the axis of the first one, if it has names."""
+    part: dict[int, Axes] = {}
+    for column, ax in row.items():
+        first = next(iter(part.values()), ax)
+        if _named(first.yaxis) and not _named(ax.yaxis) and not ax.get_shared_y_axes().joined(ax, first):
+            yield part
+            part = {}
+        part[column] = ax
+    yield part
+
+
+def _places(figure: Figure) -> dict[tuple[int, int], Axes]:
+    """Return axes by row and column of the figure's grid, of grids within it, too."""
+    specs = [(ax, spec, spec.get_topmost_subplotspec()) for ax in figure.axes if (spec := ax.get_subplotspec())]
+    rows, columns = (
+        [(getattr(top, span).start, getattr(spec, span).start) for _, spec, top in specs]
+        for span in ("rowspan", "colspan")
+    )
+    row_of, column_of = ({key: place for place, key in enumerate(sorted(set(keys)))} for keys in (rows, columns))
+    return {(row_of[r], column_of[c]): ax for (ax, *_), r, c in zip(specs, rows, columns, strict=True)}
 
 
 def _nearest(places: dict[tuple[int, int], Axes], what: str, column: int, rows: Sequence[int]) -> str:
@@ -240,7 +259,8 @@ def _wrap_names(strip: _Strip, paper: Paper) -> None:
             strip.panels[number] = replace(panel, names=names)
             places = [y for y, _ in names]
             panel.ax.set_yticks(places, [text for _, text in names], fontsize=small)
-            ends = (min(places) - AROUND, max(places) + AROUND)
+            low, high = sorted(panel.limits)
+            ends = (min(low, min(places) - AROUND), max(high, max(places) + AROUND))
             if panel.ax.get_yscale() == "linear":  # elsewhere names are of values, and not of lines
                 panel.ax.set_ylim(ends[::-1] if panel.ax.yaxis_inverted() else ends)
 

@@ -315,9 +315,7 @@ def _smallest(table: pa.Table) -> bytes:
     """Return rows as a file that takes little space: of numbers the bytes of one place side by side, nothing lost."""
     numbers = [field.name for field in table.schema if pa.types.is_floating(field.type)]
     others = [name for name in table.column_names if name not in numbers]
-    return sealed(
-        table, compression="zstd", compression_level=19, use_dictionary=others, use_byte_stream_split=numbers
-    )
+    return sealed(table, compression="zstd", compression_level=19, use_dictionary=others, use_byte_stream_split=numbers)
 
 
 @dataclass(frozen=True)
