@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from baselines import InterruptedEstimateWarning
@@ -218,21 +218,13 @@ def _paper(options: argparse.Namespace) -> tuple[Paper | None, Sequence[str]]:
         if asked := [*given, *(["format"] if options.format else [])]:
             raise ValueError(f"--{asked[0].replace('_', '-')} is of figures for print; add --style paper")
         return None, ()
-    formats = tuple(dict.fromkeys(options.format or ("pdf",)))
-    for form in formats:
-        if form not in FORMATS:
-            raise ValueError(unknown_name("format", form, list(FORMATS)))
-    return Paper(**given), formats
+    return Paper(**given), tuple(dict.fromkeys(options.format or ("pdf",)))
 
 
 def _report(options: argparse.Namespace) -> int:
-    formats = tuple(dict.fromkeys(options.format))
-    for form in formats:
-        if form not in ("markdown", *TABLE_FORMATS):
-            raise ValueError(unknown_name("format", form, ["markdown", *TABLE_FORMATS]))
     store = Store(_folder(options), create=False)
     print(write_summary(store, EXPERIMENTS))
-    for path in write_tables(store, EXPERIMENTS, [form for form in formats if form in TABLE_FORMATS]):
+    for path in write_tables(store, EXPERIMENTS, [form for form in TABLE_FORMATS if form in options.format]):
         print(path)
     if options.into:
         update_page(options.into, store, EXPERIMENTS)
@@ -417,7 +409,12 @@ def _parser() -> argparse.ArgumentParser:
         value = getattr(default_paper, name.replace("-", "_"))
         command.add_argument(f"--{name}", type=float, help=f"of figures for print: {what} (default: {value:g})")
     command.add_argument("--font", help=f"of figures for print: a font (default: {default_paper.font})")
-    command.add_argument("--format", nargs="+", help=f"of figures for print: {', '.join(FORMATS)} (default: pdf)")
+    command.add_argument(
+        "--format",
+        nargs="+",
+        type=_one_of("format", FORMATS),
+        help=f"of figures for print: {', '.join(FORMATS)} (default: pdf)",
+    )
     _add_place(command)
     command.set_defaults(command=_figures)
 
@@ -431,6 +428,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--format",
         nargs="+",
+        type=_one_of("format", ("markdown", *TABLE_FORMATS)),
         default=["markdown"],
         help=f"of the tables: markdown, which is always written, {', '.join(TABLE_FORMATS)}; the others go to "
         "FOLDER/tables (default: markdown)",
@@ -512,15 +510,24 @@ def _add_workers(command: argparse.ArgumentParser) -> None:
 def _add_place(command: argparse.ArgumentParser) -> None:
     profiles = ", ".join(PROFILES)
     command.add_argument(
-        "--profile", type=_profile, default="quick", help=f"how much work: {profiles} (default: quick)"
+        "--profile",
+        type=_one_of("profile", PROFILES),
+        default="quick",
+        help=f"how much work: {profiles} (default: quick)",
     )
     command.add_argument("--out", type=Path, help="results folder (default: runs/PROFILE)")
 
 
-def _profile(name: str) -> str:
-    if name not in PROFILES:
-        raise argparse.ArgumentTypeError(unknown_name("profile", name, list(PROFILES)))
-    return name
+def _one_of(what: str, known: Iterable[str]) -> Callable[[str], str]:
+    """Return what reads a name from the command line, or refuses one that is not known."""
+    names = list(known)
+
+    def read(name: str) -> str:
+        if name not in names:
+            raise argparse.ArgumentTypeError(unknown_name(what, name, names))
+        return name
+
+    return read
 
 
 if __name__ == "__main__":

@@ -267,10 +267,8 @@ def draw(rows: pd.DataFrame) -> Figure:
     measures = [key for key in MEASURES if ((rows["metric"] == key[0]) & (rows["judge"] == key[1])).any()]
     if not sweeps or not measures:
         return Figure()
-    names, over = (
-        list(dict.fromkeys(sweep.task for sweep in sweeps)),
-        [x for x in AXES if x in {s.axis for s in sweeps}],
-    )
+    names = list(dict.fromkeys(sweep.task for sweep in sweeps))
+    over = [axis for axis in AXES if axis in {sweep.axis for sweep in sweeps}]
     columns = [(key, axis) for key in measures for axis in over]
     figure = Figure(figsize=(1.6 * len(columns) + 1.2, 1.5 * len(names) + 1.4), layout="constrained")
     axes = figure.subplots(len(names), len(columns), squeeze=False, sharey=True)

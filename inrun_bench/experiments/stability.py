@@ -59,13 +59,13 @@ class Knobs:
         At least 2.
     permutations : int
         Behind one valuation by retraining, a multiple of ``2 * SHIFTS``.
-    slow : tuple of str
-        Methods that are left out: each takes the mean over as many runs of its own.
+    left_out : tuple of str
+        Methods that are not asked: each is a mean over runs of its own already.
     """
 
     runs: int
     permutations: int
-    slow: tuple[str, ...] = ("few-run-4-seeds-20", "inrun-first-seeds-20", "inrun-integrated-seeds-20")
+    left_out: tuple[str, ...] = ("few-run-4-seeds-20", "inrun-first-seeds-20", "inrun-integrated-seeds-20")
 
 
 KNOBS = {"quick": Knobs(runs=2, permutations=20), "standard": Knobs(runs=4, permutations=100)}
@@ -80,7 +80,7 @@ def units(plan: Plan) -> list[Unit]:
         for seed in plan.seeds
         for method, more in (
             (REFERENCE, {"permutations": knobs.permutations}),
-            *((method, {}) for method in plan.methods if method not in knobs.slow),
+            *((method, {}) for method in plan.methods if method not in knobs.left_out),
         )
     ]
 

@@ -30,7 +30,7 @@ SETTINGS: dict[Any, Any] = {
     "grid.color": "0.92",
     "axes.axisbelow": True,
     "legend.frameon": False,
-    "svg.hashsalt": "inrun-bench",  # the same rows give the same bytes
+    "svg.hashsalt": "inrun-bench",  # names follow from what is drawn
     "svg.fonttype": "none",
 }
 

@@ -232,12 +232,17 @@ def test_files_have_exactly_the_width_asked_for_and_hold_their_fonts(copied):
 
 def test_files_of_another_width_are_replaced_and_the_same_rows_give_the_same_bytes(copied):
     narrow = print_figures(copied, ["overhead"], EXPERIMENTS, Paper(3.25), ["pdf", "svg"])
-    before = {path.name: path.read_bytes() for path in narrow}
+    before = {path.name: _without_clip_names(path.read_bytes()) for path in narrow}
     folder = narrow[0].parent
     print_figures(copied, ["overhead"], EXPERIMENTS, Paper(7.0, height=30.0), ["pdf"])
     assert {path.name for path in folder.iterdir()} == {"overhead.pdf", "overhead.txt"}
     print_figures(copied, ["overhead"], EXPERIMENTS, Paper(3.25), ["pdf", "svg"])
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path.name: _without_clip_names(path.read_bytes()) for path in folder.iterdir()} == before
+
+
+def _without_clip_names(drawing: bytes) -> bytes:
+    """Return an SVG without names that hash unrounded places: the solver of layouts is exact to rounding alone."""
+    return re.sub(rb"\bp[0-9a-f]{10}\b", b"", drawing)
 
 
 def test_a_caption_says_what_is_shown_of_how_many_seeds_and_where_rows_are_from(copied):
@@ -255,10 +260,11 @@ def test_every_figure_says_in_its_docstring_what_its_marks_are_over(name):
 
 def test_figures_for_the_screen_are_not_changed_by_those_for_print(copied):
     draw_figures(copied, ["overhead"], EXPERIMENTS)
-    before = (copied.root / "figures" / "overhead.svg").read_bytes()
+    drawing = copied.root / "figures" / "overhead.svg"
+    before = _without_clip_names(drawing.read_bytes())
     print_figures(copied, ["overhead"], EXPERIMENTS, Paper())
     draw_figures(copied, ["overhead"], EXPERIMENTS)
-    assert (copied.root / "figures" / "overhead.svg").read_bytes() == before
+    assert _without_clip_names(drawing.read_bytes()) == before
 
 
 def test_bars_are_continued_below_where_the_page_is_too_narrow_for_their_numbers():
