@@ -251,10 +251,11 @@ def table(rows: pd.DataFrame) -> str:
     """Return one table a game, from conventional retraining to the run's own: agreement of each method on each task."""
     if "judge" not in rows:  # blocks of a reference, and nothing yet that it judges
         return ""
+    judges = rows["judge"].unique()
     told = [
         (f"{what}, {count(rows.loc[rows['judge'] == game, 'seed'].nunique(), 'seed')}", game_table(rows, game))
         for game, what in TITLES.items()
-        if game in set(rows["judge"])
+        if game in judges
     ]
     if not told:
         return ""

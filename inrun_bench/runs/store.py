@@ -255,7 +255,11 @@ class Store:
 
     def _all_rows(self, experiment: str, loose: Sequence[Path] | None = None) -> pa.Table:
         """Return the rows of all packed units and of those in `loose` (all where None), in the order of their names."""
-        tables = self._tables(experiment, self._loose(experiment) if loose is None else loose)
+        loose = self._loose(experiment) if loose is None else loose
+        pack = self._packed(experiment)
+        if pack is not None and not loose:
+            return pack.table  # which is in that order
+        tables = self._tables(experiment, loose)
         if not tables:
             return pa.schema([*SCHEMA, *ORIGIN]).empty_table()
         try:

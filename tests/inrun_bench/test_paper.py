@@ -105,8 +105,9 @@ def marks_within(ax):
 
 def names_of(ax):
     """The words at the left of axes, by place."""
-    labels = [tick.label1 for tick in ax.yaxis.get_major_ticks()]
-    said = {label.get_position()[1]: " ".join(label.get_text().split()) for label in labels}
+    places = ax.yaxis.get_majorticklocs()
+    labels = ax.yaxis.get_major_formatter().format_ticks(places)
+    said = {place: " ".join(label.split()) for place, label in zip(places, labels, strict=True)}
     return said if any(text[:1].isalpha() for text in said.values()) else {}
 
 
@@ -116,7 +117,6 @@ def test_every_published_figure_can_be_read_in_print_and_shows_the_marks_and_nam
     with mpl.rc_context(SETTINGS), paper.in_force(), showing(rows["method"].dropna()):
         figure = EXPERIMENTS[name].draw(rows)
         FigureCanvasAgg(figure)
-        figure.draw_without_rendering()
         marks, names = ({ax: seen(ax) for ax in figure.axes} for seen in (marks_within, names_of))
         for page in typeset(figure, paper):
             page.draw_without_rendering()
@@ -201,18 +201,19 @@ def test_a_legend_has_as_many_columns_as_fit():
 
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory):
-    store = Store(tmp_path_factory.mktemp("paper") / "overhead")
-    shutil.copytree(RESULTS / "overhead" / "rows", store.root / "rows", dirs_exist_ok=True)
-    shutil.copy(RESULTS / "overhead" / "manifest.json", store.root)
+    store = Store(tmp_path_factory.mktemp("paper") / "budget")
+    (store.root / "rows").mkdir()
+    shutil.copy(RESULTS / "questions" / "rows" / "budget.parquet", store.root / "rows")
+    shutil.copy(RESULTS / "questions" / "manifest.json", store.root)
     return store
 
 
 def test_files_have_exactly_the_width_asked_for_and_hold_their_fonts(copied):
-    paths = print_figures(copied, ["overhead"], EXPERIMENTS, Paper(3.25), ["pdf", "svg", "png"])
+    paths = print_figures(copied, ["budget"], EXPERIMENTS, Paper(3.25), ["pdf", "svg", "png"])
     files = {path.name: path for path in paths}
     assert {path.parent for path in paths} == {copied.root / "figures" / "paper"}
-    assert "overhead.txt" in files
-    assert {"overhead.pdf", "overhead.svg", "overhead.png"} <= {re.sub(r"-\d+", "", name) for name in files}
+    assert "budget.txt" in files
+    assert {"budget.pdf", "budget.svg", "budget.png"} <= {re.sub(r"-\d+", "", name) for name in files}
     for name, path in files.items():
         if name.endswith(".pdf"):
             content = path.read_bytes()
@@ -231,12 +232,13 @@ def test_files_have_exactly_the_width_asked_for_and_hold_their_fonts(copied):
 
 
 def test_files_of_another_width_are_replaced_and_the_same_rows_give_the_same_bytes(copied):
-    narrow = print_figures(copied, ["overhead"], EXPERIMENTS, Paper(3.25), ["pdf", "svg"])
+    narrow = print_figures(copied, ["budget"], EXPERIMENTS, Paper(3.25, height=3.5), ["pdf", "svg"])
     before = {path.name: _without_clip_names(path.read_bytes()) for path in narrow}
     folder = narrow[0].parent
-    print_figures(copied, ["overhead"], EXPERIMENTS, Paper(7.0, height=30.0), ["pdf"])
-    assert {path.name for path in folder.iterdir()} == {"overhead.pdf", "overhead.txt"}
-    print_figures(copied, ["overhead"], EXPERIMENTS, Paper(3.25), ["pdf", "svg"])
+    assert len(before) > 3
+    print_figures(copied, ["budget"], EXPERIMENTS, Paper(7.0, height=30.0), ["pdf"])
+    assert {path.name for path in folder.iterdir()} == {"budget.pdf", "budget.txt"}
+    print_figures(copied, ["budget"], EXPERIMENTS, Paper(3.25, height=3.5), ["pdf", "svg"])
     assert {path.name: _without_clip_names(path.read_bytes()) for path in folder.iterdir()} == before
 
 
@@ -246,10 +248,10 @@ def _without_clip_names(drawing: bytes) -> bytes:
 
 
 def test_a_caption_says_what_is_shown_of_how_many_seeds_and_where_rows_are_from(copied):
-    text = print_figures(copied, ["overhead"], EXPERIMENTS, Paper())[-1].read_text()
+    text = print_figures(copied, ["budget"], EXPERIMENTS, Paper())[-1].read_text()
     run = re.search(r'"run": "(\w+)"', (copied.root / "manifest.json").read_text())[1]
-    seeds = copied.read_all("overhead")["seed"].nunique()
-    for said in (EXPERIMENTS["overhead"].SUMMARY[1:], f"{seeds} seed", "folder overhead", run, "inrun-bench 0.1.0"):
+    seeds = copied.read_all("budget")["seed"].nunique()
+    for said in (EXPERIMENTS["budget"].SUMMARY[1:], f"{seeds} seed", "folder budget", run, "inrun-bench 0.1.0"):
         assert said in text
 
 
@@ -259,11 +261,11 @@ def test_every_figure_says_in_its_docstring_what_its_marks_are_over(name):
 
 
 def test_figures_for_the_screen_are_not_changed_by_those_for_print(copied):
-    draw_figures(copied, ["overhead"], EXPERIMENTS)
-    drawing = copied.root / "figures" / "overhead.svg"
+    draw_figures(copied, ["budget"], EXPERIMENTS)
+    drawing = copied.root / "figures" / "budget.svg"
     before = _without_clip_names(drawing.read_bytes())
-    print_figures(copied, ["overhead"], EXPERIMENTS, Paper())
-    draw_figures(copied, ["overhead"], EXPERIMENTS)
+    print_figures(copied, ["budget"], EXPERIMENTS, Paper())
+    draw_figures(copied, ["budget"], EXPERIMENTS)
     assert _without_clip_names(drawing.read_bytes()) == before
 
 
@@ -297,7 +299,7 @@ def test_a_page_out_of_all_proportion_is_refused(given, message):
 
 def test_a_format_that_there_is_not_is_refused(copied):
     with pytest.raises(ValueError, match=r"'dpf'.*pdf"):
-        print_figures(copied, ["overhead"], EXPERIMENTS, Paper(), ["dpf"])
+        print_figures(copied, ["budget"], EXPERIMENTS, Paper(), ["dpf"])
 
 
 def test_experiments_without_rows_and_figures_without_axes_are_passed_over(tmp_path):

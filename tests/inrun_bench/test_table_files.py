@@ -22,7 +22,7 @@ from inrun_bench.report.table_files import write_tables
 from inrun_bench.runs.store import Store
 
 RESULTS = Path(__file__).parents[2] / "results"
-FOLDERS = ("quick", "cost", "rivals", "sweeps")
+FOLDERS = ("quick", "rivals", "sweeps")
 LATEX = shutil.which("pdflatex") or shutil.which("tectonic")
 MARKDOWN = (
     "Of 3 seeds: *a* & `b_c`\n\n"

@@ -26,7 +26,7 @@ KNOBS = [  # of each experiment that has any
     (removal.KNOBS, removal.Knobs(draws=3, runs=2)),
     (retraining.KNOBS, retraining.Knobs({"default": 20}, blocks=2, more_methods=())),
     (scale.KNOBS, scale.Knobs({TASK: ((50, 2), (50, 4), (100, 2))}, subsets=8, runs=1, training_steps=2e4)),
-    (overhead.KNOBS, overhead.Knobs(repeats=2, workloads={"mlp": 2})),
+    (overhead.KNOBS, overhead.Knobs(repeats=2, workloads={"mlp": 1})),
     (estimators.KNOBS, estimators.Knobs({"default": 25}, repetitions=1)),
     (stored_values.REFERENCES, stored_values.ReferenceKnobs({"default": 20}, blocks=2)),
 ]
