@@ -54,18 +54,24 @@ class Fingerprints:
         self._experiments = experiments
         self._whole: dict[str, Fingerprint] = {}
         self._contents: dict[tuple[str, int, str], str] = {}
+        self._code: dict[tuple[str, str], Fingerprint] = {}
 
     def of(self, unit: Unit) -> Fingerprint:
         """Return what rows of the unit would follow from if it were measured now."""
         if unit.key not in self._whole:
-            measured = unit.experiment in self._experiments
-            found = dict(code_parts(unit, measure_of(self._experiments[unit.experiment], unit))) if measured else {}
+            found = dict(self._code_of(unit)) if unit.experiment in self._experiments else {}
             if unit.task in CATALOG:
                 found["task"] = self._content_of(unit)
             if unit.needs:
                 found["needs"] = _digest([self.of(need) for need in unit.needs])
             self._whole[unit.key] = found
         return self._whole[unit.key]
+
+    def _code_of(self, unit: Unit) -> Fingerprint:
+        kind = (unit.experiment, unit.method)
+        if kind not in self._code:
+            self._code[kind] = code_parts(unit, measure_of(self._experiments[unit.experiment], unit))
+        return self._code[kind]
 
     def _content_of(self, unit: Unit) -> str:
         definition = (unit.task, unit.seed, unit.recipe)
