@@ -175,24 +175,27 @@ def to_measure(
 ) -> tuple[list[Unit], list[Unit]]:
     """Return which units :func:`run` would measure, those that they need among them, and which are there already."""
     fingerprints, everything = Fingerprints(experiments), _with_needs(units)
-    there = {
-        unit for unit in everything if not force and stored.has(unit) and not changes_since(unit, stored, fingerprints)
-    }
-    return [unit for unit in everything if unit not in there], [unit for unit in everything if unit in there]
+    missing: list[Unit] = []
+    there: list[Unit] = []
+    for unit in everything:
+        known = not force and stored.has(unit) and not changes_since(unit, stored, fingerprints)
+        (there if known else missing).append(unit)
+    return missing, there
 
 
 def _with_needs(units: Iterable[Unit]) -> list[Unit]:
     """Return the units and all that they need, each once, needs first."""
-    ordered: dict[Unit, None] = {}
+    ordered: dict[str, Unit] = {}
 
     def visit(unit: Unit) -> None:
-        for need in unit.needs:
-            visit(need)
-        ordered.setdefault(unit)
+        if unit.key not in ordered:
+            for need in unit.needs:
+                visit(need)
+            ordered[unit.key] = unit
 
     for unit in units:
         visit(unit)
-    return list(ordered)
+    return list(ordered.values())
 
 
 def _settle(
