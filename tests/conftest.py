@@ -30,7 +30,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 @functools.cache
 def shared_by(file):
-    """Return what names the fixtures, or results kept, that the tests of a file share; nothing where they share none."""
+    """Return what names the fixtures, or kept results, that the tests of a file share; nothing if they share none."""
     source = (ROOT / file).read_text()
     if re.search(r"def \w+\(.*\bresults\b", source):  # a session's, see inrun_bench/conftest.py
         return "results"

@@ -101,7 +101,7 @@ def test_the_page_is_written_beside_the_rows(store, text):
 
 
 RESULTS = Path(__file__).parents[2] / "results"
-PUBLISHED = sorted(path.parent for path in RESULTS.glob("*/report.html")) + [RESULTS / "retraining"]  # the most rows
+PUBLISHED = [*sorted(path.parent for path in RESULTS.glob("*/report.html")), RESULTS / "retraining"]  # the most rows
 
 
 @pytest.mark.parametrize("folder", PUBLISHED, ids=[folder.name for folder in PUBLISHED])
