@@ -1,4 +1,5 @@
 import functools
+import gc
 import os
 import re
 from pathlib import Path
@@ -14,6 +15,12 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 # the same examples at each run, and no time limit on an example: a slow machine is no defect
 settings.register_profile("deterministic", derandomize=True, deadline=None)
 settings.load_profile("deterministic")
+
+
+def pytest_collection_finish():
+    """Keep the collector from looking, again and again, through what was imported and collected, and stays."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -34,4 +41,4 @@ def shared_by(file):
     source = (ROOT / file).read_text()
     if re.search(r"def \w+\(.*\bresults\b", source):  # a session's, see inrun_bench/conftest.py
         return "results"
-    return file if 'scope="module"' in source or "@lru_cache" in source else None
+    return file if re.search(r"scope=\"module\"|@(functools\.)?lru_cache", source) else None

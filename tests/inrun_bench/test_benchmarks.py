@@ -2,8 +2,10 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -171,9 +173,12 @@ def test_the_script_of_the_documentation_runs_in_processes_of_its_own(tmp_path):
     assert (tmp_path / "runs" / "mine" / "figures" / "agreement.png").is_file()
 
 
-def test_the_estimator_of_the_documentation_is_judged_on_groups(tmp_path):
+def test_the_estimator_of_the_documentation_is_judged_on_groups(tmp_path, monkeypatch, capsys):
     (tmp_path / "halved.py").write_text(code_block("def halved"))
-    assert "| halved" in run(tmp_path, "halved.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("inrun_bench.benchmark", partial(benchmark, jobs=1))
+    runpy.run_path("halved.py", run_name="__main__")
+    assert "| halved" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("holding", ["removal_curve(task", "QUESTIONS ="])

@@ -576,9 +576,18 @@ def test_a_model_without_a_linear_layer_has_no_embedding():
         embed(torch.nn.ReLU(), torch.ones(2, 3))
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("task_name", ["iris-logreg", "diabetes-ridge", "mnist-cnn"])
-def test_every_method_values_the_samples_of_every_kind_of_task(name, task_name):
+KINDS = ("iris-logreg", "diabetes-ridge", "mnist-cnn")
+
+
+@pytest.mark.parametrize(
+    ("task_name", "name"),
+    [
+        (kind, name)
+        for kind, name in itertools.product(KINDS, METHODS)
+        if kind == KINDS[0] or not name.endswith("-seeds-20")  # means of twenty others, each of which is among them
+    ],
+)
+def test_every_method_values_the_samples_of_every_kind_of_task(task_name, name):
     few = tasks.load(task_name, n_train=12)
     valuation = METHODS[name](few, SEED)
     assert valuation.values.shape == (12,)

@@ -22,6 +22,11 @@ BUDGET = 200
 NOT_EFFICIENT = ("tmc", "tmc-10", "owen")  # truncated, and an integral by random points
 
 
+@functools.lru_cache
+def values_of_samples(name):
+    return valued(name, TASK, SEED)
+
+
 def taking(option):
     return [name for name in METHODS if option in method_of(name).options]
 
@@ -35,7 +40,7 @@ def test_budgets_and_early_ends_go_together_and_have_no_number_in_their_names():
 @pytest.mark.parametrize("name", [name for name in taking("groups") if name != "random"])
 def test_values_of_groups_add_up_as_those_of_samples_do(name):
     """To what training on everybody is worth, or group by group where values of groups are sums."""
-    of_groups, of_samples = valued(name, TASK, SEED, groups=GROUPS), valued(name, TASK, SEED)
+    of_groups, of_samples = valued(name, TASK, SEED, groups=GROUPS), values_of_samples(name)
     assert of_groups.values.shape == (5,)
     if method_of(name).family in ("permutations", "coalitions") or name.startswith("control-variate"):
         game = GroupedGame(TASK.trajectory_game(), GROUPS)
@@ -47,7 +52,7 @@ def test_values_of_groups_add_up_as_those_of_samples_do(name):
 
 @pytest.mark.parametrize("name", taking("groups"))
 def test_groups_of_one_sample_each_are_the_samples(name):
-    of_groups, of_samples = valued(name, TASK, SEED, groups=np.arange(16)), valued(name, TASK, SEED)
+    of_groups, of_samples = valued(name, TASK, SEED, groups=np.arange(16)), values_of_samples(name)
     np.testing.assert_allclose(of_groups.values, of_samples.values, rtol=1e-9)
     assert of_groups.evaluations == of_samples.evaluations
 
