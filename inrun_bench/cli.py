@@ -206,6 +206,9 @@ def _figures(options: argparse.Namespace) -> int:
         written = print_figures(store, names, EXPERIMENTS, paper, formats)
     for path in written:
         print(path)
+    for name in dict.fromkeys(options.experiment):
+        if not any(path.name.startswith((f"{name}.", f"{name}-")) for path in written):
+            print(f"inrun-bench: note: nothing in {store.root} to draw {name} of", file=sys.stderr)
     _note_outdated(store)
     return 0
 

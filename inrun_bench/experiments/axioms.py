@@ -205,7 +205,7 @@ def table(rows: pd.DataFrame) -> str:
     errors = rows.groupby(["method", "metric"])["value"].agg(["median", "max"])
     cells = [
         [
-            look(method).label,
+            look(method).markdown,
             *(_told(errors.loc[(method, axiom)]) for axiom in AXIOMS if (method, axiom) in errors.index),
         ]
         for method in in_order(rows["method"])

@@ -185,7 +185,7 @@ def table(rows: pd.DataFrame) -> str:
             ]
             for what, amount in dict.fromkeys(zip(own["spared"], own["amount"], strict=True))
         ]
-        heads = [f"{look(method).label}, {AGREEMENTS[metric]}" for method, metric in columns]
+        heads = [f"{look(method).markdown}, {AGREEMENTS[metric]}" for method, metric in columns]
         parts.append(f"{task}, {count(seeds, 'seed')}\n\n{markdown(cells, ['left', *heads])}")
     return (
         "**Budget**: Spearman correlation of in-run values from fewer validation samples and fewer recorded steps "

@@ -210,7 +210,7 @@ def table(rows: pd.DataFrame) -> str:
         places = list(_places(own))
         cells = [
             [
-                look(m).label,
+                look(m).markdown,
                 *(interval_cell(means, (task, kind, share, m, metric), seeds) for kind, share, metric in places),
             ]
             for m in in_order(own["method"])

@@ -191,7 +191,8 @@ def _cost_by_recipe(recipe: str, rows: pd.DataFrame) -> str:
             return several
         return f"{interval_cell(means, (task, method, 'spearman'), seeds[task])}, {prices[task, method]:,.3g}"
 
-    cells = [[look(method).label, *(told(task, method) for task in tasks)] for method in in_order(spearman["method"])]
+    methods = in_order(spearman["method"])
+    cells = [[look(method).markdown, *(told(task, method) for task in tasks)] for method in methods]
     cells.append(["*noise ceiling*", *(mean_cell(means, (task, REFERENCE, "spearman_ceiling")) for task in tasks)])
     cells.append(["*seeds*", *(str(seeds.get(task, "")) for task in tasks)])
     parts = [

@@ -225,7 +225,7 @@ def _errors_table(rows: pd.DataFrame) -> str:
     for method in in_order(of_estimators["method"]):
         found = (medians.loc[(task, method)] if (task, method) in medians.index else None for task in tasks)
         texts = ("" if own is None else f"{own['value']:.2g}, {own['seconds']:.2g} s" for own in found)
-        cells.append([look(method).label, *texts])
+        cells.append([look(method).markdown, *texts])
     noise = errors[errors["method"] == REFERENCE].set_index("task")["value"]
     cells.append(
         ["*standard error of the reference*", *(f"{noise[task]:.2g}" if task in noise else "" for task in tasks)]
@@ -243,7 +243,7 @@ def _efficiency_table(rows: pd.DataFrame) -> str:
     if found.empty:
         return ""
     cells = [
-        [look(method).label, *("" if math.isnan(ratio) else f"{ratio:.2g}" for ratio in found.loc[method])]
+        [look(method).markdown, *("" if math.isnan(ratio) else f"{ratio:.2g}" for ratio in found.loc[method])]
         for method in in_order(found.index)
     ]
     return (

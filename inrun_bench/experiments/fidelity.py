@@ -300,15 +300,26 @@ def failing(rows: pd.DataFrame) -> set[tuple[str, str, float, int]]:
     """Return where training fails: task, optimiser, rate in units of the recipe's own, batch size.
 
     In any seed, the loss over the training set ends above where it began (or is no number), or rises within a quarter
-    of the run by more than :data:`RISE` of it.
+    of the run by more than :data:`RISE` of it; or nobody knows it, since what would have told it failed.
     """
     losses = rows[rows["metric"] == "training_loss"]
-    found = set()
+    found = _unknown(rows)
     for place, own in losses.groupby([*CELL, "seed"]):
         by_quarter = own.sort_values("done")["value"].to_numpy()
         begun = by_quarter[0]
         if not (by_quarter[-1] < begun and (np.diff(by_quarter) <= RISE * begun).all()):
             found.add(place[:-1])
+    return found
+
+
+def _unknown(rows: pd.DataFrame) -> set[tuple[str, str, float, int]]:
+    """Return of which places of a task's map the losses are missing, in any seed: their unit failed."""
+    found = set()
+    for task, own in rows.groupby("task"):
+        there = own[own["metric"] == "training_loss"]
+        known = set(there[[*CELL, "seed"]].itertuples(index=False, name=None))
+        axes = [there[name].unique() for name in (*CELL[1:], "seed")]
+        found |= {(task, *place) for *place, seed in itertools.product(*axes) if (task, *place, seed) not in known}
     return found
 
 
@@ -411,11 +422,11 @@ def _medians(rows: pd.DataFrame, errors: pd.DataFrame) -> str:
                 *(percent(medians.get(method)) for method in methods),
                 percent(own["stderr"].median()),
                 percent(of_place.median()),
-                ", ".join(map(str, failed)),
+                f"size {', '.join(map(str, failed))}" if failed else "",
             ]
         )
-    heads = ["task", "optimizer", "rate / own", *(look(m).label for m in methods)]
-    heads += ["noise of the judge", "residual of integrated", "training fails at batch size"]
+    heads = ["task", "optimizer", "rate / own", *(look(m).markdown for m in methods)]
+    heads += ["noise of the judge", "residual of integrated", "training fails at batches of"]
     return (
         "**Fidelity**: relative error of the scores of single steps against the step game's Shapley values, median "
         "over seeds, steps and batch sizes; and the residual of the integrated order as a share of the drop of the "
@@ -425,24 +436,24 @@ def _medians(rows: pd.DataFrame, errors: pd.DataFrame) -> str:
 
 def _safe(rows: pd.DataFrame, errors: pd.DataFrame) -> str:
     methods, fails, cells = in_order(errors["method"]), failing(rows), []
-    later = errors[errors["step"] > 0]
+    later, unknown = errors[errors["step"] > 0], _unknown(rows)
     for (task, optimizer), own in later.groupby(["task", "optimizer"], sort=False):
+        failed, lost = (
+            min((rate for *where, rate, _ in places if where == [task, optimizer]), default=math.inf)
+            for places in (fails, unknown)
+        )
         largest = []
         for method in methods:
             quantiles = own[own["method"] == method].groupby("rate_factor")["value"].quantile(ALMOST_ALL)
-            up_to = quantiles[(quantiles <= SAFE).cummin()]
+            up_to = quantiles[((quantiles <= SAFE) & (quantiles.index < lost)).cummin()]
             largest.append(f"{up_to.index[-1]:g}" if len(up_to) else "")
-        trains = [
-            factor
-            for factor in sorted(own["rate_factor"].unique())
-            if not any(where[:3] == (task, optimizer, factor) for where in fails)
-        ]
+        trains = [rate for rate in sorted(own["rate_factor"].unique()) if rate < failed]
         cells.append([task, optimizer, *largest, f"{trains[-1]:g}" if trains else ""])
-    heads = ["task", "optimizer", *(look(m).label for m in methods), "training"]
+    heads = ["task", "optimizer", *(look(m).markdown for m in methods), "training"]
     return (
         f"**Safe learning rates**: the largest of the map, in units of the recipe's own, up to which {ALMOST_ALL:.0%} "
         f"of the steps have a relative error of at most {SAFE:.0%}, the first step of a run apart, in which AdamW is "
-        f"off at any rate; and the largest at which training does not fail at any batch size.\n\n"
+        f"off at any rate; and the largest up to which training does not fail at any batch size.\n\n"
         f"{markdown(cells, heads)}"
     )
 

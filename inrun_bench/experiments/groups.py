@@ -218,7 +218,7 @@ def table(rows: pd.DataFrame) -> str:
     for (task, kind), own in rows.groupby(["task", "groups"]):
         cells = [
             [
-                "exact, all coalitions" if method == REFERENCE else look(method).label,
+                "exact, all coalitions" if method == REFERENCE else look(method).markdown,
                 cell(cost["evaluations"], (task, kind, method), ",.0f"),
                 seconds_cell(cost["seconds"], (task, kind, method)),
                 *(cell(means, (task, kind, method, metric), ".3f") for metric in shown),

@@ -181,7 +181,7 @@ def table(rows: pd.DataFrame) -> str:
     for task, own in rows.groupby("task", sort=False):
         seeds = own["seed"].nunique()
         cells = [
-            [look(m).label, *(interval_cell(means, (task, m, *measure), seeds) for measure in MEASURES)]
+            [look(m).markdown, *(interval_cell(means, (task, m, *measure), seeds) for measure in MEASURES)]
             for m in in_order(own["method"])
         ]
         parts.append(f"{task}, {count(seeds, 'seed')}\n\n{markdown(cells, ['method', *MEASURES.values()])}")

@@ -476,7 +476,7 @@ def _runs_table(rows: pd.DataFrame) -> str:
         return ""
     ratios = runs.groupby(["method", "task"])["value"].median().unstack("task")
     cells = [
-        [look(method).label, *("" if np.isnan(ratio) else f"{ratio:,.3g}" for ratio in ratios.loc[method])]
+        [look(method).markdown, *("" if np.isnan(ratio) else f"{ratio:,.3g}" for ratio in ratios.loc[method])]
         for method in in_order(ratios.index)
     ]
     return (
@@ -502,7 +502,7 @@ def _steps_table(rows: pd.DataFrame) -> str:
         cells.append(
             [task, f"{width:.0f} wide" if width else "its own", f"{found['seconds']['regular'] * 1e3:.2f}", *ratios]
         )
-    heads = ["task", "model", "regular step (ms)", *(look(m).label for m in methods)]
+    heads = ["task", "model", "regular step (ms)", *(look(m).markdown for m in methods)]
     return (
         "**Overhead**: time / peak memory of one step, in units of a regular training step; the in-run orders include "
         f"their validation passes.\n\n{markdown(cells, heads)}"
@@ -529,7 +529,7 @@ def _scores_table(rows: pd.DataFrame) -> str:
                 found["net_ratio"]["fastest_rule"].iloc[0],
             ]
         )
-    heads = ["model", "regular step (ms)", "validation pass", *(look(m).label for m in methods)]
+    heads = ["model", "regular step (ms)", "validation pass", *(look(m).markdown for m in methods)]
     heads += ["rules chosen (layers)", "fastest rule"]
     return (
         "**Cost of scores** in large models: time less that of one validation pass / peak memory of one step, in units "

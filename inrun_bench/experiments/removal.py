@@ -33,7 +33,7 @@ import tasks
 from inrun_bench import metrics
 from inrun_bench.report.intervals import over_seeds
 from inrun_bench.report.leaderboard import Question
-from inrun_bench.report.looks import band, dot, foremost, in_order, legend, look, panels, shaded
+from inrun_bench.report.looks import band, dot, fold, foremost, in_order, legend, look, panels, shaded
 from inrun_bench.report.markdown import count, interval_cell, markdown
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import read_reference, read_values, reference_blocks, values_unit
@@ -160,6 +160,7 @@ METRICS = {
 AREAS = {"area_loss": "area between the loss curves", f"{CONVENTIONAL}area_loss": "area, conventional"}
 BY = ("task", "method", "metric", "direction", "fraction")
 ALL_CURVES, HIGHEST, AN_AREA = 8.2, 2.1, 0.155  # inches: of all rows of curves, the highest of one, a line of areas
+NAMES = 2.0  # inches that those of methods take
 
 
 def draw(rows: pd.DataFrame) -> Figure:
@@ -198,6 +199,7 @@ def draw(rows: pd.DataFrame) -> Figure:
         of_areas = over_seeds(rows[rows["metric"].isin(areas)])
         for ax, task in zip(axes[-1], names, strict=True):
             _areas(ax, of_areas, task, areas, ranked)
+            ax.xaxis.set_major_locator(MaxNLocator(max(1, min(4, 12 // len(names)))))
         axes[-1][0].set_yticks(range(len(ranked)), [look(m).label for m in ranked[::-1]], fontsize=7)
     extra: list[Artist] = [Patch(color="0.85", label="random: mean, 5-95 % (draws, seeds)"), shaded()]
     if len(areas) > 1:
@@ -206,6 +208,7 @@ def draw(rows: pd.DataFrame) -> Figure:
         extra.append(hollow)
     if len(methods) < len(ranked):
         figure.suptitle(f"curves of {len(methods)} of {len(ranked)} methods; areas of all", fontsize=8)
+    fold(figure, len(names), NAMES)
     legend(figure, methods, extra)
     return figure
 
@@ -228,7 +231,6 @@ def _areas(ax: Axes, means: pd.DataFrame, task: str, areas: list[str], methods: 
                 dot(ax, means.loc[(task, method, area)], y, look(method), size=4, filled=place == 0)
     ax.set_yticks(range(len(methods)), [""] * len(methods))
     ax.set_ylim(-0.6, len(methods) - 0.4)
-    ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.set_xlabel(AREAS[areas[0]])
 
 
@@ -242,7 +244,7 @@ def table(rows: pd.DataFrame) -> str:
     for task, own in rows.groupby("task", sort=False):
         seeds, columns = own["seed"].nunique(), [metric for metric in shown if metric in set(own["metric"])]
         cells = [
-            [look(m).label, *(interval_cell(means, (task, m, metric), seeds) for metric in columns)]
+            [look(m).markdown, *(interval_cell(means, (task, m, metric), seeds) for metric in columns)]
             for m in in_order(own["method"])
         ]
         heads = [metric.replace("_", " ") for metric in columns]

@@ -131,7 +131,7 @@ def table(rows: pd.DataFrame) -> str:
                     [
                         task,
                         optimizer,
-                        look(method).label,
+                        look(method).markdown,
                         interval_cell(means, (*place, "spearman"), seeds),
                         *(cell.replace("nan", "") for cell in (mean_cell(means, (*place, "auroc")), *shares)),
                         mean_cell(means, (*place, "error_where_small")).replace("nan", ""),

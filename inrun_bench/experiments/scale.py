@@ -366,7 +366,7 @@ def table(rows: pd.DataFrame) -> str:
         for (metric, judge), label in MEASURES.items():
             cells = [
                 [
-                    look(method).label,
+                    look(method).markdown,
                     *(interval_cell(means, (task, p.n, p.epochs, method, metric, judge), seeds) for p in points),
                 ]
                 for method in in_order(m for m in own["method"] if m != REFERENCE)

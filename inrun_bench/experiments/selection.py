@@ -144,7 +144,7 @@ def table(rows: pd.DataFrame) -> str:
         metric = next(metric for metric in METRICS if metric in set(own["metric"]))
         seeds = own["seed"].nunique()
         cells = [
-            [look(m).label, *(interval_cell(means, (task, m, metric, share), seeds) for share in SHARES)]
+            [look(m).markdown, *(interval_cell(means, (task, m, metric, share), seeds) for share in SHARES)]
             for m in in_order(own["method"])
         ]
         cells.append([f"*{ALL}*", *[""] * (len(SHARES) - 1), interval_cell(means, (task, RANDOM, metric, 1.0), seeds)])

@@ -160,7 +160,7 @@ def table(rows: pd.DataFrame) -> str:
     names = list(dict.fromkeys(rows["task"]))
     cells = [
         [
-            look(method).label,
+            look(method).markdown,
             *(
                 interval_cell(means, (task, method, of, "spearman"), seeds)
                 for task in names

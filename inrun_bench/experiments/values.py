@@ -80,6 +80,7 @@ def diagnostics(rows: pd.DataFrame) -> str:
     cells = [[task, recipe, *(f"{own[name]:.3f}" for name in shown)] for (task, recipe), own in found.iterrows()]
     beside = ", and the Spearman correlation with the stored reference values" if "Spearman" in found else ""
     return (
-        f"**Diagnostics** of {look('few-run-8').label}, none of which needs retraining{beside}; medians over seeds.\n\n"
+        f"**Diagnostics** of {look('few-run-8').markdown}, none of which needs retraining{beside}; medians over "
+        "seeds.\n\n"
         f"{markdown(cells, ['task', 'recipe', *shown])}"
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import colorsys
+import re
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ __all__ = [
     "Look",
     "band",
     "dot",
+    "fold",
     "foremost",
     "hatched",
     "in_order",
@@ -44,12 +47,14 @@ __all__ = [
 TASKS_A_ROW = 4
 """Where a figure shows all of them."""
 
-WIDEST, A_LEGEND_COLUMN = 10.8, 2.9  # inches
+WIDEST, A_LEGEND_COLUMN, BETWEEN = 10.8, 2.9, 0.1  # inches
+A_LETTER, SHORTEST = 0.6, 6  # times the size of letters; letters
 
 
 HATCHES = ("", "//", "\\\\", "..", "xx", "++", "oo", "--", "||", "**")
 Marker: TypeAlias = Any  # what matplotlib takes: a name, or (corners, style, angle)
 
+MEANT = re.compile(r"[\\`*|]|\b_|_\b")
 LIGHTEST, DARKEST = 0.88, 0.12  # of a family's colours
 
 
@@ -61,6 +66,11 @@ class Look:
     color: Any
     marker: Marker
     hatch: str = ""
+
+    @property
+    def markdown(self) -> str:
+        """The label in Markdown, in which some of its characters would mean something."""
+        return MEANT.sub(r"\\\g<0>", self.label)
 
 
 @dataclass(frozen=True)
@@ -261,6 +271,26 @@ def panels(
     for ax in axes[:, len(names) :].flat:
         ax.remove()
     return figure, names, axes[:, : len(names)].tolist()
+
+
+def fold(figure: Figure, columns: int, names: float) -> None:
+    """Break titles and labels of x-axes where the columns of panels are narrow.
+
+    Parameters
+    ----------
+    figure : Figure
+        Of :func:`panels`.
+    columns : int
+        How many there are.
+    names : float
+        How much the names at the left take, inches.
+    """
+    room = (figure.get_figwidth() - names) / columns - BETWEEN
+    for ax in figure.axes:
+        for text in (ax.title, ax.xaxis.label):
+            letters = max(int(72 * room / (A_LETTER * text.get_fontsize())), SHORTEST)
+            if len(text.get_text()) > letters:
+                text.set_text(textwrap.fill(text.get_text(), letters, break_long_words=False))
 
 
 def legend(figure: Figure, methods: Sequence[str], extra: Sequence[Artist] = (), columns: int = 3) -> None:

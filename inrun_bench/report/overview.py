@@ -50,14 +50,14 @@ def headline(store: Store) -> str:
         return several or f"{interval_cell(table, (task, method, 'spearman'), seeds)}, {cost[task, method]:.2g} s"
 
     methods = {*agreement["method"], *(retraining["method"] if others_of else ())} - {REFERENCE, ANOTHER}
-    cells = [[look(m).label, *(found(task, m, own) for task, own in columns)] for m in in_order(methods)]
+    cells = [[look(m).markdown, *(found(task, m, own) for task, own in columns)] for m in in_order(methods)]
     if others_of:
         same = (mean_cell(other, (task, ANOTHER, "spearman")) if not own else "" for task, own in columns)
         cells.append([f"*{ANOTHER_LABEL}*", *same])
     ends = []
     for task, own in columns:
         ceiling = mean_cell(table if own else other, (task, REFERENCE, "spearman_ceiling"))
-        time = f", {cost[task, REFERENCE]:,.0f} s" if own and (task, REFERENCE) in cost.index else ""
+        time = f", {seconds_cell(cost, (task, REFERENCE))} s" if own and (task, REFERENCE) in cost.index else ""
         ends.append(f"{ceiling}{time}")
     cells.append(["*noise ceiling; time of the reference*", *ends])
     heads = [task if own else f"{task}, conventional" for task, own in columns]
@@ -94,7 +94,7 @@ def game_table(retraining: pd.DataFrame, game: str) -> str:
     own = retraining[(retraining["judge"] == game) & retraining["metric"].isin(["spearman", "spearman_ceiling"])]
     means, names, seeds = over_seeds(own), list(dict.fromkeys(own["task"])), own["seed"].nunique()
     cells = [
-        [look(method).label, *(interval_cell(means, (task, method, "spearman"), seeds) for task in names)]
+        [look(method).markdown, *(interval_cell(means, (task, method, "spearman"), seeds) for task in names)]
         for method in in_order(set(own["method"]) - {REFERENCE, ANOTHER})
     ]
     ends = ((f"*{ANOTHER_LABEL}*", ANOTHER, "spearman"), ("*noise ceiling*", REFERENCE, "spearman_ceiling"))
@@ -116,7 +116,7 @@ def methods_table(store: Store) -> str:
     cost = spent.groupby(["task", "method"])[["evaluations", "seconds"]].median()
     seeds = found.groupby("task")["seed"].nunique()
     columns: dict[str, Callable[[str, str], str]] = {
-        "method": lambda _task, method: look(method).label,
+        "method": lambda _task, method: look(method).markdown,
         "trainings": lambda task, method: (
             of_several(table, (task, method, "spearman")) or cell(cost["evaluations"], (task, method), ",.0f")
         ),

@@ -43,12 +43,12 @@ def paired_differences(rows: pd.DataFrame, of: str = "") -> str:
     for method in in_order(m for m in spearman["method"] if m not in (AGAINST, "random")):
         own = once[once.index.get_level_values("method") == method].droplevel("method")
         differences = (own - base).astype(float).dropna()
-        cells.append([look(method).label, *(_difference(differences, task) for task in names)])
+        cells.append([look(method).markdown, *(_difference(differences, task) for task in names)])
     numbers = sorted({int(seeds[task]) for task in names})
     return (
-        f"**Paired differences**{of} of the Spearman correlation with the reference to that of {look(AGAINST).label}, "
-        f"on the same {' or '.join(map(str, numbers))} seeds [95 % confidence interval]; in brackets, on how many of "
-        f"them it is larger.\n\n{markdown(cells, ['method', *names])}"
+        f"**Paired differences**{of} of the Spearman correlation with the reference to that of "
+        f"{look(AGAINST).markdown}, on the same {' or '.join(map(str, numbers))} seeds [95 % confidence interval]; in "
+        f"brackets, on how many of them it is larger.\n\n{markdown(cells, ['method', *names])}"
     )
 
 

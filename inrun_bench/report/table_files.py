@@ -65,7 +65,7 @@ def write_tables(store: Store, experiments: Mapping[str, Any], formats: Iterable
             stem = f"{name}-{number}" if len(tables) > 1 else name
             for form in formats:
                 path = folder / f"{stem}{SUFFIXES[form]}"
-                label = f"tab:{store.root.resolve().name}-{re.sub(r'[^a-zA-Z0-9]+', '-', stem)}"
+                label = "tab:" + re.sub(r"[^a-zA-Z0-9]+", "-", f"{store.root.resolve().name}-{stem}")
                 told = table_csv(table, caption) if form == "csv" else latex(table, label, caption)
                 path.write_text(told, encoding="utf-8")
                 written.append(path)

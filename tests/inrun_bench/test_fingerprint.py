@@ -47,6 +47,11 @@ def test_nothing_changes_by_itself(before):
 # --- tasks ---
 
 
+def test_a_task_that_is_not_known_here_is_said_to_be_so_and_not_to_have_changed(before, monkeypatch):
+    monkeypatch.delitem(tasks.CATALOG._all(), TASK)
+    assert changes(UNIT, before, now()) == [f"task {TASK!r}, which is not known here"]
+
+
 def changed_csv():
     x, y = SPEC.dataset()
     x = x.copy()

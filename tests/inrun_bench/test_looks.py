@@ -1,14 +1,19 @@
 """Methods look different, any number of them, in colour, without colour vision and in grey."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 
 from inrun_bench.methods import METHODS, method_of
 from inrun_bench.report import looks
 from inrun_bench.report.looks import FAMILIES, OTHERS, in_order, look, showing
+from inrun_bench.report.markdown import markdown
+from inrun_bench.report.markdown_tables import Table, blocks
 
 KNOWN = [*METHODS, *(name for labels in OTHERS.values() for name in labels)]
 STRANGERS = [f"mine-{number}" for number in range(30)]
@@ -33,6 +38,20 @@ def test_no_two_methods_have_one_marker_however_many_there_are():
     assert len(set(markers[: len(KNOWN)])) == len(KNOWN)
     assert len(set(strangers)) == len(STRANGERS)
     assert not set(strangers) & set(markers[: len(KNOWN)])
+
+
+@given(st.text("|*_`\\\\ ax-1.", min_size=1).map(str.strip).filter(bool))
+@example("MC | 10")
+@example("*mine*")
+@example("no_-x-_a_")
+@example("`x`\\\\")
+def test_a_label_of_any_characters_is_a_cell_of_a_table_and_read_as_it_is(label):
+    cell = dataclasses.replace(look("knn"), label=label).markdown
+    (table,) = blocks(markdown([[cell, "0.5"]], ["method", "score"]))
+    assert isinstance(table, Table)
+    assert not table.bounds
+    ((name, score),) = table.rows
+    assert (name.html.striptags(), score.number) == (" ".join(label.split()), 0.5)
 
 
 @pytest.mark.parametrize("seen", [lambda c: c, lambda c: DEUTERANOPIA @ c], ids=["in grey", "deuteranopia"])

@@ -289,6 +289,10 @@ def test_bars_are_continued_below_where_the_page_is_too_narrow_for_their_numbers
         ({"width": float("nan")}, "width must be from 2 to 24 inches, got nan"),
         ({"height": 1e3}, "height must be from 3 to 36 inches, got 1000.0"),
         ({"font_size": 72.0}, "font_size must be from 5 to 20 points, got 72.0"),
+        (
+            {"width": 2.0, "font_size": 20.0},
+            "width must be at least 16 times font_size, 4.4 inches for 20 points, got 2",
+        ),
         ({"font": "No Such Font"}, "font must be one that is installed, such as .*; got 'No Such Font'"),
     ],
 )
