@@ -38,6 +38,7 @@ from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from numpy.typing import NDArray
 from torch import nn
 
 import tasks
@@ -216,7 +217,10 @@ def _moments(unit: Unit, task: tasks.Task) -> Iterator[_Moment]:
 
 def _judge(unit: Unit, task: tasks.Task) -> Iterator[Row]:
     for moment in _moments(unit, task):
-        shapley = _step_shapley(unit, moment)
+        try:
+            shapley = _step_shapley(unit, moment)
+        except FloatingPointError:
+            continue
         stderr = np.zeros(len(moment.index)) if shapley.stderr is None else shapley.stderr
         shared = {**moment.place, "metric": "value", "evaluations": shapley.evaluations, "seconds": shapley.seconds}
         for sample, value, error in zip(moment.index, shapley.values, stderr, strict=True):
@@ -230,23 +234,43 @@ def _errors(unit: Unit, task: tasks.Task, judged: pd.DataFrame) -> Iterator[Row]
     for moment in _moments(unit, task):
         own = judged[(judged["metric"] == "value") & (judged["step"] == moment.place["step"])]
         values, stderr = own["value"].to_numpy(), own["stderr"].to_numpy()
-        size = np.linalg.norm(values)
+        size = float(np.linalg.norm(values))
         for order in orders:
             place = {"method": PREFIX + order, **moment.place}
+            if own.empty:  # the step's utilities are no numbers
+                yield {**place, "metric": "relative_error", "value": math.nan}
+                continue
             scores, residual_share = _score(order, moment)
-            error, alike = np.linalg.norm(scores - values), metrics.agreement(scores, values)
-            noise = float(np.linalg.norm(stderr) / size)
-            yield {**place, "metric": "relative_error", "value": float(error / size), "stderr": noise}
-            yield {**place, "metric": "rmse", "value": float(error / math.sqrt(len(values)))}
-            yield from ({**place, "metric": name, "value": alike[name]} for name in ALIKE)
+            error = float(np.linalg.norm(scores - values))
+            noise = _share(float(np.linalg.norm(stderr)), size)
+            yield {**place, "metric": "relative_error", "value": _share(error, size), "stderr": noise}
+            yield {**place, "metric": "rmse", "value": error / math.sqrt(len(values))}
+            if len(values) > 1:  # the last batch of an epoch may be a sample alone
+                alike = metrics.agreement(scores, values)
+                yield from ({**place, "metric": name, "value": alike[name]} for name in ALIKE)
             yield {**place, "metric": "residual_share", "value": residual_share}
+
+
+def _share(part: float, whole: float) -> float:
+    """Return a part of a whole; of nothing, no number or infinitely much."""
+    return part / whole if whole else part * math.inf
 
 
 ALIKE = ("spearman", "pearson", "top10_overlap")
 
 
+class _FiniteStepGame(tasks.StepGame):
+    """A step game that raises a FloatingPointError where training has diverged."""
+
+    def __call__(self, coalitions: NDArray[np.bool_]) -> NDArray[np.float64]:
+        utilities = super().__call__(coalitions)
+        if not np.isfinite(utilities).all():
+            raise FloatingPointError("a utility of the step is no number")
+        return utilities
+
+
 def _step_shapley(unit: Unit, moment: _Moment) -> Valuation:
-    game, coalitions = tasks.StepGame(moment.task, moment.model, moment.optimizer, moment.index), _coalitions(unit)
+    game, coalitions = _FiniteStepGame(moment.task, moment.model, moment.optimizer, moment.index), _coalitions(unit)
     if 2**game.n_players <= coalitions:
         return exact_shapley(game)
     pairs = max(1, coalitions // (2 * game.n_players))
@@ -273,7 +297,7 @@ def _score(order: str, moment: _Moment) -> tuple[np.ndarray, float]:
     with engine.step(moment.index):
         task.train_on(model, optimizer, moment.index)
     entry = engine.ledger.steps[0]
-    return entry.scores, abs(entry.residual / entry.drop)
+    return entry.scores, _share(abs(entry.residual), abs(entry.drop))
 
 
 @torch.no_grad()
@@ -444,7 +468,8 @@ def _safe(rows: pd.DataFrame, errors: pd.DataFrame) -> str:
         )
         largest = []
         for method in methods:
-            quantiles = own[own["method"] == method].groupby("rate_factor")["value"].quantile(ALMOST_ALL)
+            of_method = own[own["method"] == method].fillna({"value": math.inf})  # a step that diverged
+            quantiles = of_method.groupby("rate_factor")["value"].quantile(ALMOST_ALL).fillna(math.inf)
             up_to = quantiles[((quantiles <= SAFE) & (quantiles.index < lost)).cummin()]
             largest.append(f"{up_to.index[-1]:g}" if len(up_to) else "")
         trains = [rate for rate in sorted(own["rate_factor"].unique()) if rate < failed]

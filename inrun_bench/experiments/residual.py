@@ -36,6 +36,7 @@ NEEDS = "methods that score steps: the In-Run ones"
 WRONG = 0.1  # relative error of a step's scores
 SMALL = 0.01  # residual, as a share of the drop
 ALMOST_ALL = 0.9  # of the steps
+PAIR = ["relative_error", "residual_share"]
 
 
 def units(plan: Plan) -> list[Unit]:
@@ -71,8 +72,11 @@ def measure(_unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
 
 def _steps(rows: pd.DataFrame) -> pd.DataFrame:
     """Return error and residual of the steps of a run, one row each, as far as both are numbers."""
-    own = rows[rows["metric"].isin(["relative_error", "residual_share"])]
-    wide = own.pivot_table(index=["method", "step"], columns="metric", values="value", sort=False).reset_index()
+    own = rows[rows["metric"].isin(PAIR)]
+    steps = pd.MultiIndex.from_frame(own[["method", "step"]].drop_duplicates())
+    wide = (
+        own.pivot(index=["method", "step"], columns="metric", values="value").reindex(steps, columns=PAIR).reset_index()
+    )
     return wide[np.isfinite(wide["relative_error"]) & np.isfinite(wide["residual_share"])]
 
 

@@ -288,7 +288,7 @@ def fold(figure: Figure, columns: int, names: float) -> None:
     room = (figure.get_figwidth() - names) / columns - BETWEEN
     for ax in figure.axes:
         for text in (ax.title, ax.xaxis.label):
-            letters = max(int(72 * room / (A_LETTER * text.get_fontsize())), SHORTEST)
+            letters = max(int(72 * room / (A_LETTER * float(text.get_fontsize()))), SHORTEST)
             if len(text.get_text()) > letters:
                 text.set_text(textwrap.fill(text.get_text(), letters, break_long_words=False))
 
