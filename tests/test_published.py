@@ -165,6 +165,29 @@ def test_readme_says_what_the_residual_tells():
         assert means[optimizer, "error_where_small", "inrun-integrated"].min() > 0.7
 
 
+def test_readme_says_where_in_run_finds_nothing():
+    stored = Store(ROOT / "results" / "questions", create=False)
+    agrees, finds = (
+        rows[rows["metric"] == metric].groupby(["task", "method"])["value"].mean()
+        for rows, metric in ((stored.read_all("agreement"), "spearman"), (stored.read_all("detection"), "auroc"))
+    )
+    told = (ROOT / "README.md").read_text().partition("**Where In-Run finds nothing**")[2].partition("results/")[0]
+    nothing, _, others = told.partition("On the nine other")
+    first, runs = (finds.xs(method, level="method") for method in ("inrun-first", "few-run-4"))
+    methods = ("inrun-first", "inrun-integrated", "knn", "few-run-4")
+    expected = [each["stdlib-words-logreg", method] for method in methods for each in (agrees, finds)]
+    assert [float(number) for number in re.findall(r"\d\.\d\d", nothing)] == [round(each, 2) for each in expected]
+    gap = (runs - first).drop("stdlib-words-logreg")
+    assert len(gap) == 9
+    worse = gap[gap > 0.03].index.tolist()
+    assert worse == re.findall(r"`(.*?)`", others) == ["digits-sgd-large-lr", "mnist-cnn"]
+    expected = [0.03, *(each[task] for task in worse for each in (first, runs))]
+    assert [float(number) for number in re.findall(r"\d\.\d\d", others)] == [round(each, 2) for each in expected]
+    seeds = stored.read_all("detection").groupby(["task", "method"])["seed"].nunique().unstack("method")
+    assert len(seeds) == 10
+    assert (seeds.drop(columns=["reference", "inrun-integrated-seeds-20"], errors="ignore") == 5).all(axis=None)
+
+
 def test_what_is_claimed_of_the_cost_of_scores():
     rows = Store(ROOT / "results" / "overhead", create=False).read_all("overhead")
     gpt = rows.query("task == 'gpt-256' and method == 'inrun-first'").set_index("metric")["value"]
