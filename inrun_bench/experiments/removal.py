@@ -194,12 +194,13 @@ def draw(rows: pd.DataFrame) -> Figure:
                     band(ax, 100 * own.index, own, look(method))
             if (metric, direction) == choices[-1]:
                 ax.set_xlabel("samples removed (%)")
-        axes_row[0].set_ylabel(f"{METRICS[metric]},\n{DIRECTIONS[direction]}", fontsize=8)
+        axes_row[0].set_ylabel(f"{METRICS[metric]},\n{DIRECTIONS[direction]}", fontsize=7)
     if areas:
         of_areas = over_seeds(rows[rows["metric"].isin(areas)])
         for ax, task in zip(axes[-1], names, strict=True):
             _areas(ax, of_areas, task, areas, ranked)
             ax.xaxis.set_major_locator(MaxNLocator(max(1, min(4, 12 // len(names)))))
+            ax.tick_params(axis="x", labelsize=7)
         axes[-1][0].set_yticks(range(len(ranked)), [look(m).label for m in ranked[::-1]], fontsize=7)
     extra: list[Artist] = [Patch(color="0.85", label="random: mean, 5-95 % (draws, seeds)"), shaded()]
     if len(areas) > 1:

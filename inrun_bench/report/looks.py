@@ -47,7 +47,7 @@ __all__ = [
 TASKS_A_ROW = 4
 """Where a figure shows all of them."""
 
-WIDEST, A_LEGEND_COLUMN, BETWEEN = 10.8, 2.9, 0.1  # inches
+WIDEST, TALLEST, A_LEGEND_COLUMN, BETWEEN = 10.8, 11.0, 2.9, 0.1  # inches
 A_LETTER, SHORTEST = 0.6, 6  # times the size of letters; letters
 
 
@@ -258,12 +258,14 @@ def panels(
 ) -> tuple[Figure, list[str], list[list[Axes]]]:
     """Return a figure with one column a task and `n_rows` rows of axes, [n_rows][tasks].
 
-    With more tasks than `most_columns`, the next ones begin new rows. Columns are narrower where there are many.
+    With more tasks than `most_columns`, the next ones begin new rows. Where there are many, columns are narrower, and
+    rows lower.
     """
     names = list(dict.fromkeys(rows["task"]))
     columns = min(len(names), most_columns or len(names))
     bands = -(-len(names) // columns)
-    figure = Figure(figsize=(min(max(3.3 * columns, 4.5), WIDEST), height * n_rows * bands), layout="constrained")
+    size = min(max(3.3 * columns, 4.5), WIDEST), min(height * n_rows * bands, TALLEST)
+    figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(bands * n_rows, columns, squeeze=False, **subplots)
     axes = grid.reshape(bands, n_rows, columns).swapaxes(0, 1).reshape(n_rows, bands * columns)
     for ax, name in zip(axes[0], names, strict=False):

@@ -93,7 +93,7 @@ def test_it_fits_a_page(folder, name):
 def test_every_axis_is_named_or_stands_in_a_row_or_column_that_is(folder, name):
     figure = painted(folder, name)
     for ax, which in itertools.product(figure.axes, "xy"):
-        assert ax.has_data()
+        assert ax.has_data() or ax.texts  # which say why there are none
         assert named(figure, ax, which), (ax, which)
 
 
