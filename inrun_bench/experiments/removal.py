@@ -185,7 +185,7 @@ def draw(rows: pd.DataFrame) -> Figure:
             here = curves[(curves["task"] == task) & (curves["metric"] == metric)]
             if here.empty:
                 ax.set_yticks([])
-                ax.text(0.5, 0.5, "none: no classes", transform=ax.transAxes, ha="center", va="center", color="0.4")
+                ax.text(0.5, 0.5, "none:\nno classes", transform=ax.transAxes, ha="center", va="center", color="0.4")
                 continue
             _band(ax, here)
             for method in methods:

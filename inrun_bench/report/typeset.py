@@ -385,7 +385,7 @@ def _label(page: list[_Line], number: int, paper: Paper, width: float) -> None:
             ax.tick_params(axis="x", labelbottom=True)
         shares = left is not None and (bool(panel.names) or ax.get_shared_y_axes().joined(ax, left.ax))
         ax.tick_params(axis="y", labelleft=not shares)
-        ax.set_ylabel("")
+        ax.set_ylabel("", fontsize=paper.font_size)
     lines = [own for own in page if own.strip is line.strip]
     middle = len(lines) // 2
     if lines[middle] is line:  # one label for all lines of a strip

@@ -258,7 +258,7 @@ def test_curves_of_tasks_with_and_without_an_accuracy_share_a_figure():
     panels = np.array(both.axes).reshape(5, 2)
     has_curves = [[bool(ax.lines) for ax in row] for row in panels]
     assert has_curves == [[False, True], [False, True], [True, True], [True, True], [True, True]]
-    assert {text.get_text() for ax in panels[:2, 0] for text in ax.texts} == {"none: no classes"}
+    assert {text.get_text() for ax in panels[:2, 0] for text in ax.texts} == {"none:\nno classes"}
     assert len(EXPERIMENTS["removal"].draw(regression).axes) == 3
     table = removal.table(pd.concat([regression, classification]))
     assert table.count("area loss") == 2
