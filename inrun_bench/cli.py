@@ -207,8 +207,8 @@ def _figures(options: argparse.Namespace) -> int:
     for path in written:
         print(path)
     for name in dict.fromkeys(options.experiment):
-        if not any(path.name.startswith((f"{name}.", f"{name}-")) for path in written):
-            print(f"inrun-bench: note: nothing in {store.root} to draw {name} of", file=sys.stderr)
+        if name not in store.experiments():
+            print(f"inrun-bench: note: no rows of {name} in {store.root}, so that there is no figure", file=sys.stderr)
     _note_outdated(store)
     return 0
 

@@ -17,7 +17,7 @@ import tasks
 from inrun_bench import metrics
 from inrun_bench.report.intervals import left_out, over_seeds
 from inrun_bench.report.leaderboard import Question
-from inrun_bench.report.looks import dot, fold, in_order, look, panels
+from inrun_bench.report.looks import break_labels, dot, in_order, look, panels
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import read_reference, read_values, reference_blocks, values_unit
 from inrun_bench.runs.unit import REFERENCE, Row, Unit
@@ -64,7 +64,7 @@ def measure(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
 
 
 METRICS = {"auroc": "AUROC", "average_precision": "average precision"}
-NAMES = 2.5  # inches that those of methods take
+BESIDE = 2.5  # inches that names of methods take
 
 
 def draw(rows: pd.DataFrame) -> Figure:
@@ -82,7 +82,7 @@ def draw(rows: pd.DataFrame) -> Figure:
             ax.set_xlim(0, 1.02)
             ax.set_xlabel(label)
         axes_row[0].set_yticks(range(len(methods)), [look(m).label for m in methods])
-    fold(figure, len(names), NAMES)
+    break_labels(figure, len(names), BESIDE)
     note = left_out(table)
     title = "wrong labels found by their low values (mean, 95 % CI over seeds; dotted: chance)"
     figure.suptitle(f"{title}\n{note}" if note else title, fontsize=10)

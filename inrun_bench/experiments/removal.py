@@ -33,7 +33,7 @@ import tasks
 from inrun_bench import metrics
 from inrun_bench.report.intervals import over_seeds
 from inrun_bench.report.leaderboard import Question
-from inrun_bench.report.looks import band, dot, fold, foremost, in_order, legend, look, panels, shaded
+from inrun_bench.report.looks import band, break_labels, dot, foremost, in_order, legend, look, panels, shaded
 from inrun_bench.report.markdown import count, interval_cell, markdown
 from inrun_bench.runs.plan import Plan
 from inrun_bench.runs.stored_values import read_reference, read_values, reference_blocks, values_unit
@@ -160,7 +160,7 @@ METRICS = {
 AREAS = {"area_loss": "area between the loss curves", f"{CONVENTIONAL}area_loss": "area, conventional"}
 BY = ("task", "method", "metric", "direction", "fraction")
 ALL_CURVES, HIGHEST, AN_AREA = 8.2, 2.1, 0.155  # inches: of all rows of curves, the highest of one, a line of areas
-NAMES = 2.0  # inches that those of methods take
+BESIDE = 2.0  # inches that names of methods take
 
 
 def draw(rows: pd.DataFrame) -> Figure:
@@ -209,7 +209,7 @@ def draw(rows: pd.DataFrame) -> Figure:
         extra.append(hollow)
     if len(methods) < len(ranked):
         figure.suptitle(f"curves of {len(methods)} of {len(ranked)} methods; areas of all", fontsize=8)
-    fold(figure, len(names), NAMES)
+    break_labels(figure, len(names), BESIDE)
     legend(figure, methods, extra)
     return figure
 

@@ -29,8 +29,8 @@ __all__ = [
     "WIDEST",
     "Look",
     "band",
+    "break_labels",
     "dot",
-    "fold",
     "foremost",
     "hatched",
     "in_order",
@@ -48,13 +48,13 @@ TASKS_A_ROW = 4
 """Where a figure shows all of them."""
 
 WIDEST, TALLEST, A_LEGEND_COLUMN, BETWEEN = 10.8, 11.0, 2.9, 0.1  # inches
-A_LETTER, SHORTEST = 0.6, 6  # times the size of letters; letters
+A_LETTER, SHORTEST = 0.6, 6  # width of a letter, in units of its size; letters of the shortest line
 
 
 HATCHES = ("", "//", "\\\\", "..", "xx", "++", "oo", "--", "||", "**")
 Marker: TypeAlias = Any  # what matplotlib takes: a name, or (corners, style, angle)
 
-MEANT = re.compile(r"[\\`*|]|\b_|_\b")
+MARKUP = re.compile(r"[\\`*|]|\b_|_\b")
 LIGHTEST, DARKEST = 0.88, 0.12  # of a family's colours
 
 
@@ -70,7 +70,7 @@ class Look:
     @property
     def markdown(self) -> str:
         """The label in Markdown, in which some of its characters would mean something."""
-        return MEANT.sub(r"\\\g<0>", self.label)
+        return MARKUP.sub(r"\\\g<0>", self.label)
 
 
 @dataclass(frozen=True)
@@ -275,8 +275,8 @@ def panels(
     return figure, names, axes[:, : len(names)].tolist()
 
 
-def fold(figure: Figure, columns: int, names: float) -> None:
-    """Break titles and labels of x-axes where the columns of panels are narrow.
+def break_labels(figure: Figure, columns: int, beside: float) -> None:
+    """Break titles of panels and labels of x-axes into lines where columns of panels are narrow.
 
     Parameters
     ----------
@@ -284,10 +284,10 @@ def fold(figure: Figure, columns: int, names: float) -> None:
         Of :func:`panels`.
     columns : int
         How many there are.
-    names : float
-        How much the names at the left take, inches.
+    beside : float
+        What the names of methods take at the left, inches.
     """
-    room = (figure.get_figwidth() - names) / columns - BETWEEN
+    room = (figure.get_figwidth() - beside) / columns - BETWEEN
     for ax in figure.axes:
         for text in (ax.title, ax.xaxis.label):
             letters = max(int(72 * room / (A_LETTER * float(text.get_fontsize()))), SHORTEST)

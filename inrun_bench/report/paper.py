@@ -20,7 +20,7 @@ __all__ = ["FORMATS", "Paper", "continued"]
 
 FORMATS = ("pdf", "svg", "png")
 WIDTHS, HEIGHTS, FONT_SIZES = (2.0, 24.0), (3.0, 36.0), (5.0, 20.0)  # inches, inches, points
-NARROWEST = 16  # letters of that size, one upon the other: what a panel, its numbers and names of methods take
+NARROWEST = 16  # widths of a page in units of the size of its letters: narrower, no room is left for a panel
 SMALLER, SMALLEST = 1.0, 2.0  # points by which ticks and legends, and numbers within panels, are smaller
 POINTS = 72  # an inch
 BESIDE_BARS = 0.8  # inches that labels of a panel of bars take
@@ -66,10 +66,10 @@ class Paper:
             value = getattr(self, name)
             if not (math.isfinite(value) and low <= value <= high):
                 raise ValueError(f"{name} must be from {low:g} to {high:g} {unit}, got {value}")
-        if 72 * self.width < NARROWEST * self.font_size:
+        if self.width < (least := NARROWEST * self.font_size / POINTS):
             raise ValueError(
-                f"width must be at least {NARROWEST} times font_size, {NARROWEST * self.font_size / 72:.2g} inches for "
-                f"{self.font_size:g} points, got {self.width:g}"
+                f"width must be at least {NARROWEST} times font_size, {least:.2g} inches for {self.font_size:g} "
+                f"points, got {self.width:g}"
             )
         installed = font_manager.get_font_names()
         if self.font not in installed:

@@ -96,9 +96,9 @@ def changes(unit: Unit, then: Fingerprint | None, now: Fingerprint) -> list[str]
     """Return what has changed since rows were measured, in words; nothing where they are up to date."""
     if then is None:
         return [NOBODY_NOTED]
-    strange = "task" in then and "task" not in now
+    foreign = "task" in then and "task" not in now
     words = {
-        "task": f"task {unit.task!r}, which is not known here" if strange else f"the content of task {unit.task!r}",
+        "task": f"task {unit.task!r}, which is not known here" if foreign else f"the content of task {unit.task!r}",
         "method": f"the code of method {unit.method!r}",
         "experiment": f"the code of experiment {unit.experiment!r}",
         "libraries": f"libraries ({then.get('libraries', 'none')}; now {now.get('libraries', 'none')})",

@@ -21,6 +21,7 @@ from inrun_bench.report.paper import Paper, continued
 from inrun_bench.report.paper_figures import print_figures
 from inrun_bench.report.typeset import typeset
 from inrun_bench.runs.store import Store
+from tests.inrun_bench.tiny import without_clip_names
 
 RESULTS = Path(__file__).parents[2] / "results"
 PUBLISHED = [
@@ -233,18 +234,13 @@ def test_files_have_exactly_the_width_asked_for_and_hold_their_fonts(copied):
 
 def test_files_of_another_width_are_replaced_and_the_same_rows_give_the_same_bytes(copied):
     narrow = print_figures(copied, ["budget"], EXPERIMENTS, Paper(3.25, height=3.5), ["pdf", "svg"])
-    before = {path.name: _without_clip_names(path.read_bytes()) for path in narrow}
+    before = {path.name: without_clip_names(path.read_bytes()) for path in narrow}
     folder = narrow[0].parent
     assert len(before) > 3
     print_figures(copied, ["budget"], EXPERIMENTS, Paper(7.0, height=30.0), ["pdf"])
     assert {path.name for path in folder.iterdir()} == {"budget.pdf", "budget.txt"}
     print_figures(copied, ["budget"], EXPERIMENTS, Paper(3.25, height=3.5), ["pdf", "svg"])
-    assert {path.name: _without_clip_names(path.read_bytes()) for path in folder.iterdir()} == before
-
-
-def _without_clip_names(drawing: bytes) -> bytes:
-    """Return an SVG without names that hash unrounded places: the solver of layouts is exact to rounding alone."""
-    return re.sub(rb"\bp[0-9a-f]{10}\b", b"", drawing)
+    assert {path.name: without_clip_names(path.read_bytes()) for path in folder.iterdir()} == before
 
 
 def test_a_caption_says_what_is_shown_of_how_many_seeds_and_where_rows_are_from(copied):
@@ -263,10 +259,10 @@ def test_every_figure_says_in_its_docstring_what_its_marks_are_over(name):
 def test_figures_for_the_screen_are_not_changed_by_those_for_print(copied):
     draw_figures(copied, ["budget"], EXPERIMENTS)
     drawing = copied.root / "figures" / "budget.svg"
-    before = _without_clip_names(drawing.read_bytes())
+    before = without_clip_names(drawing.read_bytes())
     print_figures(copied, ["budget"], EXPERIMENTS, Paper())
     draw_figures(copied, ["budget"], EXPERIMENTS)
-    assert _without_clip_names(drawing.read_bytes()) == before
+    assert without_clip_names(drawing.read_bytes()) == before
 
 
 def test_bars_are_continued_below_where_the_page_is_too_narrow_for_their_numbers():
