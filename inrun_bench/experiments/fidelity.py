@@ -469,7 +469,7 @@ def _safe(rows: pd.DataFrame, errors: pd.DataFrame) -> str:
         largest = []
         for method in methods:
             of_method = own[own["method"] == method].fillna({"value": math.inf})  # a step that diverged
-            quantiles = of_method.groupby("rate_factor")["value"].quantile(ALMOST_ALL).fillna(math.inf)
+            quantiles = of_method.groupby("rate_factor")["value"].quantile(ALMOST_ALL)
             up_to = quantiles[((quantiles <= SAFE) & (quantiles.index < lost)).cummin()]
             largest.append(f"{up_to.index[-1]:g}" if len(up_to) else "")
         trains = [rate for rate in sorted(own["rate_factor"].unique()) if rate < failed]

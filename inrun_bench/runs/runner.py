@@ -184,7 +184,7 @@ def to_measure(
 
 
 def _with_needs(units: Iterable[Unit]) -> list[Unit]:
-    """Return the units and all that they need, each once, needs first."""
+    """Return the units and all that they need, each once."""
     ordered: dict[str, Unit] = {}
 
     def visit(unit: Unit) -> None:

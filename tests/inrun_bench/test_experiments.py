@@ -487,6 +487,33 @@ def test_batches_are_no_larger_than_the_training_set():
     assert {unit.settings["batch_size"] for unit in found} == {4, 16}
 
 
+def test_steps_of_a_run_that_diverges_are_no_numbers_and_a_sample_alone_is_a_step(monkeypatch, tmp_path):
+    """41 samples in batches of 4: the last step of an epoch is on one of them."""
+    grid = fidelity.Grid((1.0, 30.0), (4,), coalitions=40, steps=22, validation=8)
+    monkeypatch.setitem(fidelity.KNOBS, "quick", fidelity.Knobs({"default": grid}, stages=(0.0, 1.0)))
+    chance = np.random.default_rng(0)
+    x = chance.normal(size=(90, 4))
+    net = lambda: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))  # noqa: E731
+    task = tasks.from_arrays(
+        x, x @ chance.normal(size=4), model=net, recipe=tasks.Recipe("sgd", 0.1, 4, 2), n_train=41, name="own"
+    )
+    asked = ["fidelity", "residual"]
+    found = benchmark([task], ["inrun-first", "inrun-integrated"], asked, out=tmp_path, seeds=[0], jobs=1)
+    assert found.failed == {}
+    rows = found.rows("fidelity")
+    errors = rows[rows["metric"] == "relative_error"]
+    assert errors[errors["rate_factor"] == 1.0]["value"].notna().all()
+    late = errors[(errors["rate_factor"] == 30.0) & (errors["stage"] == 1.0)]
+    assert len(late) == 4
+    assert late["value"].isna().all()
+    assert fidelity.failing(rows) == {("own", "SGD", 30.0, 4)}
+    assert set(rows[rows["metric"] == "spearman"]["stage"]) == {0.0}
+    values = rows[(rows["metric"] == "value") & (rows["rate_factor"] == 1.0)].groupby("stage").size()
+    assert values.to_dict() == {0.0: 4, 1.0: 1}
+    steps = found.rows("residual").query("metric == 'relative_error'")
+    assert set(steps["value"]) == set(errors["value"].dropna())
+
+
 # --- residual ---
 
 
@@ -511,6 +538,24 @@ def residuals_of(errors, residuals):
     unit = next(unit for unit in fidelity.units(PLAN) if unit.method == "inrun-first")
     rows = pd.DataFrame(residual.measure(unit, {unit: pd.DataFrame(steps)}))
     return rows[rows["residual_share"].isna()].set_index("metric")["value"]
+
+
+def test_the_residual_is_told_of_the_steps_that_are_numbers_whatever_became_of_other_runs():
+    def run(factor, errors):
+        unit = Unit("fidelity", TASK, "inrun-first", 0, {"optimizer": "SGD", "rate_factor": factor})
+        pairs = {"relative_error": errors, "residual_share": [error / 2 for error in errors if np.isfinite(error)]}
+        told = [
+            {"method": "inrun-first", "step": step, "metric": metric, "value": value}
+            for metric, values in pairs.items()
+            for step, value in enumerate(values)
+        ]
+        return unit, pd.DataFrame(told)
+
+    unit = Unit("residual", TASK, "inrun-first", 0)
+    alone = residual.measure(unit, dict([run(1.0, [0.02, 0.3, 0.05])]))
+    beside = residual.measure(unit, dict([run(1.0, [0.02, 0.3, 0.05]), run(30.0, [np.nan, np.nan])]))
+    assert beside == alone
+    assert sum(row["metric"] == "relative_error" for row in alone) == 3
 
 
 def test_a_residual_that_rises_with_the_error_warns_and_one_that_falls_does_not():
@@ -574,33 +619,6 @@ def test_neighbours_in_regression_tell_numbers():
 def test_a_model_without_a_linear_layer_has_no_embedding():
     with pytest.raises(ValueError, match=r"ReLU has no nn\.Linear"):
         embed(torch.nn.ReLU(), torch.ones(2, 3))
-
-
-def test_steps_of_a_run_that_diverges_are_no_numbers_and_a_sample_alone_is_a_step(monkeypatch, tmp_path):
-    """41 samples in batches of 4: the last step of an epoch is on one of them."""
-    grid = fidelity.Grid((1.0, 30.0), (4,), coalitions=40, steps=22, validation=8)
-    monkeypatch.setitem(fidelity.KNOBS, "quick", fidelity.Knobs({"default": grid}, stages=(0.0, 1.0)))
-    chance = np.random.default_rng(0)
-    x = chance.normal(size=(90, 4))
-    net = lambda: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))  # noqa: E731
-    task = tasks.from_arrays(
-        x, x @ chance.normal(size=4), model=net, recipe=tasks.Recipe("sgd", 0.1, 4, 2), n_train=41, name="own"
-    )
-    asked = ["fidelity", "residual"]
-    found = benchmark([task], ["inrun-first", "inrun-integrated"], asked, out=tmp_path, seeds=[0], jobs=1)
-    assert found.failed == {}
-    rows = found.rows("fidelity")
-    errors = rows[rows["metric"] == "relative_error"]
-    assert errors[errors["rate_factor"] == 1.0]["value"].notna().all()
-    late = errors[(errors["rate_factor"] == 30.0) & (errors["stage"] == 1.0)]
-    assert len(late) == 4
-    assert late["value"].isna().all()
-    assert fidelity.failing(rows) == {("own", "SGD", 30.0, 4)}
-    assert set(rows[rows["metric"] == "spearman"]["stage"]) == {0.0}
-    values = rows[(rows["metric"] == "value") & (rows["rate_factor"] == 1.0)].groupby("stage").size()
-    assert values.to_dict() == {0.0: 4, 1.0: 1}
-    steps = found.rows("residual").query("metric == 'relative_error'")
-    assert set(steps["value"]) == set(errors["value"].dropna())
 
 
 KINDS = ("iris-logreg", "diabetes-ridge", "mnist-cnn")

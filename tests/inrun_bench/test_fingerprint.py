@@ -44,6 +44,17 @@ def test_nothing_changes_by_itself(before):
     assert changes(UNIT, before, now()) == []
 
 
+def test_what_units_share_is_of_their_experiment_and_method_alone():
+    units = [
+        Unit(experiment, TASK, method, 0)
+        for experiment in ("values", "detection", "fidelity", "retraining")
+        for method in ("random", "knn", REFERENCE)
+    ]
+    together = Fingerprints(EXPERIMENTS)
+    assert [together.of(unit) for unit in units] == [now(unit) for unit in units]
+    assert len({together.of(unit)["experiment"] for unit in units if unit.method == "knn"}) == 4
+
+
 # --- tasks ---
 
 

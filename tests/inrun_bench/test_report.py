@@ -179,6 +179,22 @@ def test_a_rate_is_safe_if_it_and_all_lower_ones_are(results, summary):
             assert line[look(f"inrun-{order}").label] == (expected[-1] if expected else "")
 
 
+def test_a_step_that_diverges_is_off_by_more_than_any_other(results):
+    """In a run whose losses are numbers and fall."""
+    rows = results.read_all("fidelity")
+    rows.loc[(rows["metric"] == "training_loss") & (rows["optimizer"] == "SGD"), "value"] = 1 - rows["done"]
+    of_steps = (rows["metric"] == "relative_error") & (rows["optimizer"] == "SGD")
+    rows.loc[of_steps, "value"] = 0.01
+
+    def safe():
+        line = next(of for of in lines_of(fidelity.table(rows), "Safe learning rates") if of["optimizer"] == "SGD")
+        return {line[look(f"inrun-{order}").label] for order in ("first", "integrated")}
+
+    assert safe() == {"20"}
+    rows.loc[of_steps & (rows["rate_factor"] == 5.0) & (rows["stage"] == 0.5) & (rows["seed"] == 0), "value"] = np.nan
+    assert safe() == {"1"}
+
+
 @pytest.mark.parametrize("lost", [{"rate_factor": 5.0, "batch_size": 4, "seed": 1}, {"rate_factor": 5.0}])
 def test_where_nobody_knows_whether_training_holds_no_rate_is_safe(results, lost):
     """As where weights overflow, so that what would have told it fails."""
