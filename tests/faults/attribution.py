@@ -994,8 +994,8 @@ FAULTS = [
     Fault(
         "what is constant in a twin is forgotten where it is compared with the call as it is",
         f"{CODE}/capture/observation.py",
-        "observation.arguments, observation.constants)",
-        "observation.arguments, set())",
+        "observation.arguments, observation.constants, Directions())",
+        "observation.arguments, set(), Directions())",
         f"{OBSERVATION}::test_weights_of_zero_cost_one_pass_more",
     ),
     Fault(

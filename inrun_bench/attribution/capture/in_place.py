@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
+
+from inrun_bench.attribution.capture.trees import tensors_of
 
 __all__ = ["hook_on_value", "results_of", "works_in_place"]
 
@@ -20,7 +21,7 @@ def works_in_place(function: Callable[..., Any]) -> bool:
 
 def results_of(result: Any, written: Sequence[Tensor]) -> list[Tensor]:
     """Return the tensors of what a function returned; what it has written into where it returns none."""
-    return [leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor)] or list(written)
+    return tensors_of((result,), {}) or list(written)
 
 
 def hook_on_value(tensor: Tensor, function: Callable[[Tensor], None]) -> None:

@@ -28,8 +28,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from inrun_bench.attribution.capture.batch_axis import BatchAxis, Unclear
-from inrun_bench.attribution.capture.recorder import OperationKey, Output, Recorder, tensors_in
-from inrun_bench.attribution.capture.twin import CHANGED, begins_with_zero, beside_training, own, twin_of
+from inrun_bench.attribution.capture.recorder import Directions, OperationKey, Output, Recorder, tensors_in
+from inrun_bench.attribution.capture.twin import (
+    CHANGED,
+    begins_with_zero,
+    beside_training,
+    own,
+    parameters_stay,
+    twin_of,
+)
 
 __all__ = ["RESOLUTION", "Call", "Observation", "Seen", "is_looked_at_again", "masks_of"]
 
@@ -250,7 +257,8 @@ class Call:
     def beside(self, observation: Observation) -> Observation:
         """Return what was observed of the call with other numbers, joined with what is seen of it with its own."""
         try:
-            own = self._run(self.leaves, observation.arguments, observation.constants)
+            with parameters_stay(self.module):
+                own = self._run(self.leaves, observation.arguments, observation.constants, Directions())
         except Exception as error:  # as above
             return _failed(f"to observe its samples the model was run beside training, which failed: {error!r}", error)
         if own.way == observation.way or not _tells(self.leaves, observation.arguments):
@@ -312,32 +320,41 @@ class Call:
         self, axes: dict[int, int], constants: set[tuple[Any, int]]
     ) -> tuple[_Pass, list[list[_Change]] | None]:
         """Return a pass as it is, and what each exchange changed in each output; None where it changed their forms."""
-        base = self._run(self.leaves, axes, constants)
+        with parameters_stay(self.module):
+            return self._exchanged(axes, constants)
+
+    def _exchanged(
+        self, axes: dict[int, int], constants: set[tuple[Any, int]]
+    ) -> tuple[_Pass, list[list[_Change]] | None]:
+        directions = Directions()
+        base = self._run(self.leaves, axes, constants, directions)
         changes: list[list[_Change]] = [[] for _ in base.outputs]
         for mask in masks_of(self.size):
             leaves = list(self.leaves)
             for slot, axis in axes.items():
                 leaves[slot] = _with_neighbours(leaves[slot], axis, mask)
-            exchanged = self._run(leaves, axes, constants)
+            exchanged = self._run(leaves, axes, constants, directions)
             if exchanged.forms != base.forms or (self.alone and not all(map(torch.equal, exchanged.drawn, base.drawn))):
                 return base, None
             for one, two, seen in zip(base.outputs, exchanged.outputs, changes, strict=True):
                 seen.append(_changed(mask, one, two))
         return base, changes
 
-    def _run(self, leaves: list[Any], axes: dict[int, int], constants: set[tuple[Any, int]]) -> _Pass:
+    def _run(
+        self, leaves: list[Any], axes: dict[int, int], constants: set[tuple[Any, int]], directions: Directions
+    ) -> _Pass:
         memo: dict[int, Any] = {}
         twin = twin_of(self.module, memo, as_it_is=self.as_it_is, alone=self.alone)
-        parameters = {key: memo.get(id(p), p) for key, p in self.parameters.items()}
-        recorder = Recorder({id(p): key for key, p in parameters.items()}, self.size, constants)
+        keys = {id(memo.get(id(p), p)): key for key, p in self.parameters.items()}
+        recorder = Recorder(keys, self.size, constants, directions)
         given = [_copied(leaf) if isinstance(leaf, Tensor) else own(leaf, memo, alone=self.alone) for leaf in leaves]
         for slot in axes:
             recorder.taint(given[slot])
         args, kwargs = tree_unflatten(given, self.spec)
         for layer, name in ((memo[id(layer)], name) for layer, name in self.layers.items() if id(layer) in memo):
-            keys = {key for key, p in parameters.items() if any(own is p for own in layer.parameters())}
             layer.register_forward_pre_hook(recorder.enter)
-            layer.register_forward_hook(recorder.leave(name, keys), with_kwargs=True)
+            trained = {keys[id(p)] for p in layer.parameters() if id(p) in keys}
+            layer.register_forward_hook(recorder.leave(name, trained), with_kwargs=True)
         with beside_training(self.module), recorder:
             recorder.count.begin()
             output = twin(*args, **kwargs)
@@ -394,7 +411,11 @@ def _seen(output: Output, changes: list[_Change], size: int) -> Seen:
     """Return what exchanges say of an output."""
     if not output.tainted and not any(change.whole for change in changes):
         return None
-    fitting = [axis for axis in output.slices if all(_at_samples(change, axis, size) for change in changes)]
+    fitting = [
+        axis
+        for axis in output.slices
+        if axis is not None and all(_at_samples(change, axis, size) for change in changes)
+    ]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -418,7 +439,7 @@ def _named(output: Output) -> str:
 
 def _changed(mask: Tensor, one: Output, two: Output) -> _Change:
     slices = {axis: _differing(one.slices[axis], two.slices[axis]) for axis in one.slices}
-    return _Change(mask, bool(_differing(one.whole, two.whole).any()), slices)
+    return _Change(mask, bool(next(iter(slices.values())).any()), slices)
 
 
 def _at_samples(change: _Change, axis: BatchAxis, size: int) -> bool:

@@ -16,9 +16,19 @@ from inrun_bench.attribution.capture.in_place import results_of
 from inrun_bench.attribution.capture.operation_count import OperationCount
 from inrun_bench.attribution.capture.trees import leaves_of, tensors_of
 
-__all__ = ["OperationKey", "Output", "Recorder", "key_of_operation", "tensors_in"]
+__all__ = ["Directions", "OperationKey", "Output", "Recorder", "key_of_operation", "tensors_in"]
 
 DETACHED = (Tensor.detach, Tensor.detach_, torch.detach)
+
+FACTS = frozenset(
+    [
+        getattr(Tensor, name).__get__
+        for name in ("shape", "dtype", "device", "requires_grad", "ndim", "layout", "is_cuda")
+    ]
+    + [Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride, Tensor.is_contiguous, Tensor.is_floating_point]
+    + [Tensor.is_complex, Tensor.__len__, torch.is_floating_point, torch.is_complex, torch.numel]
+)
+"""Functions that tell of a tensor what its numbers have no part in: most of what a model asks for."""
 
 OperationKey: TypeAlias = tuple[str, frozenset[str], int, int]
 """An operation on followed parameters: its name, theirs, the number of its result's axes, and which result it is."""
@@ -39,9 +49,7 @@ class Output:
     tainted : bool
         Whether it was computed from arguments that hold samples.
     slices : dict of BatchAxis to Tensor
-        Random projections of its slices, by axis that may number samples.
-    whole : Tensor [1]
-        The same of all of it.
+        Random projections of its slices, by axis that may number samples; of all of it, where none may, by None.
     """
 
     kind: Any
@@ -49,12 +57,34 @@ class Output:
     shape: tuple[int, ...]
     tainted: bool
     slices: dict[BatchAxis, Tensor]
-    whole: Tensor
 
 
 def key_of_operation(function: Callable[..., Any], keys: set[str], output: Tensor, slot: int) -> OperationKey:
     """Return what an operation is known by from one pass to the next."""
     return getattr(function, "__name__", str(function)), frozenset(keys), output.dim(), slot
+
+
+class Directions:
+    """Random directions to project on: as long as any row that was met, one for each type of numbers and device."""
+
+    def __init__(self) -> None:
+        self._drawn: dict[tuple[torch.dtype, torch.device], tuple[Tensor, torch.Generator]] = {}
+
+    def projected(self, slices: Tensor) -> Tensor:
+        """Return a random projection of each slice: equal slices have equal ones."""
+        rows = slices.reshape(len(slices), -1)
+        return rows @ self._direction(rows)[: rows.shape[1]]
+
+    def _direction(self, rows: Tensor) -> Tensor:
+        key, length = (rows.dtype, rows.device), rows.shape[1]
+        if key not in self._drawn:
+            self._drawn[key] = rows.new_empty(0), torch.Generator(rows.device).manual_seed(0)
+        drawn, generator = self._drawn[key]
+        if len(drawn) < length:  # what was drawn before stays as it is
+            more = torch.rand(length - len(drawn), generator=generator, dtype=rows.dtype, device=rows.device) + 0.5
+            drawn = torch.cat([drawn, more])
+            self._drawn[key] = drawn, generator
+        return drawn
 
 
 class Recorder(TorchFunctionMode):
@@ -68,6 +98,8 @@ class Recorder(TorchFunctionMode):
         Number of samples.
     constants : set
         Kind and number of outputs that are known to hold no samples, whatever they were computed from.
+    directions : Directions
+        What outputs are projected on: the same in all passes that are compared.
 
     Attributes
     ----------
@@ -77,11 +109,14 @@ class Recorder(TorchFunctionMode):
         Of the operations of the pass.
     """
 
-    def __init__(self, parameters: Mapping[int, str], size: int, constants: set[tuple[Any, int]]) -> None:
+    def __init__(
+        self, parameters: Mapping[int, str], size: int, constants: set[tuple[Any, int]], directions: Directions
+    ) -> None:
         super().__init__()
         self.outputs: list[Output] = []
         self.count = OperationCount()
-        self._size, self._constants = size, constants
+        self._size, self._constants, self._directions = size, constants, directions
+        self._noting = False
         self._inside = 0
         self._samples: dict[int, Tensor] = {}  # what holds samples, by id; kept alive, lest an id pass to another
         self._followed: dict[int, set[str]] = {number: {key} for number, key in parameters.items()}
@@ -128,6 +163,8 @@ class Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self._noting or func in FACTS:
+            return func(*args, **kwargs)
         given = tensors_of(args, kwargs)
         versions = [each._version for each in given]
         result = func(*args, **kwargs)
@@ -165,12 +202,18 @@ class Recorder(TorchFunctionMode):
         number = self._numbers[kind]
         self._numbers[kind] += 1
         tainted = tainted and (kind, number) not in self._constants
-        with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
-            values = _tamed(output.detach())
-            axes = candidates(tuple(output.shape), self._size)
-            slices = {axis: _projected(batch_first(values, axis)) for axis in axes}
-            self.outputs.append(Output(kind, number, tuple(output.shape), tainted, slices, _projected(values[None])))
+        self._noting = True
+        try:
+            with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
+                self.outputs.append(Output(kind, number, tuple(output.shape), tainted, self._slices(output.detach())))
+        finally:
+            self._noting = False
         return tainted
+
+    def _slices(self, output: Tensor) -> dict[BatchAxis, Tensor]:
+        values, axes = _tamed(output), candidates(tuple(output.shape), self._size)
+        slices = {axis: self._directions.projected(batch_first(values, axis)) for axis in axes}
+        return slices or {None: self._directions.projected(values[None])}
 
 
 def _may_be_differentiated(result: Tensor) -> bool:
@@ -186,13 +229,6 @@ def _tamed(values: Tensor) -> Tensor:
     values = values.to(torch.promote_types(values.dtype, torch.float32))
     values = (torch.view_as_real(values) if values.is_complex() else values).nan_to_num()
     return torch.copysign(values.abs().log1p(), values)
-
-
-def _projected(slices: Tensor) -> Tensor:
-    """Return a random projection of each slice: equal slices have equal ones."""
-    rows = slices.reshape(len(slices), -1)
-    draw = torch.Generator(rows.device).manual_seed(rows.shape[1])
-    return rows @ (torch.rand(rows.shape[1], generator=draw, dtype=rows.dtype, device=rows.device) + 0.5)
 
 
 def tensors_in(output: Any) -> list[Tensor]:

@@ -6,16 +6,27 @@ generators, and without a tree's description where there is no tree.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from types import NoneType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 __all__ = ["flattened", "leaves_of", "modules_of", "parameters_of", "tensors_of"]
 
-LEAVES = {Tensor, nn.Parameter, NoneType, bool, int, float, str}  # kinds that are no trees; others are asked
+LEAVES = {
+    Tensor,
+    nn.Parameter,
+    NoneType,
+    bool,
+    int,
+    float,
+    str,
+    torch.dtype,
+    torch.device,
+}  # kinds that are no trees; others are asked
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:
@@ -53,10 +64,19 @@ def flattened(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[An
     return leaves, str(spec)
 
 
-def leaves_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+def leaves_of(args: Iterable[Any], kwargs: Mapping[str, Any]) -> list[Any]:
     """Return the leaves of arguments."""
     given = [*args, *kwargs.values()]
-    return given if LEAVES.issuperset(map(type, given)) else tree_flatten((args, dict(kwargs)))[0]
+    if LEAVES.issuperset(map(type, given)):
+        return given
+    leaves: list[Any] = []
+    for each in given:
+        kind = type(each)
+        if kind in LEAVES:
+            leaves.append(each)
+        else:
+            leaves += leaves_of(each, {}) if kind is tuple or kind is list else tree_flatten(each)[0]
+    return leaves
 
 
 def tensors_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:

@@ -14,7 +14,7 @@ import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import MethodType
+from types import MethodType, NoneType
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from inrun_bench.attribution.capture.recorder import tensors_in
 from inrun_bench.attribution.weights import traits, unlike
 
-__all__ = ["CHANGED", "begins_with_zero", "beside_training", "own", "twin_of"]
+__all__ = ["CHANGED", "begins_with_zero", "beside_training", "own", "parameters_stay", "twin_of"]
 
 HOOKS = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 """Of a module, left out: those that run before its forward may make its weights."""
 
 CHANGED = "changes its own parameters"
+UNCHANGING = {NoneType, bool, int, float, str}  # kinds of values that a twin may share
 FAINT = 0.05  # numbers in place of biases and gates, which shall not saturate what is behind them
 
 
@@ -62,7 +63,10 @@ def twin_of(module: nn.Module, memo: dict[int, Any], *, as_it_is: bool = True, a
         memo[id(parameter)] = _stand_in(parameter) if replaced else parameter
     for child in module.modules():
         if memo[id(child)] is not child:
-            held = {name: _own(child, name, value, memo, alone) for name, value in _held(child).items()}
+            held = {
+                name: value if type(value) in UNCHANGING else _own(child, name, value, memo, alone)
+                for name, value in _held(child).items()
+            }
             vars(memo[id(child)]).update(held)
     twin: nn.Module = memo[id(module)]
     return twin
@@ -108,7 +112,7 @@ def _own(module: nn.Module, name: str, value: Any, memo: dict[int, Any], alone: 
     if name == "_parameters":
         return type(value)((key, None if each is None else memo[id(each)]) for key, each in value.items())
     if name.endswith("_hooks") or "_hooks_" in name:
-        return copy.copy(value)
+        return copy.copy(value) if value else type(value)()
     if name == "forward":
         return MethodType(value.__func__, memo[id(module)])
     return own(value, memo, alone=alone)
@@ -136,7 +140,7 @@ def own(value: Any, memo: dict[int, Any], *, alone: bool = False) -> Any:
         if isinstance(value, dict):
             return type(value)((key, own(each, memo, alone=alone)) for key, each in value.items())
         return type(value)(own(each, memo, alone=alone) for each in value)
-    if value is None or isinstance(value, (int, float, str)):
+    if type(value) in UNCHANGING or isinstance(value, (int, float, str)):
         return value
     for tensor in tensors_in(value):  # those of a graph cannot be copied by others
         if id(tensor) not in memo:
@@ -150,17 +154,29 @@ def own(value: Any, memo: dict[int, Any], *, alone: bool = False) -> Any:
 
 
 @contextmanager
-def beside_training(module: nn.Module) -> Iterator[None]:
-    """Let a twin be run in this block: random numbers are drawn from copies, nothing is kept, and no warning is said.
+def parameters_stay(module: nn.Module) -> Iterator[None]:
+    """Let twins be run in this block, and see to it that they leave the module's parameters, which they share, alone.
 
     Raises
     ------
     RuntimeError
-        If the module's parameters, which a twin shares, are changed in it.
+        If any is changed in it.
     """
     parameters = list(module.parameters())
-    devices = sorted({p.device.index for p in parameters if p.device.type == "cuda"})
     before = traits(parameters)
+    yield
+    if unlike(traits(parameters), before).any():
+        raise RuntimeError(
+            f"the forward of {type(module).__name__} {CHANGED}, so that it cannot be run beside "
+            "training to observe its batch axis; keep such tensors as buffers, or pass batch_axis=0 (the axis of the "
+            "samples in all layers) and start anew"
+        )
+
+
+@contextmanager
+def beside_training(module: nn.Module) -> Iterator[None]:
+    """Let a twin be run in this block: random numbers come from copies, nothing is kept, and no warning is said."""
+    devices = sorted({p.device.index for p in module.parameters() if p.device.type == "cuda"})
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 - the state of others
     try:
         with (
@@ -174,12 +190,6 @@ def beside_training(module: nn.Module) -> Iterator[None]:
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
-    if unlike(traits(parameters), before).any():
-        raise RuntimeError(
-            f"the forward of {type(module).__name__} {CHANGED}, so that it cannot be run beside "
-            "training to observe its batch axis; keep such tensors as buffers, or pass batch_axis=0 (the axis of the "
-            "samples in all layers) and start anew"
-        )
 
 
 def _never(_: Any) -> Tensor:
