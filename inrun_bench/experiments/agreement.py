@@ -109,8 +109,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     table = over_seeds(spearman)
     figure, names, axes = panels(rows, 1, height=4.0, most_columns=A_ROW, sharey=True)
     methods = in_order(m for m in rows["method"] if m not in ("reference", "random"))
-    figure.supylabel("Spearman correlation with the\nretraining reference (95 % CI over seeds)", fontsize=9)
-    for ax, task in zip(axes[0], names, strict=True):
+    for number, (ax, task) in enumerate(zip(axes[0], names, strict=True)):
         ceiling = means.get((task, "reference", "spearman_ceiling"))
         if ceiling is not None:
             ax.axhline(ceiling, color="black", linewidth=1, linestyle="--")
@@ -134,6 +133,8 @@ def draw(rows: pd.DataFrame) -> Figure:
         ax.set_xscale("log")
         ax.margins(x=0.12)
         ax.set_xlabel("wall time for all values, one core (s)")
+        if number % A_ROW == 0:
+            ax.set_ylabel("Spearman correlation with\nthe reference (95 % CI)")
     extra = [
         Line2D([], [], color="black", linestyle="--", label="noise ceiling of the reference"),
         Line2D([], [], color=look("random").color, linestyle=":", label="random values"),
