@@ -1,14 +1,15 @@
 """Forecasts: how long units will take, from how long others took that were measured before.
 
-A unit's time is the median of those of the same experiment, task and method; where there is none, of the same
-experiment and method; of the same experiment; and of no other.
+A unit's time is the median of those of the same experiment, method, task and settings, whatever the seed; where there
+is none, of the same experiment, method and task; of the same experiment and method; of the same experiment; and of no
+other.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
 from inrun_bench.runs.provenance import Provenance
@@ -56,15 +57,15 @@ def forecast(
     -------
     Forecast
     """
-    times: defaultdict[tuple[str, ...], list[float]] = defaultdict(list)
+    times: defaultdict[tuple[Hashable, ...], list[float]] = defaultdict(list)
     for each in measured:
         if each.seconds is not None:
-            for like in _likes(each.experiment, each.task, each.method):
+            for like in _likes(each):
                 times[like].append(each.seconds)
     of_unit: dict[Unit, float] = {}
     unknown = []
     for unit in units:
-        likes = [like for like in _likes(unit.experiment, unit.task, unit.method) if like in times]
+        likes = [like for like in _likes(unit) if like in times]
         if likes:
             of_unit[unit] = statistics.median(times[likes[0]])
         else:
@@ -75,6 +76,7 @@ def forecast(
     return Forecast(sum(alone) + side_by_side, of_unit, tuple(unknown))
 
 
-def _likes(experiment: str, task: str, method: str) -> tuple[tuple[str, ...], ...]:
+def _likes(unit: Unit | Provenance) -> tuple[tuple[Hashable, ...], ...]:
     """Return what others are like, the nearest first."""
-    return (experiment, task, method), (experiment, method), (experiment,)
+    own = unit.experiment, unit.method, unit.task, tuple(sorted(unit.settings.items()))
+    return own, own[:3], own[:2], own[:1]

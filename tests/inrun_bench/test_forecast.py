@@ -41,6 +41,13 @@ def test_the_nearest_like_is_taken(unit, seconds):
     assert forecast([unit], BEFORE, EXPERIMENTS, 1).of_unit == {unit: seconds}
 
 
+@pytest.mark.parametrize(("size", "seconds"), [(10, 1.0), (1000, 50.0), (500, (1.0 + 50.0) / 2)])
+def test_a_unit_of_the_same_settings_is_the_nearest_like(size, seconds):
+    before = [Provenance.of(Unit("plain", "iris", "knn", 0, {"n": n}), seconds=s) for n, s in ((10, 1.0), (1000, 50.0))]
+    unit = Unit("plain", "iris", "knn", 1, {"n": size})
+    assert forecast([unit], before, EXPERIMENTS, 1).of_unit == {unit: seconds}
+
+
 def test_what_is_not_known_is_said_and_not_made_up():
     unit = Unit("plain", "iris", "knn", 0)
     found = forecast([unit], [told("plain", "iris", "knn", None)], EXPERIMENTS, 2)
