@@ -176,6 +176,7 @@ def test_readme_says_where_in_run_finds_nothing():
     first, runs = (finds.xs(method, level="method") for method in ("inrun-first", "few-run-4"))
     methods = ("inrun-first", "inrun-integrated", "knn", "few-run-4")
     expected = [each["stdlib-words-logreg", method] for method in methods for each in (agrees, finds)]
+    expected += [agrees["mnist-cnn", method] for method in methods]
     assert [float(number) for number in re.findall(r"\d\.\d\d", nothing)] == [round(each, 2) for each in expected]
     gap = (runs - first).drop("stdlib-words-logreg")
     assert len(gap) == 9

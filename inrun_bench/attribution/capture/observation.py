@@ -320,14 +320,15 @@ class Call:
         self, axes: dict[int, int], constants: set[tuple[Any, int]]
     ) -> tuple[_Pass, list[list[_Change]] | None]:
         """Return a pass as it is, and what each exchange changed in each output; None where it changed their forms."""
-        with parameters_stay(self.module):
-            return self._exchanged(axes, constants)
-
-    def _exchanged(
-        self, axes: dict[int, int], constants: set[tuple[Any, int]]
-    ) -> tuple[_Pass, list[list[_Change]] | None]:
         directions = Directions()
-        base = self._run(self.leaves, axes, constants, directions)
+        with parameters_stay(self.module):  # by themselves: what each pass changes may be as before after several
+            base = self._run(self.leaves, axes, constants, directions)
+        with parameters_stay(self.module):
+            return base, self._changes(base, axes, constants, directions)
+
+    def _changes(
+        self, base: _Pass, axes: dict[int, int], constants: set[tuple[Any, int]], directions: Directions
+    ) -> list[list[_Change]] | None:
         changes: list[list[_Change]] = [[] for _ in base.outputs]
         for mask in masks_of(self.size):
             leaves = list(self.leaves)
@@ -335,10 +336,10 @@ class Call:
                 leaves[slot] = _with_neighbours(leaves[slot], axis, mask)
             exchanged = self._run(leaves, axes, constants, directions)
             if exchanged.forms != base.forms or (self.alone and not all(map(torch.equal, exchanged.drawn, base.drawn))):
-                return base, None
+                return None
             for one, two, seen in zip(base.outputs, exchanged.outputs, changes, strict=True):
                 seen.append(_changed(mask, one, two))
-        return base, changes
+        return changes
 
     def _run(
         self, leaves: list[Any], axes: dict[int, int], constants: set[tuple[Any, int]], directions: Directions

@@ -16,17 +16,8 @@ from torch.utils._pytree import tree_flatten
 
 __all__ = ["flattened", "leaves_of", "modules_of", "parameters_of", "tensors_of"]
 
-LEAVES = {
-    Tensor,
-    nn.Parameter,
-    NoneType,
-    bool,
-    int,
-    float,
-    str,
-    torch.dtype,
-    torch.device,
-}  # kinds that are no trees; others are asked
+LEAVES = {Tensor, nn.Parameter, NoneType, bool, int, float, str, torch.dtype, torch.device}
+"""Kinds that are no trees; others are asked."""
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:

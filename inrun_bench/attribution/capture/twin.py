@@ -140,7 +140,7 @@ def own(value: Any, memo: dict[int, Any], *, alone: bool = False) -> Any:
         if isinstance(value, dict):
             return type(value)((key, own(each, memo, alone=alone)) for key, each in value.items())
         return type(value)(own(each, memo, alone=alone) for each in value)
-    if type(value) in UNCHANGING or isinstance(value, (int, float, str)):
+    if value is None or isinstance(value, (int, float, str)):
         return value
     for tensor in tensors_in(value):  # those of a graph cannot be copied by others
         if id(tensor) not in memo:
@@ -160,17 +160,19 @@ def parameters_stay(module: nn.Module) -> Iterator[None]:
     Raises
     ------
     RuntimeError
-        If any is changed in it.
+        If any is changed in it, even where something else is raised.
     """
     parameters = list(module.parameters())
     before = traits(parameters)
-    yield
-    if unlike(traits(parameters), before).any():
-        raise RuntimeError(
-            f"the forward of {type(module).__name__} {CHANGED}, so that it cannot be run beside "
-            "training to observe its batch axis; keep such tensors as buffers, or pass batch_axis=0 (the axis of the "
-            "samples in all layers) and start anew"
-        )
+    try:
+        yield
+    finally:  # whatever was raised
+        if unlike(traits(parameters), before).any():
+            raise RuntimeError(
+                f"the forward of {type(module).__name__} {CHANGED}, so that it cannot be run beside "
+                "training to observe its batch axis; keep such tensors as buffers, or pass batch_axis=0 (the axis of "
+                "the samples in all layers) and start anew"
+            )
 
 
 @contextmanager

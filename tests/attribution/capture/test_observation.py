@@ -918,6 +918,31 @@ def test_a_forward_that_keeps_the_norm_of_what_it_changes_is_refused():
         score_error(Turned(), x, y, 4)
 
 
+def test_a_forward_whose_changes_undo_each_other_after_as_many_passes_as_a_look_takes_is_refused():
+    """Two samples: three passes, and a weight of three rows."""
+    x, y = torch.randn(12, 5).double(), torch.randint(3, (12,))
+    with pytest.raises(RuntimeError, match=r"changes its own parameters.*batch_axis=0"):
+        score_error(Turned(), x, y, 2)
+
+
+@pytest.mark.parametrize("fails_from", [1, 2])
+def test_a_forward_that_changes_its_parameters_and_then_fails_is_refused_for_the_change(fails_from):
+    class Failing(Turned):
+        calls = 0
+
+        def forward(self, x):
+            out = super().forward(x)
+            Failing.calls += 1
+            if Failing.calls >= fails_from:
+                raise ValueError("enough")
+            return out
+
+    model, x = Failing(), torch.randn(4, 5)
+    engine = InRunShapley(model, torch.optim.SGD(model.parameters(), lr=0.1), 4)
+    with pytest.raises(RuntimeError, match="changes its own parameters"), engine.step(torch.arange(4)):
+        model(x)
+
+
 def test_weights_that_are_nan_or_have_no_numbers_are_named():
     x, y = torch.randn(12, 5).double(), torch.randint(3, (12,))
     model = nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 3)).double()
