@@ -938,7 +938,8 @@ def test_a_forward_that_changes_its_parameters_and_then_fails_is_refused_for_the
             return out
 
     model, x = Failing(), torch.randn(4, 5)
-    engine = InRunShapley(model, torch.optim.SGD(model.parameters(), lr=0.1), 4, "first", validation=lambda: model(x).sum())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    engine = InRunShapley(model, optimizer, 4, "first", validation=lambda: model.inner(x).sum())
     with pytest.raises(RuntimeError, match="changes its own parameters"), engine.step(torch.arange(4)):
         model(x)
 
