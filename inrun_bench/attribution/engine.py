@@ -39,7 +39,7 @@ from inrun_bench.attribution.scoring.split import SplitRoute
 from inrun_bench.attribution.step import OpenStep, Route, StepBegun, StepReceived, StepTaken
 from inrun_bench.attribution.transfer import Numbers, gathered, to_host
 from inrun_bench.attribution.validation import ValidationLoss, expect_no_effects_or_chance
-from inrun_bench.attribution.weights import Place, SeenWeights
+from inrun_bench.attribution.weights import Place, SeenWeights, refuse_shared_memory
 
 __all__ = ["InRunShapley"]
 
@@ -155,6 +155,7 @@ class InRunShapley:
                 f"model has weights without numbers, on the device 'meta' ({', '.join(map(repr, hollow[:3]))}"
                 f"{', ...' if len(hollow) > 3 else ''}); load them before it is watched"
             )
+        refuse_shared_memory(model)
         self._optimizers = Optimizers(optimizer, {p: name for name, p in model.named_parameters()}, kernels)
         self.probe = _probe(order)
         self.n_samples = n_samples

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from inrun_bench.attribution.precision import norms, own_precision
 from inrun_bench.attribution.transfer import Numbers, gathered, to_host
 
-__all__ = ["Place", "SeenWeights", "Traits", "compared", "differ", "traits", "unlike"]
+__all__ = ["Place", "SeenWeights", "Traits", "compared", "differ", "refuse_shared_memory", "traits", "unlike"]
 
 SMALL = 2**15
 """Numbers that are copied in less time than it takes to ask for their sum."""
@@ -113,6 +113,31 @@ class Traits(NamedTuple):
 
     numbers: Tensor
     rounding: Tensor
+
+
+def refuse_shared_memory(model: nn.Module) -> None:
+    """Raise ValueError where two parameters, one of them trained, lie in the same memory: each moves the other.
+
+    To autograd they are two, and what each sample does to the one through the other is in neither's gradient.
+    """
+    spans = []
+    for name, p in model.named_parameters():
+        plain = type(p) is nn.Parameter and p.layout == torch.strided and p.device.type != "meta"
+        if plain and p.numel() and p.data_ptr():
+            reach = sum((length - 1) * stride for length, stride in zip(p.shape, p.stride(), strict=True))
+            spans.append((str(p.device), p.data_ptr(), p.data_ptr() + (reach + 1) * p.element_size(), p, name))
+    spans.sort(key=lambda span: span[:2])
+    last: dict[str, tuple[int, nn.Parameter, str]] = {}  # which reaches farthest
+    for device, start, end, p, name in spans:
+        before, other, of_other = last.get(device, (0, p, name))
+        if start < before and (p.requires_grad or other.requires_grad):
+            raise ValueError(
+                f"parameters {of_other!r} and {name!r} of the model lie in the same memory, so that each changes the "
+                "other, and gradients do not say so; tie them by having both modules hold one Parameter "
+                "(b.weight = a.weight), or give one its own (nn.Parameter(a.weight.detach().clone()))"
+            )
+        if end > before:
+            last[device] = end, p, name
 
 
 def traits(tensors: Sequence[Tensor]) -> Traits:

@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
+from inrun_bench import InRunShapley
 from inrun_bench.attribution.weights import Traits, _norms_and_largest, _weighted_sums, compared, differ, traits, unlike
 
 CHANGES = {
@@ -81,3 +83,26 @@ def test_either_part_of_a_complex_number_counts(part):
 def test_weights_beyond_all_numbers_are_what_they_were():
     w = torch.full((40000,), torch.finfo(torch.float32).max)
     assert not unlike(_norms_and_largest([w]), _norms_and_largest([w.clone()])).any()
+
+
+def watched(model):
+    return InRunShapley(model, torch.optim.SGD(model.parameters(), lr=0.1), 4, validation=lambda: None)
+
+
+@pytest.mark.parametrize("frozen", [None, "first", "second"])
+@pytest.mark.parametrize("part", [lambda w: w, lambda w: w[:3], lambda w: w.t()])
+def test_two_parameters_in_one_memory_are_refused_and_one_parameter_of_two_modules_is_not(part, frozen):
+    model = nn.ModuleDict({"first": nn.Linear(4, 4), "second": nn.Linear(4, 4)})
+    model["second"].weight = nn.Parameter(part(model["first"].weight.data))
+    if frozen:
+        model[frozen].weight.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"'first.weight' and 'second.weight' of the model lie in the same memory"):
+        watched(model)
+    model["second"].weight = model["first"].weight
+    watched(model)
+
+
+def test_parameters_that_are_parts_of_one_memory_side_by_side_are_several():
+    flat = torch.randn(20)
+    model = nn.ParameterList([nn.Parameter(flat[:8].view(2, 4)), nn.Parameter(flat[8:])])
+    watched(model)

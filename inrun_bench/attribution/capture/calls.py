@@ -73,6 +73,7 @@ class ObservedCalls:
         self.count = OperationCount()
         self.compiled = False
         self._contradicted: str | None = None
+        self._looking = False  # whether twins are being run
         self._declared, self._operations, self._parameters = declared, operations, parameters
         self._layers = {site.layer: site.name for site in sites}
         self._model = model
@@ -134,6 +135,11 @@ class ObservedCalls:
 
     def of_layer(self, site: LayerSite) -> Seen:
         """Return what numbers the samples in the call of a layer that begins now."""
+        if self._looking:
+            raise RuntimeError(
+                f"the twin of the model calls the layer {site.name!r} of the model itself, by a function, a reference "
+                "or an object among its attributes that cannot be copied; call it in a method of the module instead"
+            )
         call = self._calls[site.name]
         self._calls[site.name] += 1
         declared = self._declared.of(site.name)
@@ -328,7 +334,7 @@ class ObservedCalls:
             return known
         held = (each for part in modules_of(self._model) for each in vars(part).values())
         self._generators = [each for each in held if isinstance(each, GENERATORS)]
-        with self._operations.paused():
+        with self._look():
             observation = self._call_of(module, args, kwargs, size).observe()
         if all(self._declared.of(name) != "observed" for name in observation.unclear_layers):
             self._observations[form] = observation  # another batch may tell what this one does not
@@ -336,6 +342,16 @@ class ObservedCalls:
         alike = (one for one in self._alone if form.coincides_more_than(one))
         told = [self._observations[one] for one in alike if one in self._observations]
         return told[0] if len(told) == 1 else observation
+
+    @contextmanager
+    def _look(self) -> Iterator[None]:
+        """Let twins be run in this block, which are no calls of the model."""
+        self._looking = True
+        try:
+            with self._operations.paused():
+                yield
+        finally:
+            self._looking = False
 
     def _call_of(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], size: int) -> Call:
         return Call.of(module, args, kwargs, size, self._layers, self._parameters)
@@ -351,7 +367,7 @@ class ObservedCalls:
             return
         call = self._call_of(form.module, args, kwargs, size)
         believed = [name for name in self._layers.values() if self._declared.of(name) != "observed"]
-        with self._operations.paused():
+        with self._look():
             reason = call.contradiction(known, believed)
         if reason is not None:
             self._contradicted = (
@@ -425,7 +441,7 @@ class ObservedCalls:
             )
 
     def _observed_again(self, going: _Going) -> Observation:
-        with self.count.paused(), self._operations.paused(), going.state.again():
+        with self.count.paused(), self._look(), going.state.again():
             return self._call_of(going.form.module, going.args, going.kwargs, going.size).observe()
 
     def _joined(self, known: Observation, found: Observation) -> Observation:

@@ -29,14 +29,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from inrun_bench.attribution.capture.batch_axis import BatchAxis, Unclear
 from inrun_bench.attribution.capture.recorder import Directions, OperationKey, Output, Recorder, tensors_in
-from inrun_bench.attribution.capture.twin import (
-    CHANGED,
-    begins_with_zero,
-    beside_training,
-    own,
-    parameters_stay,
-    twin_of,
-)
+from inrun_bench.attribution.capture.shared_state import SharedStateChangedError, shared_state_stays
+from inrun_bench.attribution.capture.twin import begins_with_zero, beside_training, own, twin_of
 
 __all__ = ["RESOLUTION", "Call", "Observation", "Seen", "is_looked_at_again", "masks_of"]
 
@@ -235,9 +229,9 @@ class Call:
         for _ in range(ROUNDS):
             try:
                 base, changes = self.exchanged(axes, constants)
+            except SharedStateChangedError:
+                raise
             except Exception as error:  # whatever a model raises where it is run beside training
-                if CHANGED in str(error):
-                    raise
                 reason = f"to observe its samples the model was run beside training, which failed: {error!r}"
                 return _failed(reason, error)
             if base.returned and all(each.isnan().all() for each in base.returned):
@@ -257,8 +251,10 @@ class Call:
     def beside(self, observation: Observation) -> Observation:
         """Return what was observed of the call with other numbers, joined with what is seen of it with its own."""
         try:
-            with parameters_stay(self.module):
+            with shared_state_stays(self.module):
                 own = self._run(self.leaves, observation.arguments, observation.constants, Directions())
+        except SharedStateChangedError:
+            raise
         except Exception as error:  # as above
             return _failed(f"to observe its samples the model was run beside training, which failed: {error!r}", error)
         if own.way == observation.way or not _tells(self.leaves, observation.arguments):
@@ -284,9 +280,9 @@ class Call:
             return None
         try:
             base, changes = replace(self, alone=True).exchanged(axes, known.constants)
-        except Exception as error:  # whatever a model raises beside training: too little memory, for instance
-            if CHANGED in str(error):
-                raise
+        except SharedStateChangedError:
+            raise
+        except Exception:  # whatever a model raises beside training: too little memory, for instance
             return None
         if changes is None or base.count not in known.counts:
             return None
@@ -321,9 +317,9 @@ class Call:
     ) -> tuple[_Pass, list[list[_Change]] | None]:
         """Return a pass as it is, and what each exchange changed in each output; None where it changed their forms."""
         directions = Directions()
-        with parameters_stay(self.module):  # by themselves: what each pass changes may be as before after several
+        with shared_state_stays(self.module):  # by themselves: what each pass changes may be as before after several
             base = self._run(self.leaves, axes, constants, directions)
-        with parameters_stay(self.module):
+        with shared_state_stays(self.module):
             return base, self._changes(base, axes, constants, directions)
 
     def _changes(

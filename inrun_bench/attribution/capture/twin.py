@@ -14,7 +14,7 @@ import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import MethodType, NoneType
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -22,15 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from inrun_bench.attribution.capture.recorder import tensors_in
-from inrun_bench.attribution.weights import traits, unlike
+from inrun_bench.attribution.capture.shared_state import UNCHANGING
 
-__all__ = ["CHANGED", "begins_with_zero", "beside_training", "own", "parameters_stay", "twin_of"]
+__all__ = ["begins_with_zero", "beside_training", "own", "twin_of"]
 
 HOOKS = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 """Of a module, left out: those that run before its forward may make its weights."""
 
-CHANGED = "changes its own parameters"
-UNCHANGING = {NoneType, bool, int, float, str}  # kinds of values that a twin may share
 FAINT = 0.05  # numbers in place of biases and gates, which shall not saturate what is behind them
 
 
@@ -151,28 +149,6 @@ def own(value: Any, memo: dict[int, Any], *, alone: bool = False) -> Any:
         if alone:
             raise TypeError(f"{type(value).__name__} cannot be copied") from error
         return value
-
-
-@contextmanager
-def parameters_stay(module: nn.Module) -> Iterator[None]:
-    """Let twins be run in this block, and see to it that they leave the module's parameters, which they share, alone.
-
-    Raises
-    ------
-    RuntimeError
-        If any is changed in it, even where something else is raised.
-    """
-    parameters = list(module.parameters())
-    before = traits(parameters)
-    try:
-        yield
-    finally:  # whatever was raised
-        if unlike(traits(parameters), before).any():
-            raise RuntimeError(
-                f"the forward of {type(module).__name__} {CHANGED}, so that it cannot be run beside "
-                "training to observe its batch axis; keep such tensors as buffers, or pass batch_axis=0 (the axis of "
-                "the samples in all layers) and start anew"
-            )
 
 
 @contextmanager

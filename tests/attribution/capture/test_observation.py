@@ -6,6 +6,8 @@ Training never notices.
 import copy
 import math
 import random
+import threading
+import weakref
 from contextlib import nullcontext, suppress
 from enum import Enum
 from types import SimpleNamespace
@@ -942,6 +944,128 @@ def test_a_forward_that_changes_its_parameters_and_then_fails_is_refused_for_the
     engine = InRunShapley(model, optimizer, 4, "first", validation=lambda: model.inner(x).sum())
     with pytest.raises(RuntimeError, match="changes its own parameters"), engine.step(torch.arange(4)):
         model(x)
+
+
+class Steady(nn.Module):
+    """A model that a counter changes late: between looks, so that what it returns in one look does not tell."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.outer(torch.tanh(self.inner(x))) * (1.0 if self.count() < 17 else 0.5)
+
+
+class Uncopied:
+    def __init__(self):
+        self.lock, self.calls = threading.Lock(), 0
+
+
+class WithLock(Steady):
+    def __init__(self):
+        super().__init__()
+        self.meter = Uncopied()
+
+    def count(self):
+        self.meter.calls += 1
+        return self.meter.calls
+
+
+class WithGenerator(Steady):
+    def __init__(self):
+        super().__init__()
+        self.calls = (number for number in range(1000))
+
+    def count(self):
+        return next(self.calls)
+
+
+class OfClass(Steady):
+    calls = 0
+
+    def count(self):
+        OfClass.calls += 1
+        return OfClass.calls
+
+
+class OnParameter(Steady):
+    def count(self):
+        self.inner.weight.calls = getattr(self.inner.weight, "calls", 0) + 1
+        return self.inner.weight.calls
+
+
+class ThroughFunction(Steady):
+    """Whose function has closed over the model, and so over its buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.count = lambda: self.calls.add_(1).item()
+
+
+class ThroughReference(Steady):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.itself = [weakref.ref(self)]
+
+    def count(self):
+        return self.itself[0]().calls.add_(1).item()
+
+
+class InHook(Steady):
+    def __init__(self):
+        super().__init__()
+        calls = [0]
+
+        def hook(_module, args):
+            calls[0] += 1
+            return (args[0] * (1.0 if calls[0] < 17 else 0.5),)
+
+        self.inner.register_forward_pre_hook(hook)
+
+    def count(self):
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("build", "what"),
+    [
+        (WithLock, r"meter\.calls"),
+        (WithGenerator, "calls's place"),
+        (OfClass, "attribute 'calls' of class OfClass"),
+        (OnParameter, r"inner\._parameters\['weight'\]\.calls"),
+        (ThroughFunction, r"_buffers\['calls'\]"),
+        (ThroughReference, r"_buffers\['calls'\]"),
+        (InHook, r"inner\._forward_pre_hooks.*'calls'\[0\]"),
+    ],
+)
+def test_state_that_a_twin_shares_with_training_is_refused_where_a_pass_changes_it(build, what):
+    model, x = build(), torch.randn(4, 5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    engine = InRunShapley(model, optimizer, 4, validation=lambda: model.inner(x).sum())
+    with pytest.raises(RuntimeError, match=f"changes .*{what}.*batch_axis=0"), engine.step(torch.arange(4)):
+        model(x)
+
+
+def test_a_layer_that_a_twin_reaches_of_the_model_itself_is_refused():
+    class Through(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.outer = nn.Linear(5, 8), nn.Linear(8, 3)
+            self.first = lambda x: self.inner(x)
+
+        def forward(self, x):
+            return self.outer(torch.tanh(self.first(x)))
+
+    model, x = Through(), torch.randn(4, 5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    engine = InRunShapley(model, optimizer, 4, validation=lambda: model(x).sum())
+    refused = pytest.raises(ValueError, match=r"calls the layer 'inner' of the model itself.*batch_axis")
+    with refused, engine.step(torch.arange(4)):
+        model(x).sum().backward()
+        optimizer.step()
 
 
 def test_weights_that_are_nan_or_have_no_numbers_are_named():
