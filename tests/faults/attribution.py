@@ -744,7 +744,7 @@ FAULTS = [
         f"{CODE}/capture/calls.py",
         "        if self._looking:\n",
         "        if False:\n",
-        f"{OBSERVATION} -k twin_reaches --timeout=60",
+        f"{OBSERVATION} -k twin_reaches",
     ),
     Fault(
         "two parameters may lie in one memory",
