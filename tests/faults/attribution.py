@@ -740,13 +740,6 @@ FAULTS = [
         f"{OBSERVATION} -k then_fails",
     ),
     Fault(
-        "a twin may call layers of the model itself",
-        f"{CODE}/capture/calls.py",
-        "        if self._looking:\n",
-        "        if False:\n",
-        f"{OBSERVATION} -k twin_reaches",
-    ),
-    Fault(
         "two parameters may lie in one memory",
         f"{CODE}/weights.py",
         "if start < before and",
