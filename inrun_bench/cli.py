@@ -1,4 +1,4 @@
-"""The command line: ``inrun-bench list | run | figures | report | pack | reference | verify``."""
+"""The command line: ``inrun-bench list | run | figures | report | pack | renew | reference | verify``."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from inrun_bench.runs.backends import BACKENDS
 from inrun_bench.runs.fingerprint import outdated
 from inrun_bench.runs.forecast import forecast
 from inrun_bench.runs.plan import PROFILES, Plan
+from inrun_bench.runs.renew import renew
 from inrun_bench.runs.runner import run, to_measure
 from inrun_bench.runs.store import Overlay, Store
 from inrun_bench.runs.unit import DEFAULT_RECIPE, Unit, title_of
@@ -249,6 +250,25 @@ def _pack(options: argparse.Namespace) -> int:
     return 0
 
 
+def _renew(options: argparse.Namespace) -> int:
+    _check_workers(options)
+    store = Store(_folder(options), create=False)
+    renewal = renew(
+        store, EXPERIMENTS, draw=options.draw, seed=options.draw_seed, jobs=options.jobs, progress=not options.quiet
+    )
+    for unit, what in renewal.differing:
+        print(f"inrun-bench: not what it was: {unit}: {what}", file=sys.stderr)
+    print(
+        f"{len(renewal.drawn)} of {len(renewal.changed)} units whose code has changed were measured again, "
+        f"{len(renewal.drawn) - len(renewal.differing)} are equal to the last bit; "
+        f"{'nothing was' if renewal.differing else 'all of them were'} noted anew, {renewal.left} others left"
+    )
+    if renewal.differing:
+        return NOT_PROVED
+    store.pack()
+    return 0
+
+
 def _reference(options: argparse.Namespace) -> int:
     _check_workers(options)
     if not 0 < options.reliability < 1:
@@ -365,7 +385,9 @@ def _folder(options: argparse.Namespace) -> Path:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="inrun-bench", description="In-Run Data Shapley, judged against retraining.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="list | run | figures | report | pack | reference | verify")
+    commands = parser.add_subparsers(
+        required=True, metavar="list | run | figures | report | pack | renew | reference | verify"
+    )
 
     command = commands.add_parser("list", help="name the experiments, tasks, methods and profiles")
     command.set_defaults(command=_list)
@@ -451,6 +473,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_place(command)
     command.set_defaults(command=_pack)
+
+    command = commands.add_parser(
+        "renew", help="measure some units again whose code has changed, and note the others where none is another"
+    )
+    command.add_argument("--draw", type=int, default=60, help="units to measure again, at least (default: 60)")
+    command.add_argument("--draw-seed", type=int, default=0, help="of the draw (default: 0)")
+    command.add_argument("--quiet", action="store_true", help="show no progress bar")
+    _add_workers(command)
+    _add_place(command)
+    command.set_defaults(command=_renew)
 
     command = commands.add_parser("reference", help="make reference values, or make those that are there more reliable")
     _add_reference(command)

@@ -131,6 +131,6 @@ def note_present_task(store: Store, task: str, seed: int = 0, recipe: str = DEFA
         then = store.provenance(unit) or Provenance.of(unit)
         fingerprint = {**(then.fingerprint or {}), "task": content}
         if then.fingerprint != fingerprint or set(rows["identity"]) != {identity}:
-            store.note(unit, dataclasses.replace(then, fingerprint=fingerprint), "identity", identity)
+            store.note(unit, dataclasses.replace(then, fingerprint=fingerprint), identity=identity)
             noted += 1
     return noted

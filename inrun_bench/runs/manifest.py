@@ -18,7 +18,7 @@ import torch
 from inrun_bench.runs.atomic import write_text
 from inrun_bench.version import __version__, versions
 
-__all__ = ["BrokenFileError", "begin_run", "count_units", "read_json"]
+__all__ = ["BrokenFileError", "begin_run", "count_units", "note_renewal", "read_json"]
 
 RECORDED_PACKAGES = ("torch", "triton", "numpy", "scipy", "scikit-learn", "joblib", "pyarrow", "mlxtend")
 
@@ -49,6 +49,14 @@ def count_units(path: Path, name: str, *, done: int, failed: int) -> None:
             run["units"] += done
             run["failed"] += failed
     _write(path, runs)
+
+
+def note_renewal(path: Path, *, units: int, measured_again: int, seed: int) -> None:
+    """Add to the manifest at `path` that rows of `units` were noted anew, `measured_again` of which were equal."""
+    runs = _read(path)
+    today = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    renewal = {"run": "renewal", "units": 0, "failed": 0, "started": today, "commit": _commit()}
+    _write(path, [*runs, {**renewal, "noted_anew": units, "measured_again": measured_again, "seed": seed}])
 
 
 def read_json(path: Path, remedy: str) -> Any:

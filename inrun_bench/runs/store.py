@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from inrun_bench import __version__
 from inrun_bench.attribution.ledger.parquet import read_table, sealed
 from inrun_bench.runs.atomic import replacing, write_text
-from inrun_bench.runs.manifest import BrokenFileError, begin_run, count_units, read_json
+from inrun_bench.runs.manifest import BrokenFileError, begin_run, count_units, note_renewal, read_json
 from inrun_bench.runs.provenance import Provenance
 from inrun_bench.runs.unit import Row, Unit
 
@@ -175,12 +175,12 @@ class Store:
             raise KeyError(f"no rows of '{unit}' in {self}")
         self._write_table(unit, table.drop_columns([name]))
 
-    def note(self, unit: Unit, provenance: Provenance, column: str, value: str) -> None:
-        """Write the unit's rows again with another origin, and in `column`, which must be there, one value for all."""
+    def note(self, unit: Unit, provenance: Provenance, **columns: str) -> None:
+        """Write the unit's rows again with another origin, and in `columns`, which must be there, one value for all."""
         table = self._rows(unit)
         if table is None:
             raise KeyError(f"no rows of '{unit}' in {self}")
-        for name, text in (("provenance", provenance.to_json()), (column, value)):
+        for name, text in {"provenance": provenance.to_json(), **columns}.items():
             same = pa.array([text] * len(table), pa.string())
             table = table.set_column(table.schema.get_field_index(name), name, same)
         self._write_table(unit, table)
@@ -208,6 +208,11 @@ class Store:
         """Add what a run has done by now to the manifest."""
         with self._lock("manifest"):
             count_units(self._manifest, run, done=done, failed=failed)
+
+    def note_renewal(self, *, units: int, measured_again: int, seed: int) -> None:
+        """Add to the manifest that rows were noted anew, see :mod:`inrun_bench.runs.renew`."""
+        with self._lock("manifest"):
+            note_renewal(self._manifest, units=units, measured_again=measured_again, seed=seed)
 
     @property
     def _manifest(self) -> Path:

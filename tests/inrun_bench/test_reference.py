@@ -370,7 +370,7 @@ def test_what_a_reference_is_of_is_noted_anew_where_it_holds_and_nowhere_else(me
         "--note",
     ]
     outdated = dataclasses.replace(before, fingerprint={**before.fingerprint, "task": "by an older law"})
-    store.note(unit, outdated, "identity", "by an older law")
+    store.note(unit, outdated, identity="by an older law")
     with monkeypatch.context() as patch:
         patch.setattr(reference_proof, "RETRAINED", -1.0)  # nothing holds
         assert main(arguments) == 1
