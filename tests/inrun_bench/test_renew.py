@@ -52,11 +52,9 @@ def test_what_is_equal_is_noted_and_keeps_its_rows_and_times(store, other_code):
 def test_nothing_is_noted_where_one_number_is_another(store, other_code):
     unit = units_of("values")[0]
     table = store.read(unit)
-    changed = table.assign(value=np.nextafter(table["value"], np.inf)).drop(
-        columns=["experiment", "task", "method", "seed"]
-    )
     noted = store.units()[unit]
-    store.write(unit, changed.to_dict("records"), noted)
+    metrics = table[["metric", "stderr"]].assign(value=np.nextafter(table["value"], np.inf))
+    store.write(unit, metrics.to_dict("records"), noted)
     renewal = renew(store, EXPERIMENTS, draw=len(store.units()), seed=0)
     assert renewal.differing == ((unit, "value"),)
     assert outdated(store.units(), EXPERIMENTS)[0] == len(store.units())
