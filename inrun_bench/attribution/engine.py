@@ -34,10 +34,12 @@ from inrun_bench.attribution.scoring.checks import expect_received, expect_seen
 from inrun_bench.attribution.scoring.early import EarlyRoute, known_probes
 from inrun_bench.attribution.scoring.jvp import JvpRoute
 from inrun_bench.attribution.scoring.keep import KeepRoute
+from inrun_bench.attribution.scoring.lagged import LaggedRoute, SlopeLag
 from inrun_bench.attribution.scoring.route import LateChoice, RouteChooser
 from inrun_bench.attribution.scoring.split import SplitRoute
 from inrun_bench.attribution.step import OpenStep, Route, StepBegun, StepReceived, StepTaken
 from inrun_bench.attribution.transfer import Numbers, gathered, to_host
+from inrun_bench.attribution.updates import Update
 from inrun_bench.attribution.validation import ValidationLoss, expect_no_effects_or_chance
 from inrun_bench.attribution.weights import Place, SeenWeights, refuse_shared_memory
 
@@ -89,6 +91,12 @@ class InRunShapley:
     memory_budget : int, optional
         Bytes that ``late="auto"`` may keep from a step's backward pass until its probe is known; a quarter of what is
         free where None.
+    tolerance : float
+        By how much first-order scores under Adam, AdamW and other adaptive optimisers may be off, relative to their
+        size, where that spares the step half of what scores cost: they are then made in the backward pass, with the
+        slope that the steps before let expect, as long as a certificate allows it
+        (:mod:`inrun_bench.attribution.scoring.lagged`). What the step does with an empty coalition is then taken to
+        first order as well, and not measured. 0 for exact scores.
     batch_axis : {"observed"} or int, or mapping of str to (int, None or "folded")
         Which axis of layers' inputs and outputs numbers the samples. It is observed, in two forward passes beside the
         first step, by exchanging one sample for another
@@ -103,7 +111,8 @@ class InRunShapley:
     ledgers : dict of str to Ledger
         One a validation set: scores by sample and by step, and the accounts ``optimizer`` and ``residual``.
     choices : dict
-        What was picked automatically: the rule of each layer and how late probes are served.
+        What was picked automatically: the rule of each layer, how late probes are served, and in how many steps slopes
+        were exact and lagged.
 
     Examples
     --------
@@ -137,6 +146,7 @@ class InRunShapley:
         rules: str = "auto",
         late: LateChoice = "auto",
         memory_budget: int | None = None,
+        tolerance: float = 0.0,
         batch_axis: BatchAxis | Literal["observed"] | Mapping[str, BatchAxis] = "observed",
         kernels: Backend = "auto",
     ) -> None:
@@ -162,6 +172,7 @@ class InRunShapley:
         self._model, self._rules, self._kernels, self._axes = model, rules, kernels, DeclaredAxes(batch_axis)
         self._labels, self._pages = labels, pages
         self._chooser = RouteChooser(late, memory_budget)
+        self._lag = SlopeLag(tolerance)
         self._validation = None if validation is None else _named(validation)
         self._books = self._new_books(self._validation or (ONLY,))
         self._watch()
@@ -184,8 +195,13 @@ class InRunShapley:
 
     @property
     def choices(self) -> dict[str, Any]:
-        """What was picked automatically: ``rules`` by layer, ``late`` and the bytes kept for it."""
-        return {"rules": dict(self._capture.chosen), **self._chooser.choices}
+        """What was picked automatically: ``rules`` by layer, ``late`` and its bytes, ``slopes`` by number of steps."""
+        self._look()
+        return {
+            "rules": dict(self._capture.chosen),
+            **self._chooser.choices,
+            **({"slopes": dict(self._lag.counts)} if self._lag.wanted else {}),
+        }
 
     def values(self, validation: str | None = None, *, steps: slice | None = None) -> NDArray[np.float64]:
         """Return the value of each sample so far, float64 [n_samples], in nats of validation loss.
@@ -242,6 +258,7 @@ class InRunShapley:
             "kept_bytes": self._chooser.kept_bytes,
             "factorable": sorted(self._capture.worth_factoring()),
             "ledgers": self._books.state_dict(),
+            "lag": self._lag.state_dict() if self._lag.wanted else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -261,6 +278,8 @@ class InRunShapley:
         self._watcher.differed = state["copying"]
         self._chooser.kept_bytes = state["kept_bytes"]
         self._capture.factors.resume(set(state["factorable"]))
+        if state.get("lag") is not None:
+            self._lag.load_state_dict(state["lag"])
 
     @contextmanager
     def step(
@@ -373,12 +392,16 @@ class InRunShapley:
         if linear and not self.probe.late and not self._watcher.by_element and self._chooser.wanted == "auto":
             update = self._optimizers.read(parameters)
             return EarlyRoute(known_probes(begun, update, names, self._early_direction), begun.device)
+        lag = self._lag if self._lag.wanted and type(self.probe) is First and not linear else None
+        expected = None if lag is None else self._optimizers.expected_slopes(parameters, lag.last)
+        if lag is not None and expected is not None and lag.trusts(begun.number) and not self._watcher.by_element:
+            return LaggedRoute(lag, begun, parameters, expected, self._optimizers)
         chosen = self._chooser.choose(losses is not None, linear, self._parameters)
         if chosen == "jvp":
             assert losses is not None
             return JvpRoute(self.probe, parameters, self._model, losses)
         if chosen == "keep":
-            return KeepRoute(self.probe, parameters, self._chooser.count)
+            return KeepRoute(self.probe, parameters, self._chooser.count, lag, expected)
         first = known_probes(begun, self._optimizers.read(parameters), names, First().direction)
         return SplitRoute(self.probe, parameters, self._chooser.count, first, begun.device)
 
@@ -439,7 +462,7 @@ class InRunShapley:
             opened.losses_before = [loss.value() for loss in begun.losses.values()]
         else:  # whatever comes after the step may change gradients, and the optimiser changes weights in place
             received = replace(received, gradients=copies(received.gradients))
-        if route.late or received.update.empty is not None:
+        if route.late or (received.update.empty is not None and route.empty is None):
             before = copies(begun.weights)
             for loss in begun.losses.values():
                 loss.copied(before)
@@ -448,7 +471,7 @@ class InRunShapley:
     def _received(self, opened: OpenStep) -> StepReceived:
         """Note the gradients as they are about to be taken; a fused optimiser undoes a ``GradScaler`` itself."""
         begun, scale = opened.begun, self._optimizers.grad_scale
-        changes = self._watcher.compare(by_element=opened.route.late)
+        changes = self._watcher.compare(by_element=opened.route.by_element)
         gradients = [None if p.grad is None else dense(p.grad.detach()) for p in self._parameters]
         unscaled: float | Tensor = 1.0
         if scale is not None:
@@ -459,7 +482,10 @@ class InRunShapley:
         if opened.route.sees_layers:
             by_name = dict(zip(self._capture.parameters, gradients, strict=True))
             expect_seen(begun.checks, opened.route.keys, by_name, begun.number)
-        update = self._optimizers.read(self._capture.parameters, gradients)
+        if opened.route.samples_slopes:
+            update = Update([], None)
+        else:
+            update = self._optimizers.read(self._capture.parameters, gradients)
         return StepReceived(gradients, changes, unscaled, void, update)
 
     def _after_optimizer_step(self, *_: Any) -> None:
@@ -485,14 +511,19 @@ class InRunShapley:
         scores = opened.route.scores(begun, taken)
         before = gathered(opened.losses_before or [loss.value(taken.before) for loss in losses])
         empty = torch.zeros_like(before)
-        if update.empty is not None:
+        if opened.route.empty is not None:
+            empty = opened.route.empty
+        elif update.empty is not None:
             base = torch._foreach_sub(taken.before, update.empty)
             empty = before - gathered([loss.value(base) for loss in losses]).to(before.device)
         after = None
         if begun.losses is not self._losses or all(loss.knows_present for loss in losses):
             after = gathered([loss.value() for loss in losses])
         self._left_at = self._weights.place if after is None else None
-        earlier, self._pending = self._pending, Pending(begun, taken, scores, self._books, before, empty, after)
+        earlier, self._pending = (
+            self._pending,
+            Pending(begun, taken, scores, self._books, before, empty, after, opened.route.slope_errors),
+        )
         self._steps += 1
         if earlier is not None:
             earlier.look()  # while the device is busy with this step

@@ -14,7 +14,16 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from inrun_bench.attribution.products.backend import Backend
 from inrun_bench.attribution.transfer import Numbers
-from inrun_bench.attribution.updates import Update, check_optimizer, is_linear, read_update
+from inrun_bench.attribution.updates import (
+    Update,
+    check_optimizer,
+    expected_slopes,
+    is_in_closed_form,
+    is_linear,
+    read_update,
+    sampled_slopes,
+)
+from inrun_bench.attribution.updates.expected import ExpectedSlope
 from inrun_bench.attribution.weights import compared, differ, traits
 
 __all__ = ["Optimizers", "closure_evaluated"]
@@ -98,6 +107,36 @@ class Optimizers:
         if not rests:
             return Update(list(slopes.values()), None)
         return Update(list(slopes.values()), [rests.get(name, torch.zeros_like(p)) for name, p in parameters.items()])
+
+    def expected_slopes(
+        self, parameters: Mapping[str, Tensor], last: Sequence[float | Tensor] | None
+    ) -> list[ExpectedSlope] | None:
+        """Return the slopes to be expected; see :func:`inrun_bench.attribution.updates.expected_slopes`."""
+        slopes = dict.fromkeys(parameters, ExpectedSlope(0.0))
+        for member in self.members:
+            own = {name: p for name, p in parameters.items() if self._holder.get(p) is member}
+            known = None if last is None else [x for name, x in zip(parameters, last, strict=True) if name in own]
+            found = expected_slopes(member, own, known)
+            if found is None:
+                return None
+            slopes |= dict(zip(own, found, strict=True))
+        return list(slopes.values())
+
+    @property
+    def in_closed_form(self) -> bool:
+        """Whether slopes of some elements can be read without those of all."""
+        return all(map(is_in_closed_form, self.members))
+
+    def sampled_slopes(
+        self, parameters: Mapping[str, Tensor], gradients: Sequence[Tensor | None]
+    ) -> list[Tensor | None]:
+        """Return slopes of some elements; see :func:`inrun_bench.attribution.updates.sampled_slopes`."""
+        slopes: dict[str, Tensor | None] = dict.fromkeys(parameters)
+        for member in self.members:
+            own = {name: p for name, p in parameters.items() if self._holder.get(p) is member}
+            found = sampled_slopes(member, own, self._gradients(member, parameters, gradients) or [])
+            slopes |= dict(zip(own, found, strict=True))
+        return list(slopes.values())
 
     def watch(self, before: Callable[..., Any], after: Callable[..., Any]) -> None:
         """Have `before` called before each member's step and `after` after it, as the last of all hooks there are."""

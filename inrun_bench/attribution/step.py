@@ -123,6 +123,14 @@ class Route(Protocol):
         """Whether gradients and weights are needed after the optimisers' step as they were before it."""
 
     @property
+    def by_element(self) -> bool:
+        """Whether what was done to gradients before the step is asked for weight by weight."""
+
+    @property
+    def slope_errors(self) -> Tensor | None:
+        """How far scores are off for slopes that were lagged, float64 [validation sets]; None where none was."""
+
+    @property
     def sees_layers(self) -> bool:
         """Whether scores are of what layers report, so that a parameter which none reports is missed."""
 
@@ -133,6 +141,14 @@ class Route(Protocol):
     @property
     def micro_batches(self) -> set[MicroBatch]:
         """Those of which something has been seen."""
+
+    @property
+    def samples_slopes(self) -> bool:
+        """Whether the route reads of the optimisers what it needs itself, so that a step's `update` holds nothing."""
+
+    @property
+    def empty(self) -> Tensor | None:
+        """What the step does with an empty coalition, to first order, float64 [validation sets]; None: measure it."""
 
     def receive(self, term: Term) -> None:
         """Take a term that a backward pass brings."""

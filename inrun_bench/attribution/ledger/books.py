@@ -28,11 +28,15 @@ ONLY = "validation"  # the name of the one validation set, where it has none
 
 @dataclass(frozen=True)
 class StepAccount:
-    """What a step did to one validation loss, but for the loss to which it led; in nats."""
+    """What a step did to one validation loss, but for the loss to which it led; in nats.
+
+    `slope_error` is how far scores are off, relative to their size, for slopes that were lagged.
+    """
 
     scores: NDArray[np.float64]
     optimizer: float
     loss_before: float
+    slope_error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,9 @@ class Books:
                 )
         for name, account in waiting.accounts.items():
             drop = account.loss_before - losses[name]
-            self.ledgers[name].record(Entry(waiting.index, account.scores, account.optimizer, drop))
+            self.ledgers[name].record(
+                Entry(waiting.index, account.scores, account.optimizer, drop), slope_error=account.slope_error
+            )
 
     def only(self) -> str:
         """Return the name of the one validation set; refuse to choose among several."""

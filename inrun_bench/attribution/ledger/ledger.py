@@ -164,9 +164,17 @@ class Ledger:
         self._by_step = {name: array("d") for name in ACCOUNTS}  # compact, and cheap to add to
         self._grouping = None if labels is None else _Grouping(labels, n_samples)
         self._shares = array("d")  # [steps, groups], end to end
+        self._slope_errors = array("d")
 
-    def record(self, entry: Entry) -> None:
+    def record(self, entry: Entry, *, slope_error: float = 0.0) -> None:
         """Book one step, whole or not at all; the ledger keeps copies of the arrays.
+
+        Parameters
+        ----------
+        entry : Entry
+            The step.
+        slope_error : float
+            See :attr:`slope_errors`.
 
         Raises
         ------
@@ -181,6 +189,7 @@ class Ledger:
         for name, amount in zip(ACCOUNTS, amounts, strict=True):
             self._totals[name] += amount
             self._by_step[name].append(amount)
+        self._slope_errors.append(slope_error)
         if shares is not None:
             self._shares.frombytes(shares.tobytes())
 
@@ -198,6 +207,14 @@ class Ledger:
     def by_step(self) -> dict[str, NDArray[np.float64]]:
         """The accounts of each step, float64 [steps] each: samples + optimizer + residual = drop, in nats; copies."""
         return {name: np.array(amounts) for name, amounts in self._by_step.items()}
+
+    @property
+    def slope_errors(self) -> NDArray[np.float64]:
+        """How far each step's scores are off, relative to their size, for lagged slopes of the optimiser; a copy.
+
+        float64 [steps]; 0 where slopes were exact (:mod:`inrun_bench.attribution.scoring.lagged`).
+        """
+        return np.array(self._slope_errors)
 
     def groups(
         self, labels: Sequence[Hashable] | NDArray[np.generic] | None = None
@@ -243,6 +260,7 @@ class Ledger:
             "by_step": {name: torch.from_numpy(amounts) for name, amounts in self.by_step.items()},
             "codes": None if self._grouping is None else torch.from_numpy(self._grouping.codes),
             "shares": torch.from_numpy(np.array(self._shares)),
+            "slope_errors": torch.from_numpy(self.slope_errors),
             "pages": self.steps.state_dict(),
         }
 
@@ -271,6 +289,7 @@ class Ledger:
         self._totals = dict(state["accounts"])
         self._by_step = {name: array("d", _array(state["by_step"][name]).tobytes()) for name in ACCOUNTS}
         self._shares = array("d", _array(state["shares"]).tobytes())
+        self._slope_errors = array("d", _array(state["slope_errors"]).tobytes())
 
     def _checked(self, entry: Entry) -> Entry:
         """Return the entry as own arrays of the types that it promises."""

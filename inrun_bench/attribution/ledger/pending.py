@@ -37,6 +37,8 @@ class Pending:
         What the step does with an empty coalition.
     after : float64 Tensor [validation sets], or None
         Losses to which it led, where they are known.
+    slope_errors : float64 Tensor [validation sets], or None
+        How far scores are off for slopes that were lagged; None where none was.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Pending:
         before: Tensor,
         empty: Tensor,
         after: Tensor | None,
+        slope_errors: Tensor | None = None,
     ) -> None:
         self.number, void = begun.number, taken.received.void
         self._books, self._names, self._credited = books, list(begun.losses), begun.samples.credited
@@ -56,7 +59,8 @@ class Pending:
         if void is not None:
             self._numbers.expect(void, self._stop)
         self._numbers.join(begun.checks)
-        columns = [before[:, None], empty[:, None], scores]
+        errors = torch.zeros_like(before) if slope_errors is None else slope_errors
+        columns = [before[:, None], empty[:, None], errors[:, None], scores]
         self._numbers.expect(torch.cat([column.to(scores.device) for column in columns], 1), self._hold)
         if after is not None:
             self._numbers.expect(after, self._settle)
@@ -85,7 +89,7 @@ class Pending:
         return bool(void)
 
     def _hold(self, table: NDArray[np.float64]) -> None:
-        index, scores = self._credited(table[:, 2:])
+        index, scores = self._credited(table[:, 3:])
         rows = zip(self._names, scores, table, strict=True)
-        accounts = {name: StepAccount(own, optimizer=row[1], loss_before=row[0]) for name, own, row in rows}
+        accounts = {name: StepAccount(own, row[1], row[0], row[2]) for name, own, row in rows}
         self._books.hold(index, accounts)

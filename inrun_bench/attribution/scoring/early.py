@@ -86,8 +86,11 @@ class EarlyRoute:
         Where scores are summed.
     """
 
-    late = False
+    late = by_element = False
+    samples_slopes = False
     sees_layers = True
+    slope_errors: Tensor | None = None
+    empty: Tensor | None = None
 
     def __init__(self, probes: KnownProbes, device: torch.device) -> None:
         self._probes = probes

@@ -33,8 +33,9 @@ class JvpRoute:
         Returns the samples' losses, [rows].
     """
 
-    late = True
-    sees_layers = False
+    late = by_element = True
+    sees_layers = samples_slopes = False
+    slope_errors = empty = None
     aimed = None
 
     def __init__(
@@ -57,7 +58,7 @@ class JvpRoute:
 
     def scores(self, begun: StepBegun, taken: StepTaken) -> Tensor:
         """Differentiate the losses."""
-        probes = late_probes(begun, taken, self._probe, self._parameters)
+        probes = late_probes(begun, taken.received, self._probe, self._parameters, taken)
         rows, precision, size = [], self._precision, begun.samples.rows
         for probe in probes.accumulated:
             weights = {f"model.{name}": w for name, w in zip(probe, taken.before, strict=True)}

@@ -1,4 +1,4 @@
-"""Terms are kept until the probe is known, after the step: exact, at the price of the memory."""
+"""Terms are kept until the probe is known, when the gradient is or after the step: exact, at the price of memory."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from inrun_bench.attribution.directions import Direction
 from inrun_bench.attribution.layer_terms import MicroBatch, Term
 from inrun_bench.attribution.probes import Probe
 from inrun_bench.attribution.scoring.as_received import as_received
+from inrun_bench.attribution.scoring.lagged import SlopeLag
 from inrun_bench.attribution.scoring.late import late_probes
 from inrun_bench.attribution.scoring.scores import Scores, TermSums
 from inrun_bench.attribution.step import StepBegun, StepReceived, StepTaken
+from inrun_bench.attribution.updates.expected import ExpectedSlope
 from inrun_bench.attribution.validation import moved_to
 
 __all__ = ["KeepRoute"]
@@ -22,7 +24,7 @@ EXACT = torch.finfo(torch.float64).eps  # of terms that were not rounded before 
 
 
 class KeepRoute:
-    """Keeps terms and scores them after the step.
+    """Keeps terms, and scores them as soon as their probe is known: before the step, or after it.
 
     Parameters
     ----------
@@ -32,14 +34,31 @@ class KeepRoute:
         The trained parameters by name.
     count : callable
         Told each term that is kept.
+    lag : SlopeLag, optional
+        Told how far the slopes that were expected are off.
+    expected : sequence of ExpectedSlope, optional
+        Those slopes, by parameter.
     """
 
-    late = True
+    by_element = True
+    samples_slopes = False
     sees_layers = True
     aimed = None
+    slope_errors = None
+    empty: Tensor | None = None
 
-    def __init__(self, probe: Probe, parameters: Mapping[str, nn.Parameter], count: Callable[[Term], None]) -> None:
+    def __init__(
+        self,
+        probe: Probe,
+        parameters: Mapping[str, nn.Parameter],
+        count: Callable[[Term], None],
+        lag: SlopeLag | None = None,
+        expected: Sequence[ExpectedSlope] | None = None,
+    ) -> None:
         self.keys: set[str] = set()
+        self.late = probe.late
+        self._lag, self._expected = lag, expected
+        self._total: Tensor | None = None  # where they are scored before the step
         self._probe, self._parameters, self._count = probe, parameters, count
         self._kept: list[Term] = []
         self._versions: list[list[int]] = []  # of the tensors of each, as they were kept
@@ -55,13 +74,25 @@ class KeepRoute:
         self._keep(term)
 
     def before_step(self, begun: StepBegun, received: StepReceived) -> None:
-        """Do nothing: terms are apart from gradients."""
+        """Score what was kept, unless the probe asks where the step leads."""
+        if not self.late:
+            self._total = self._scores_of(begun, received, begun.weights)
 
     def scores(self, begun: StepBegun, taken: StepTaken) -> Tensor:
-        """Score what was kept."""
-        probes = late_probes(begun, taken, self._probe, self._parameters)
-        scores, total, terms = self._scored(begun, taken, probes.accumulated)
-        return as_received(begun, taken.received, scores, total, terms, probes.received)
+        """Score what was kept, where that is not done yet."""
+        if self._total is None:
+            self._total = self._scores_of(begun, taken.received, taken.before, taken)
+        return self._total
+
+    def _scores_of(
+        self, begun: StepBegun, received: StepReceived, weights: Sequence[Tensor], taken: StepTaken | None = None
+    ) -> Tensor:
+        probes = late_probes(begun, received, self._probe, self._parameters, taken)
+        if self._lag is not None:
+            self._lag.check(begun, received, probes.directions, self._expected)
+            self.empty = self._lag.remember(begun, received, probes.directions)
+        scores, total, terms = self._scored(begun, weights, probes.accumulated)
+        return as_received(begun, received, scores, total, terms, probes.received)
 
     def finite(self) -> list[Tensor]:
         """Return of each kept gradient whether it is finite."""
@@ -73,7 +104,7 @@ class KeepRoute:
         self._versions.append(_versions(term))
 
     def _scored(
-        self, begun: StepBegun, taken: StepTaken, probes: Sequence[Direction], precision: float = EXACT
+        self, begun: StepBegun, weights: Sequence[Tensor], probes: Sequence[Direction], precision: float = EXACT
     ) -> tuple[Scores, Tensor, TermSums]:
         """Return the scores of what was kept, which is let go of, and what they add up to.
 
@@ -83,14 +114,15 @@ class KeepRoute:
             If a tensor of it was overwritten meanwhile.
         """
         scores = Scores(len(probes), begun.device, precision)
-        with moved_to(list(self._parameters.values()), taken.before), torch.no_grad():  # rules may read weights
+        with moved_to(list(self._parameters.values()), weights), torch.no_grad():  # rules may read weights
             while self._kept:
                 term = self._kept.pop(0)
                 if _versions(term) != self._versions.pop(0):
                     raise RuntimeError(
-                        f"step {begun.number}: what went into {term.where} is needed until the end of the step's "
-                        "block, and was overwritten in place after the backward pass; fill such a buffer after the "
-                        "block, or give the model a copy of it"
+                        f"step {begun.number}: what went into {term.where} is needed until "
+                        f"{'the end of the step' if self.late else 'optimizer.step()'}, and was overwritten in place "
+                        "after the backward pass; fill such a buffer after the step's block, or give the model a copy "
+                        "of it"
                     )
                 scores.add(term, probes)
         return scores, *scores.total(begun.samples.rows)

@@ -1,4 +1,4 @@
-"""What routes share whose probe is known only after the step."""
+"""What routes share whose probe is known only when the gradient is, or after the step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from inrun_bench.attribution.probes import Probe, Step, scaled
-from inrun_bench.attribution.step import StepBegun, StepTaken
+from inrun_bench.attribution.step import StepBegun, StepReceived, StepTaken
 
 __all__ = ["LateProbes", "late_probes"]
 
@@ -20,28 +20,38 @@ class LateProbes:
 
     Attributes
     ----------
+    directions : list of lists of Tensor
+        q / D, by parameter.
     received : list of mappings
         For the gradient that the optimiser received.
     accumulated : list of mappings
         For the one that was accumulated, but for a factor that is common to all; in the dtypes of the parameters.
     """
 
+    directions: list[list[Tensor]]
     received: list[dict[str, Tensor]]
     accumulated: list[dict[str, Tensor]]
 
 
-def late_probes(begun: StepBegun, taken: StepTaken, probe: Probe, parameters: Mapping[str, nn.Parameter]) -> LateProbes:
-    """Return the probes of a step that has been taken."""
-    update, ratio = taken.received.update, taken.received.changes.ratio
+def late_probes(
+    begun: StepBegun,
+    received: StepReceived,
+    probe: Probe,
+    parameters: Mapping[str, nn.Parameter],
+    taken: StepTaken | None = None,
+) -> LateProbes:
+    """Return the probes of a step that has been taken, or of one that is about to be, for those that ask no more."""
+    update, ratio = received.update, received.changes.ratio
+    before, after = (begun.weights, None) if taken is None else (taken.before, taken.after)
     gradient = [
-        torch.zeros_like(p) if g is None else g
-        for p, g in zip(parameters.values(), taken.received.gradients, strict=True)
+        torch.zeros_like(p) if g is None else g for p, g in zip(parameters.values(), received.gradients, strict=True)
     ]
-    received, accumulated = [], []
+    directions, for_received, accumulated = [], [], []
     for loss in begun.losses.values():
-        step = Step(loss, update, taken.before, gradient, taken.after)
-        q = scaled(probe.direction(step), update.slope)
-        received.append(dict(zip(parameters, q, strict=True)))
+        direction = probe.direction(Step(loss, update, before, gradient, after))
+        q = scaled(direction, update.slope)
+        directions.append(direction)
+        for_received.append(dict(zip(parameters, q, strict=True)))
         q = q if ratio is None else scaled(q, ratio)
         accumulated.append({name: x.to(p.dtype) for (name, p), x in zip(parameters.items(), q, strict=True)})
-    return LateProbes(received, accumulated)
+    return LateProbes(directions, for_received, accumulated)

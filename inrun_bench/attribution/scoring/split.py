@@ -15,7 +15,7 @@ from inrun_bench.attribution.scoring.early import KnownProbes
 from inrun_bench.attribution.scoring.keep import KeepRoute
 from inrun_bench.attribution.scoring.late import late_probes
 from inrun_bench.attribution.scoring.scores import Scores
-from inrun_bench.attribution.step import StepBegun, StepTaken
+from inrun_bench.attribution.step import StepBegun, StepReceived, StepTaken
 
 __all__ = ["SplitRoute"]
 
@@ -45,6 +45,7 @@ class SplitRoute(KeepRoute):
         device: torch.device,
     ) -> None:
         super().__init__(probe, parameters, count)
+        self.late = True
         self._first = first
         self._of_first = Scores(len(first.directions), device)
 
@@ -60,16 +61,19 @@ class SplitRoute(KeepRoute):
         dtype = ROUNDED.get(term.b.dtype)
         self._keep(term if dtype is None else term.rounded(dtype))
 
+    def before_step(self, begun: StepBegun, received: StepReceived) -> None:
+        """Do nothing: terms are apart from gradients."""
+
     def scores(self, begun: StepBegun, taken: StepTaken) -> Tensor:
         """Score the rest of the probe with what was kept, and add what is known."""
-        probes = late_probes(begun, taken, self._probe, self._parameters)
+        probes = late_probes(begun, taken.received, self._probe, self._parameters, taken)
         factor = self._first.factor
         rest = [
             {name: q - factor * multiplied_out(done[name]) for name, q in probe.items()}
             for probe, done in zip(probes.accumulated, self._first.directions, strict=True)
         ]
         known, of_known = self._of_first.total(begun.samples.rows)
-        scores, total, terms = self._scored(begun, taken, rest, max(map(_rounding, self._parameters.values())))
+        scores, total, terms = self._scored(begun, taken.before, rest, max(map(_rounding, self._parameters.values())))
         terms = of_known.times(factor).joined(terms)
         return as_received(begun, taken.received, scores, factor * known + total, terms, probes.received)
 

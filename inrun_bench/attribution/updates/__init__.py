@@ -33,12 +33,21 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from inrun_bench.attribution.products.backend import Backend
-from inrun_bench.attribution.updates.adam import adam_updates
+from inrun_bench.attribution.updates.adam import adam_expected_slopes, adam_updates
 from inrun_bench.attribution.updates.elementwise import check_optimizer
+from inrun_bench.attribution.updates.expected import ExpectedSlope, sampled
 from inrun_bench.attribution.updates.probed import probed_updates
 from inrun_bench.attribution.updates.sgd import sgd_updates
 
-__all__ = ["Update", "check_optimizer", "is_linear", "read_update"]
+__all__ = [
+    "Update",
+    "check_optimizer",
+    "expected_slopes",
+    "is_in_closed_form",
+    "is_linear",
+    "read_update",
+    "sampled_slopes",
+]
 
 Read = tuple[float | Tensor, Tensor | None]
 """The slope of a parameter's update, and u(0)."""
@@ -132,6 +141,84 @@ def read_update(
     return Update(slope, [torch.zeros_like(w) if u is None else u for w, u in zip(weights, empty, strict=True)])
 
 
+@torch.no_grad()
+def expected_slopes(
+    optimizer: Optimizer, parameters: Mapping[str, Tensor], last: Sequence[float | Tensor] | None
+) -> list[ExpectedSlope] | None:
+    """Return the slopes to be expected of the coming step, before its gradient is known.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+        As for :func:`read_update`.
+    parameters : mapping of str to tensor
+        The trained parameters by name.
+    last : sequence of float or Tensor, or None
+        Slopes of the last step that was read in full, which stand for those of the coming one where nothing better is
+        known.
+
+    Returns
+    -------
+    list of ExpectedSlope, or None
+        By parameter; None where nothing is known yet.
+    """
+    slot_of = {id(w): slot for slot, w in enumerate(parameters.values())}
+    slopes: list[ExpectedSlope | None] = [None if last is None else ExpectedSlope(slope) for slope in last or slot_of]
+    for group in optimizer.param_groups:
+        own = [p for p in group["params"] if id(p) in slot_of]
+        if _is_plain_adam(optimizer, group):
+            states = [optimizer.state.get(p, {}) for p in own]
+            for p, slope in zip(own, adam_expected_slopes(own, states, group), strict=True):
+                if slope is not None:
+                    slopes[slot_of[id(p)]] = slope
+    held = {slot_of[id(p)] for group in optimizer.param_groups for p in group["params"] if id(p) in slot_of}
+    if any(slopes[slot] is None for slot in held):
+        return None
+    return [ExpectedSlope(0.0) if slope is None else slope for slope in slopes]
+
+
+@torch.no_grad()
+def sampled_slopes(
+    optimizer: Optimizer, parameters: Mapping[str, Tensor], gradients: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """Return the slopes of the elements that :func:`.expected.sampled` takes.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+        One of closed form (:func:`is_in_closed_form`).
+    parameters, gradients
+        As for :func:`read_update`.
+
+    Returns
+    -------
+    list of Tensor or None
+        By parameter; None for one that is not moved.
+    """
+    slot_of = {id(w): slot for slot, w in enumerate(parameters.values())}
+    slopes: list[Tensor | None] = [None] * len(slot_of)
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            slot = slot_of.get(id(p))
+            g = None if slot is None else gradients[slot]
+            if slot is None or g is None:
+                continue
+            whole = optimizer.state.get(p, {})
+            state = {name: sampled(x) if name.startswith("exp_avg") else x for name, x in whole.items()}
+            slopes[slot] = adam_updates([sampled(p)], [sampled(g)], [state], group, "torch")[0][0]
+    return slopes
+
+
+def is_in_closed_form(optimizer: Optimizer) -> bool:
+    """Whether the slope of one element can be read without those of others, and foreseen: true of Adam and AdamW."""
+    return all(_is_plain_adam(optimizer, group) for group in optimizer.param_groups)
+
+
+def _is_plain_adam(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
+    """Whether there is a closed form of the steps of a group."""
+    return type(optimizer) in (Adam, AdamW) and not group["amsgrad"] and not group["maximize"]
+
+
 def _in_closed_form(
     optimizer: Optimizer,
     group: Mapping[str, Any],
@@ -145,7 +232,7 @@ def _in_closed_form(
     states = [optimizer.state.get(w, {}) for w in moved]
     if type(optimizer) is SGD:
         return sgd_updates(moved, states, group)
-    if type(optimizer) in (Adam, AdamW) and not group["amsgrad"] and not group["maximize"]:
+    if _is_plain_adam(optimizer, group):
         received = [g for slot in slots if (g := gradients[slot]) is not None]
         return adam_updates(moved, received, states, group, backend)
     return None

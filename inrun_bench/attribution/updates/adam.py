@@ -30,9 +30,12 @@ from torch import Tensor
 
 from inrun_bench.attribution.products.adam_secant import AdamNumbers, Decay, adam_secant
 from inrun_bench.attribution.products.backend import Backend
+from inrun_bench.attribution.updates.expected import ExpectedSlope, sampled
 from inrun_bench.attribution.updates.settings import number
 
-__all__ = ["adam_updates"]
+__all__ = ["adam_expected_slopes", "adam_updates"]
+
+UNTOUCHED = 1e-4  # of the root mean square of gradients: what an element that had none stays below
 
 
 def adam_updates(
@@ -70,6 +73,39 @@ def adam_updates(
         (slope, empty if of_w is not None or decay != "none" else None)
         for (slope, empty), of_w in zip(read, moments, strict=True)
     ]
+
+
+def adam_expected_slopes(
+    weights: Sequence[Tensor], states: Sequence[Mapping[str, Any]], group: Mapping[str, Any]
+) -> list[ExpectedSlope | None]:
+    r"""Return the slope that the state lets expect of the coming step, None for a parameter before its first one.
+
+    It is that of a gradient whose square is the running mean,
+    :math:`(1 - \beta_1)\,\eta_t / (\sqrt{\hat v} + \epsilon)`. Elements that have had next to no gradient so far
+    (embeddings of words that have not occurred) are taken to get one of the size that others have, for the first time.
+    """
+    lr, beta1, beta2, decay = (number(x) for x in (group["lr"], *group["betas"], group["weight_decay"]))
+    expected: list[ExpectedSlope | None] = []
+    for w, state in zip(weights, states, strict=True):
+        if "exp_avg_sq" not in state:
+            expected.append(None)
+            continue
+        t = number(state["step"])
+        whole, kept = 1 - beta2**t, 1 - beta2 ** (t + 1)
+        root = state["exp_avg_sq"].to(torch.promote_types(w.dtype, torch.float32)).sqrt()  # of whole times what counts
+        usual = sampled(root).square().mean().sqrt()
+        root.masked_fill_(root < UNTOUCHED * usual, usual * ((1 - beta2) / kept) ** 0.5)
+        root.add_(group["eps"] * whole**0.5)
+        lr_t = lr / (1 - beta1 ** (t + 1))
+        carried = beta1 * lr_t * (kept / beta2) ** 0.5  # over the root of what is kept of the mean
+        moves = [(carried, state["exp_avg"], root)]
+        if decay:
+            if group["decoupled_weight_decay"]:
+                moves.append((lr * decay, w.detach(), None))
+            else:
+                moves.append(((1 - beta1) * lr_t * decay * whole**0.5, w.detach(), root))
+        expected.append(ExpectedSlope((1 - beta1) * lr_t * whole**0.5, root, tuple(moves)))
+    return expected
 
 
 def _numbers(weights: Sequence[Tensor], states: Sequence[Mapping[str, Any]], group: Mapping[str, Any]) -> AdamNumbers:
