@@ -25,12 +25,18 @@ class BatchSamples:
     ----------
     n_samples : int
         Size of the training set.
+
+    Attributes
+    ----------
+    kept : float64 Tensor [rows], or None
+        What the contribution of each row was multiplied with before the optimiser got their sum; 1 where None.
     """
 
     def __init__(self, n_samples: int) -> None:
         self._n_samples = n_samples
         self._index: list[NDArray[np.int64]] = []  # one that lies on a device is known with the step's checks
         self._shares: list[NDArray[np.float64] | None] = []  # of samples in rows that are made of several
+        self.kept: Tensor | None = None  # what rows' contributions are multiplied with, float64 [rows]; 1 where None
 
     def add(self, index: Index, weights: Weights | None, checks: Numbers, where: str) -> None:
         """Add the samples of a micro-batch; see :meth:`inrun_bench.attribution.step.OpenStep.batch`.

@@ -21,7 +21,7 @@ from inrun_bench.attribution.capture.capture import Capture
 from inrun_bench.attribution.capture.saved_tensors import in_backward_pass
 from inrun_bench.attribution.capture.trees import parameters_of
 from inrun_bench.attribution.directions import Factors
-from inrun_bench.attribution.gradient_scaling import Watcher, copies, dense
+from inrun_bench.attribution.gradient_scaling import Received, Watcher, copies, dense
 from inrun_bench.attribution.layer_terms import Term
 from inrun_bench.attribution.ledger.books import ONLY, Books
 from inrun_bench.attribution.ledger.ledger import Ledger, Pages
@@ -302,8 +302,8 @@ class InRunShapley:
             Returns the validation loss, a scalar, for this step; the engine's own where None.
         losses : callable, optional
             Returns each sample's contribution to the loss that is differentiated, [batch], for instance
-            ``lambda: cross_entropy(model(x), y, reduction="none") / len(x)``. Only ``late="jvp"`` needs it, and
-            ``late="auto"`` may use it.
+            ``lambda: cross_entropy(model(x), y, reduction="none") / len(x)``. ``late="jvp"`` and
+            :meth:`OpenStep.keep` need it, and ``late="auto"`` may use it.
         weights : float [rows, k], optional
             Where a row is made of k samples (mixup), their shares in it; see :meth:`OpenStep.batch`.
 
@@ -384,7 +384,35 @@ class InRunShapley:
             expect_no_effects_or_chance(self._model, begun.losses, begun.checks)
         self._capture.aim(route.aimed)
         self._watcher.begin()
-        return OpenStep(begun, route, self._capture.show)
+
+        def received() -> StepReceived:
+            gradients = [None if p.grad is None else dense(p.grad.detach()) for p in self._parameters]
+            return StepReceived(
+                gradients, Received(), 1.0, None, self._optimizers.read(self._capture.parameters, gradients)
+            )
+
+        def replace_gradients(kept: Tensor) -> None:
+            self._replace_gradients(losses, kept)
+
+        return OpenStep(begun, route, self._capture, received, replace_gradients)
+
+    def _replace_gradients(self, losses: Closure | None, kept: Tensor) -> None:
+        """Put the gradient of a weighted sum of the samples' losses in the place of the batch's."""
+        if losses is None:
+            raise ValueError("keep() needs the samples' losses: pass losses= to step()")
+        with self._capture.looking_away(), torch.enable_grad():
+            of_rows = losses()
+            if of_rows.shape != kept.shape:
+                raise ValueError(
+                    f"losses must return one loss a sample of the step, {len(kept)} in all, "
+                    f"got a tensor of shape {list(of_rows.shape)}"
+                )
+            chosen = kept > 0
+            total = (of_rows[chosen] * kept[chosen].to(of_rows.dtype)).sum()
+            gradients = torch.autograd.grad(total, self._parameters, allow_unused=True)
+        for p, gradient in zip(self._parameters, gradients, strict=True):
+            p.grad = gradient
+        self._watcher.replaced()
 
     def _route(self, begun: StepBegun, losses: Closure | None) -> Route:
         parameters, linear = self._capture.parameters, self._optimizers.linear

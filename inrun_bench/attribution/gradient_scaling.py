@@ -85,6 +85,12 @@ class Watcher:
         self._seen.clear()
         self.watching = True
 
+    def replaced(self) -> None:
+        """Take the gradients as they are now for those that were accumulated."""
+        self._seen.clear()
+        for p in self._parameters:
+            self._accumulated(p)
+
     def end(self) -> None:
         """Let go of what was held for the step."""
         self._seen.clear()

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from inrun_bench.attribution.batch_samples import BatchSamples, Index, Weights
+from inrun_bench.attribution.capture.capture import Capture
 from inrun_bench.attribution.gradient_scaling import Received
 from inrun_bench.attribution.layer_terms import Aimed, MicroBatch, Term
 from inrun_bench.attribution.optimizers import AsRead
@@ -159,12 +160,23 @@ class Route(Protocol):
     def scores(self, begun: StepBegun, taken: StepTaken) -> Tensor:
         """Return the scores, float64 [validation sets, rows of the batch], and let go of what they were made of."""
 
+    def scores_so_far(self, begun: StepBegun, received: Callable[[], StepReceived], /) -> Tensor:
+        """Return the scores of what has been differentiated by now, float64 [validation sets, rows of the batch].
+
+        Parameters
+        ----------
+        begun : StepBegun
+            The step.
+        received : callable
+            Reads what the optimisers would do with the gradients as they are now.
+        """
+
     def finite(self) -> list[Tensor]:
         """Return of all that is held whether it is finite."""
 
 
 class OpenStep:
-    """What :meth:`InRunShapley.step` yields; a training loop needs it only for batches that come in parts.
+    """What :meth:`InRunShapley.step` yields; for batches that come in parts, and for choosing among a batch's samples.
 
     Parameters
     ----------
@@ -172,19 +184,31 @@ class OpenStep:
         Its beginning.
     route : Route
         How its samples are scored.
-    show : callable
+    capture : Capture
         Told the samples of the forward passes to come.
+    received : callable
+        Reads what the optimisers would do with the gradients as they are.
+    replace : callable
+        Given a factor for each row of the batch, puts the gradient of the weighted sum in the place of the batch's.
     """
 
-    def __init__(self, begun: StepBegun, route: Route, show: Callable[[MicroBatch], None]) -> None:
+    def __init__(
+        self,
+        begun: StepBegun,
+        route: Route,
+        capture: Capture,
+        received: Callable[[], StepReceived],
+        replace: Callable[[Tensor], None],
+    ) -> None:
         self.begun, self.route = begun, route
+        self._received, self._replace = received, replace
         self.received: StepReceived | None = None  # once the optimisers are about to move
         self.taken: StepTaken | None = None  # once they have
         self.before: list[Tensor] = begun.weights  # or copies, once the optimisers are about to move
         self.losses_before: list[Tensor] = []  # of the validation sets, where they must be known by then
         self.stepped: list[Optimizer] = []  # those that have been about to
         self.as_read: AsRead | None = None  # what several optimisers are to do
-        self._show = show
+        self._capture = capture
         self._parts: list[MicroBatch] = []
 
     def batch(self, index: Index, weights: Weights | None = None) -> None:
@@ -206,7 +230,71 @@ class OpenStep:
         differentiated = self.route.micro_batches
         beside = tuple(part.size for part in self._parts if part not in differentiated)
         self._parts.append(MicroBatch(start, samples.rows - start, beside))
-        self._show(self._parts[-1])
+        self._capture.show(self._parts[-1])
+
+    def scores(self, validation: str | None = None) -> Tensor:
+        """Return the scores that the batch's rows would get, after the backward pass and before the optimiser steps.
+
+        Of an engine of first order. Nothing is booked, and nobody waits for a device. Scores are of the accumulated
+        gradient: what clipping or a ``GradScaler`` will make of it is not in them.
+
+        Parameters
+        ----------
+        validation : str, optional
+            Which validation set's, where there are several.
+
+        Returns
+        -------
+        float64 Tensor [rows]
+            In the order of the batch axis, in nats.
+        """
+        names = list(self.begun.losses)
+        if validation is None and len(names) > 1:
+            raise ValueError(f"there are several validation sets, {', '.join(map(repr, names))}: name one")
+        if validation is not None and validation not in names:
+            raise ValueError(f"validation must be one of {', '.join(map(repr, names))}, got {validation!r}")
+        self._expect_differentiated("scores()")
+        with self._capture.looking_away():
+            scores = self.route.scores_so_far(self.begun, self._received)
+        return scores[0 if validation is None else names.index(validation)]
+
+    def keep(self, mask: Tensor | Sequence[bool], *, rescale: bool = False) -> None:
+        """Have the optimiser receive the gradient of some rows of the batch alone; the others score 0.
+
+        Needs the `losses` of the step, which are differentiated anew. Between the backward pass and what else is done
+        to gradients (clipping, ``optimizer.step()``).
+
+        Parameters
+        ----------
+        mask : bool [rows]
+            Which rows are kept, at least one.
+        rescale : bool
+            Whether those that are kept take the weight of all: their contributions are multiplied with rows / kept, so
+            that a mean over the batch becomes one over them.
+        """
+        rows = self.begun.samples.rows
+        given = torch.as_tensor(mask)
+        if given.dtype != torch.bool or tuple(given.shape) != (rows,):
+            raise ValueError(
+                f"mask must be a bool for each of the {rows} rows, got {given.dtype} of shape {list(given.shape)}"
+            )
+        self._expect_differentiated("keep()")
+        if self.begun.samples.kept is not None:
+            raise RuntimeError("keep() was called twice in one step")
+        kept = given.to(self.begun.device, torch.float64)
+        number = int(kept.sum())
+        if not number:
+            raise ValueError("mask keeps no row; leave the block without optimizer.step() to skip a batch")
+        kept = kept * (rows / number) if rescale else kept
+        self._replace(kept)
+        self.begun.samples.kept = kept
+
+    def _expect_differentiated(self, what: str) -> None:
+        if self.received is not None:
+            raise RuntimeError(f"{what} was called after optimizer.step(); call it before")
+        seen = self.route.micro_batches
+        if not self._parts or any(part not in seen for part in self._parts):
+            raise RuntimeError(f"{what} was called before the backward pass of all of the batch; call it after")
 
     def overflowed(self, parameters: Sequence[Tensor]) -> bool:
         """Whether gradients are not finite, so that a ``GradScaler`` may have skipped the optimiser's step."""

@@ -215,10 +215,15 @@ def test_optimisers_that_are_read_off_their_own_step_wait_once_a_step(without_nu
     assert steps == sorted([*range(WARM, STEPS), *range(WARM, STEPS)])
 
 
+class Unwatched:
+    def show(self, micro_batch):
+        """Do nothing: there is no model."""
+
+
 def test_an_index_on_the_device_travels_with_the_scores(without_numbers):
     without_numbers.real = lambda numbers: lambda: np.arange(len(numbers), dtype=float)
     begun = StepBegun(7, False, torch.device("meta"), {}, [], [], BatchSamples(10), Numbers())
-    step = OpenStep(begun, KeepRoute(First(), {}, lambda _term: None), lambda _part: None)
+    step = OpenStep(begun, KeepRoute(First(), {}, lambda _term: None), Unwatched(), *[lambda _given: None] * 2)
     step.batch(torch.empty(4, dtype=torch.int32, device="meta"))
     step.batch([8, 9])
     assert begun.samples.rows == 6

@@ -136,16 +136,22 @@ class Capture:
         if micro_batch is not None:
             self._layers.latest = self._fused.latest = micro_batch
 
+    @contextmanager
+    def looking_away(self) -> Iterator[None]:
+        """Take what is called in this block for no forward pass of training."""
+        micro_batch = self._operations.micro_batch
+        self.show(None)
+        try:
+            yield
+        finally:
+            self.show(micro_batch)
+
     def _looking_away(self, term: Term) -> None:
         """Hand a term on, and look away while it is scored, which may run its layer again."""
         if self._calls.looking_back:
             return
-        micro_batch = self._operations.micro_batch
-        self.show(None)
-        try:
+        with self.looking_away():
             self._receive(term)
-        finally:
-            self.show(micro_batch)
 
     def aim(self, aimed: Aimed | None) -> None:
         """Say which probes samples may be scored with on the way, and who takes the scores; None: none is known."""

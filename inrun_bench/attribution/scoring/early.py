@@ -121,12 +121,14 @@ class EarlyRoute:
     def before_step(self, begun: StepBegun, received: StepReceived) -> None:
         """Add terms up, while gradients are there to be compared with."""
         directions, factor = self._probes.directions, self._factor(begun, received)
-        total, terms = self._scores.total(begun.samples.rows)
+        kept = begun.samples.kept
+        total, terms = self._scores.total(begun.samples.rows, kept)
         gradients = dict(zip(directions[0], received.gradients, strict=True))
-        if received.changes.known:
+        if received.changes.known and kept is None:
             own = received.factor(total.device)
             self._seen.expect_gradients(begun.checks, gradients, own, begun.number, received.changes.uneven)
-        factored = [name for name, q in directions[0].items() if isinstance(q, Factors) and not begun.waited_for]
+        looked_at = begun.waited_for or kept is not None
+        factored = [name for name, q in directions[0].items() if isinstance(q, Factors) and not looked_at]
         total = as_received(
             begun,
             received,
@@ -135,9 +137,13 @@ class EarlyRoute:
             terms,
             directions,
             but=factored,
-            magnitudes=self._seen.magnitudes,
+            magnitudes=self._seen.magnitudes if kept is None else {},
         )
         self._total = total * (factor.to(total.device) if isinstance(factor, Tensor) else factor)
+
+    def scores_so_far(self, begun: StepBegun, _received: Callable[[], StepReceived]) -> Tensor:
+        """Return what terms add up to by now, with the slopes as they were when the step began."""
+        return self._scores.total(begun.samples.rows)[0] * self._probes.factor
 
     def scores(self, _begun: StepBegun, _taken: StepTaken) -> Tensor:
         """Return what was added up."""

@@ -56,6 +56,12 @@ class JvpRoute:
     def before_step(self, begun: StepBegun, received: StepReceived) -> None:
         """Do nothing: losses are differentiated at the weights before the step, which are copied."""
 
+    def scores_so_far(self, _begun: StepBegun, _received: Callable[[], StepReceived]) -> Tensor:
+        """Refuse: losses are differentiated after the step."""
+        raise RuntimeError(
+            "with late='jvp' scores are known only after the step; make the engine with order='first' and another route"
+        )
+
     def scores(self, begun: StepBegun, taken: StepTaken) -> Tensor:
         """Differentiate the losses."""
         probes = late_probes(begun, taken.received, self._probe, self._parameters, taken)
@@ -73,7 +79,9 @@ class JvpRoute:
                     f"got a tensor of shape {list(losses.shape)}"
                 )
             precision = max(precision, torch.finfo(losses.dtype).eps)
-            rows.append(derivatives.detach().double())
+            kept = begun.samples.kept
+            derivatives = derivatives.detach().double()
+            rows.append(derivatives if kept is None else derivatives * kept.to(derivatives.device))
         total = torch.stack(rows)
         terms = TermSums([set(self._parameters)], [precision], total.sum(1)[None], total.abs().sum(1)[None])
         return as_received(begun, taken.received, Scores(len(rows), begun.device), total, terms, probes.received)

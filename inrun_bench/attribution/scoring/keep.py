@@ -58,6 +58,7 @@ class KeepRoute:
         self.keys: set[str] = set()
         self.late = probe.late
         self._lag, self._expected = lag, expected
+        self._directions: list[list[Tensor]] = []  # of the probes, where they are known already
         self._total: Tensor | None = None  # where they are scored before the step
         self._probe, self._parameters, self._count = probe, parameters, count
         self._kept: list[Term] = []
@@ -78,6 +79,17 @@ class KeepRoute:
         if not self.late:
             self._total = self._scores_of(begun, received, begun.weights)
 
+    def scores_so_far(self, begun: StepBegun, received: Callable[[], StepReceived]) -> Tensor:
+        """Score what is kept, and keep it."""
+        if self.late:
+            raise RuntimeError(
+                f"the scores of {self._probe.name!r} are known only after the step, for they depend on where it leads; "
+                "make the engine with order='first' to have them before it"
+            )
+        probes = late_probes(begun, received(), self._probe, self._parameters, known=self._directions)
+        self._directions = probes.directions
+        return self._scores_of_kept(begun, begun.weights, probes.accumulated).total(begun.samples.rows)[0]
+
     def scores(self, begun: StepBegun, taken: StepTaken) -> Tensor:
         """Score what was kept, where that is not done yet."""
         if self._total is None:
@@ -87,7 +99,8 @@ class KeepRoute:
     def _scores_of(
         self, begun: StepBegun, received: StepReceived, weights: Sequence[Tensor], taken: StepTaken | None = None
     ) -> Tensor:
-        probes = late_probes(begun, received, self._probe, self._parameters, taken)
+        probes = late_probes(begun, received, self._probe, self._parameters, taken, self._directions)
+        self._directions = []
         if self._lag is not None:
             self._lag.check(begun, received, probes.directions, self._expected)
             self.empty = self._lag.remember(begun, received, probes.directions)
@@ -106,7 +119,20 @@ class KeepRoute:
     def _scored(
         self, begun: StepBegun, weights: Sequence[Tensor], probes: Sequence[Direction], precision: float = EXACT
     ) -> tuple[Scores, Tensor, TermSums]:
-        """Return the scores of what was kept, which is let go of, and what they add up to.
+        """Return the scores of what was kept, which is let go of, and what they add up to."""
+        scores = self._scores_of_kept(begun, weights, probes, precision, let_go=True)
+        return scores, *scores.total(begun.samples.rows, begun.samples.kept)
+
+    def _scores_of_kept(
+        self,
+        begun: StepBegun,
+        weights: Sequence[Tensor],
+        probes: Sequence[Direction],
+        precision: float = EXACT,
+        *,
+        let_go: bool = False,
+    ) -> Scores:
+        """Return the scores of what was kept.
 
         Raises
         ------
@@ -114,10 +140,12 @@ class KeepRoute:
             If a tensor of it was overwritten meanwhile.
         """
         scores = Scores(len(probes), begun.device, precision)
+        kept = self._kept if let_go else list(self._kept)
+        versions = self._versions if let_go else list(self._versions)
         with moved_to(list(self._parameters.values()), weights), torch.no_grad():  # rules may read weights
-            while self._kept:
-                term = self._kept.pop(0)
-                if _versions(term) != self._versions.pop(0):
+            while kept:
+                term = kept.pop(0)
+                if _versions(term) != versions.pop(0):
                     raise RuntimeError(
                         f"step {begun.number}: what went into {term.where} is needed until "
                         f"{'the end of the step' if self.late else 'optimizer.step()'}, and was overwritten in place "
@@ -125,7 +153,7 @@ class KeepRoute:
                         "of it"
                     )
                 scores.add(term, probes)
-        return scores, *scores.total(begun.samples.rows)
+        return scores
 
 
 def _versions(term: Term) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,16 +39,20 @@ def late_probes(
     probe: Probe,
     parameters: Mapping[str, nn.Parameter],
     taken: StepTaken | None = None,
+    known: Sequence[list[Tensor]] = (),
 ) -> LateProbes:
-    """Return the probes of a step that has been taken, or of one that is about to be, for those that ask no more."""
+    """Return the probes of a step that has been taken, or of one that is about to be, for those that ask no more.
+
+    `known` are their directions, q / D, by validation set, where they have been computed before.
+    """
     update, ratio = received.update, received.changes.ratio
     before, after = (begun.weights, None) if taken is None else (taken.before, taken.after)
     gradient = [
         torch.zeros_like(p) if g is None else g for p, g in zip(parameters.values(), received.gradients, strict=True)
     ]
     directions, for_received, accumulated = [], [], []
-    for loss in begun.losses.values():
-        direction = probe.direction(Step(loss, update, before, gradient, after))
+    for number, loss in enumerate(begun.losses.values()):
+        direction = known[number] if known else probe.direction(Step(loss, update, before, gradient, after))
         q = scaled(direction, update.slope)
         directions.append(direction)
         for_received.append(dict(zip(parameters, q, strict=True)))

@@ -100,8 +100,16 @@ class Scores:
         """Those of which anything has come."""
         return {term.micro_batch for term in self._terms}
 
-    def total(self, size: int) -> tuple[Tensor, TermSums]:
-        """Return the sums over terms, float64 [probes, size], and those over samples."""
+    def total(self, size: int, kept: Tensor | None = None) -> tuple[Tensor, TermSums]:
+        """Return the sums over terms, float64 [probes, size], and those over samples.
+
+        Parameters
+        ----------
+        size : int
+            Rows of the batch.
+        kept : float64 Tensor [size], optional
+            What scores are multiplied with, by row.
+        """
         by_micro_batch: dict[MicroBatch, list[_ScoredTerm]] = {}
         for term in self._terms:
             by_micro_batch.setdefault(term.micro_batch, []).append(term)
@@ -109,6 +117,8 @@ class Scores:
             part: gathered([term.scores for term in terms]).to(self._device, torch.float64)
             for part, terms in by_micro_batch.items()
         }
+        if kept is not None:
+            tables = {part: table * kept[part.rows].to(table.device) for part, table in tables.items()}
         whole = next((table for part, table in tables.items() if part.size == size), None)
         if whole is not None and len(tables) == 1:
             total = whole.sum(0)

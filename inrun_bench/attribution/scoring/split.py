@@ -72,7 +72,7 @@ class SplitRoute(KeepRoute):
             {name: q - factor * multiplied_out(done[name]) for name, q in probe.items()}
             for probe, done in zip(probes.accumulated, self._first.directions, strict=True)
         ]
-        known, of_known = self._of_first.total(begun.samples.rows)
+        known, of_known = self._of_first.total(begun.samples.rows, begun.samples.kept)
         scores, total, terms = self._scored(begun, taken.before, rest, max(map(_rounding, self._parameters.values())))
         terms = of_known.times(factor).joined(terms)
         return as_received(begun, taken.received, scores, factor * known + total, terms, probes.received)
