@@ -15,8 +15,9 @@ The gradient of the validation loss, which In-Run Data Shapley cannot do without
 A workload's ``net_ratio``, (variant - validation) / regular, is what a step with scores costs when one such pass is
 taken off. 1 means that scores are free; gram, which spares the validation pass its weight gradients, may be below. Late
 orders need more than one pass (integrated takes four gradients, second a Hessian product, and all measure the loss
-before the step), which their net ratios include. ``peak_ratio`` is the peak memory of a variant's step, beyond what is
-there between steps, over that of the regular step.
+before the step), which their net ratios include. Under AdamW, first order is timed with exact slopes and with lagged
+ones (:mod:`inrun_bench.attribution.scoring.lagged`), beside a regular step of AdamW. ``peak_ratio`` is the peak memory
+of a variant's step, beyond what is there between steps, over that of the regular step.
 """
 
 from __future__ import annotations
@@ -86,6 +87,9 @@ LATE = {  # what else is timed of a workload: orders that keep the batch's activ
     "mlp": ("second", "midpoint", "integrated"),
     "cnn": ("second", "midpoint", "integrated"),
 }
+ADAMW = {f"{PREFIX}first-adamw": 0.0, f"{PREFIX}first-adamw-lagged": 0.9}
+"""What is timed under AdamW, and its tolerance: a batch that is trained on again and again has slopes that move."""
+REGULAR = {"": "regular", "adamw": "regular-adamw"}
 SIZES: tuple[dict[str, Setting], ...] = (
     {"width": 0, "batch": 0},  # the task's own model and batch
     {"width": 1024, "batch": 64},  # two hidden layers wide enough that arithmetic, and not Python, takes the time
@@ -235,7 +239,7 @@ def _time_workload(unit: Unit) -> list[Row]:
     """Time each variant on a model of its own, all of the same weights and data."""
     late = [PREFIX + order for order in LATE.get(unit.task, ())]
     forced = [name for name, rule in FORCED.items() if rule != "gram" or unit.task in FEW_POSITIONS]
-    names = ("regular", "validation", f"{PREFIX}first", *forced, *late)
+    names = ("regular", "validation", f"{PREFIX}first", *forced, *late, REGULAR["adamw"], *ADAMW)
     made = {name: _workload_variant(name, unit) for name in names}
     variants = {name: step for name, (step, _) in made.items()}
     rounds, peaks = _rounds_and_peaks(variants, int(unit.settings["repeats"]), seldom=late)
@@ -244,7 +248,7 @@ def _time_workload(unit: Unit) -> list[Row]:
     for name in variants:
         cost = _cost(name, rounds, peaks)
         rows.append({**cost, "metric": "step_ratio", **_ratios(name, rounds)})
-        rows.append({**cost, "metric": "peak_ratio", "value": peaks[name] / peaks["regular"]})
+        rows.append({**cost, "metric": "peak_ratio", "value": peaks[name] / peaks[_regular(name)]})
         engine = made[name][1]
         if engine is not None:
             rules = {"rule": _rule(engine), "fastest_rule": FORCED[fastest]}
@@ -258,18 +262,20 @@ def _workload_variant(name: str, unit: Unit) -> tuple[Step, InRunShapley | None]
         torch.manual_seed(unit.seed)
         workload = WORKLOADS[unit.task]()
     parameters = list(workload.model.parameters())
-    optimizer = torch.optim.SGD(parameters, lr=SMALL_RATE)
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, lr=SMALL_RATE)
+    if "adamw" in name:
+        optimizer = torch.optim.AdamW(parameters, lr=SMALL_RATE)
 
     def regular() -> None:
         workload.loss(workload.train).backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    if name == "regular":
+    if name in REGULAR.values():
         return regular, None
     if name == "validation":
         return lambda: torch.autograd.grad(workload.loss(workload.validation), parameters), None
-    order, rules = ("first", FORCED[name]) if name in FORCED else (name.removeprefix(PREFIX), "auto")
+    order, rules = ("first", FORCED[name]) if name in FORCED else (name.removeprefix(PREFIX).partition("-")[0], "auto")
     index = torch.arange(len(workload.train))
     engine = InRunShapley(
         workload.model,
@@ -278,6 +284,7 @@ def _workload_variant(name: str, unit: Unit) -> tuple[Step, InRunShapley | None]
         order,
         validation=lambda: workload.loss(workload.validation),
         rules=rules,
+        tolerance=ADAMW.get(name, 0.0),
     )
 
     def valued() -> None:
@@ -285,6 +292,11 @@ def _workload_variant(name: str, unit: Unit) -> tuple[Step, InRunShapley | None]
             regular()
 
     return valued, engine
+
+
+def _regular(name: str) -> str:
+    """Return the regular step whose time and memory a variant's are in units of."""
+    return REGULAR["adamw" if "adamw" in name else ""]
 
 
 def _rule(engine: InRunShapley) -> str:
@@ -321,7 +333,7 @@ def _cost(name: str, rounds: list[dict[str, float]], peaks: Mapping[str, int]) -
 def _ratios(name: str, rounds: list[dict[str, float]], *, net: bool = False) -> Row:
     """Return median and quartiles over rounds of a variant's time, in units of the regular step of the same round."""
     taken = [r for r in rounds if name in r]
-    return quartiles((r[name] - (r["validation"] if net else 0.0)) / r["regular"] for r in taken)
+    return quartiles((r[name] - (r["validation"] if net else 0.0)) / r[_regular(name)] for r in taken)
 
 
 def _time_run(unit: Unit, needs: Mapping[Unit, pd.DataFrame]) -> list[Row]:
@@ -406,7 +418,7 @@ def _workload_panels(rows: pd.DataFrame) -> list[_Panel]:
     steps = of_workloads(rows)
     steps = steps.assign(group=steps["task"].map(lambda name: WORKLOAD_LABELS.get(name, name)))
     net, peak = (steps[steps["metric"] == metric] for metric in ("net_ratio", "peak_ratio"))
-    peak = peak[~peak["method"].isin(["regular", "validation"])].assign(low=np.nan, high=np.nan)
+    peak = peak[~peak["method"].isin([*REGULAR.values(), "validation"])].assign(low=np.nan, high=np.nan)
     return [
         _Panel(net, "large models: time", "a step less a validation pass (a regular step = 1)"),
         _Panel(peak, "large models: peak memory", "of a step (a regular step = 1)"),

@@ -113,10 +113,13 @@ OTHERS = {
         "inrun-first-weight-gradient": "In-Run, first order, weight-gradient rule alone",
         "inrun-first-gram": "In-Run, first order, gram rule alone",
         "inrun-midpoint": "In-Run, midpoint",
+        "inrun-first-adamw": "In-Run, first order, AdamW",
+        "inrun-first-adamw-lagged": "In-Run, first order, AdamW with lagged slopes",
         "inrun-trapezoid": "In-Run, trapezoid",
     },
     "steps": {
         "regular": "regular step",
+        "regular-adamw": "regular step of AdamW",
         "validation": "validation gradient alone",
         "per-sample-vmap": "per-sample vmap(grad), first order",
         "per-sample-loop": "per-sample loop, first order",

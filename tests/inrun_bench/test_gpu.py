@@ -243,7 +243,8 @@ def test_what_matters_most_comes_first(monkeypatch):
         ("gpt2-small", "sgd", "inductor"),
     ]
     assert {u.settings["variants"] for u in units[1:5]} == {"regular validation inrun-first"}
-    assert [u.settings.get("kernels") for u in units[5:13]] == ["wgrad-dot"] * 8
+    assert {u.settings["variants"] for u in units[5:7]} == {"regular validation inrun-first-lagged"}
+    assert [u.settings.get("kernels") for u in units[7:15]] == ["wgrad-dot"] * 8
     assert all(u.task.startswith(("gpt2-small", "llama3-8b")) for u in units[5:13])
     kinds = list(dict.fromkeys(u.method for u in units[13:]))
     assert [kind for kind in kinds if kind != "kernels"] == ["steps", "passes", "trainings", "approximations"]

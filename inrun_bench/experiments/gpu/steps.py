@@ -19,7 +19,7 @@ from inrun_bench.runs.timing import Call, Rounds, described, host_seconds, quart
 from inrun_bench.runs.unit import Row, Unit
 from tasks.architectures import GPT, cnn, mlp
 
-__all__ = ["BASELINES", "CORE", "MODELS", "OTHERS", "Model", "measure_steps"]
+__all__ = ["BASELINES", "CORE", "LAGGED", "MODELS", "OTHERS", "Model", "measure_steps"]
 
 BASELINES = "regular validation"
 CORE = f"{BASELINES} inrun-first"
@@ -28,6 +28,8 @@ OTHERS = {  # only SGD's probe is known in time for the rules to compete
     "per-sample-vmap",
     "adamw": "inrun-second inrun-integrated",
 }
+LAGGED = "inrun-first-lagged"
+TOLERANCE = 0.9  # of lagged slopes: those of a batch that is trained on again and again move
 """Variants of a step, in the order in which they are made."""
 
 WARM_UP = 4  # an engine checks itself in its first three steps
@@ -212,13 +214,15 @@ class _Maker:
         step: Call = self.regular
         if name.startswith("inrun"):
             order, _, rule = name.removeprefix("inrun-").partition("-")
+            lagged = name == LAGGED
             engine = InRunShapley(
                 self.model,
                 self.optimizer,
                 samples,
                 order,
                 validation=self.validation_loss,
-                rules=rule or "auto",
+                rules="auto" if lagged else rule or "auto",
+                tolerance=TOLERANCE if lagged else 0.0,
             )
             step = partial(self.valued, engine, torch.arange(samples))
         elif name == "validation":
