@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -97,6 +98,10 @@ class InRunShapley:
         slope that the steps before let expect, as long as a certificate allows it
         (:mod:`inrun_bench.attribution.scoring.lagged`). What the step does with an empty coalition is then taken to
         first order as well, and not measured. 0 for exact scores.
+    score : str or sequence of str, optional
+        Patterns (:mod:`fnmatch`) of the names of parameters that make scores, for instance ``"*.layers.*"`` without
+        embeddings and head; all parameters of a layer, or none. What the others bring is in the ledger's account
+        ``unscored``. All make scores where None.
     batch_axis : {"observed"} or int, or mapping of str to (int, None or "folded")
         Which axis of layers' inputs and outputs numbers the samples. It is observed, in two forward passes beside the
         first step, by exchanging one sample for another
@@ -147,6 +152,7 @@ class InRunShapley:
         late: LateChoice = "auto",
         memory_budget: int | None = None,
         tolerance: float = 0.0,
+        score: str | Sequence[str] | None = None,
         batch_axis: BatchAxis | Literal["observed"] | Mapping[str, BatchAxis] = "observed",
         kernels: Backend = "auto",
     ) -> None:
@@ -173,6 +179,9 @@ class InRunShapley:
         self._labels, self._pages = labels, pages
         self._chooser = RouteChooser(late, memory_budget)
         self._lag = SlopeLag(tolerance)
+        self._scored = None if score is None else _matching(score, [n for n, p in model.named_parameters()])
+        if self._scored is not None and late == "jvp":
+            raise ValueError("late='jvp' differentiates losses by all parameters; with score=, choose another")
         self._validation = None if validation is None else _named(validation)
         self._books = self._new_books(self._validation or (ONLY,))
         self._watch()
@@ -371,6 +380,7 @@ class InRunShapley:
             place=self._weights.place,
             samples=BatchSamples(self.n_samples),
             checks=Numbers(),
+            scored=self._scored,
         )
         self._weights.note_if_moved()
         for loss in losses.values():
@@ -419,19 +429,19 @@ class InRunShapley:
         names = list(parameters)
         if linear and not self.probe.late and not self._watcher.by_element and self._chooser.wanted == "auto":
             update = self._optimizers.read(parameters)
-            return EarlyRoute(known_probes(begun, update, names, self._early_direction), begun.device)
+            return EarlyRoute(known_probes(begun, update, names, self._early_direction), begun)
         lag = self._lag if self._lag.wanted and type(self.probe) is First and not linear else None
         expected = None if lag is None else self._optimizers.expected_slopes(parameters, lag.last)
         if lag is not None and expected is not None and lag.trusts(begun.number) and not self._watcher.by_element:
             return LaggedRoute(lag, begun, parameters, expected, self._optimizers)
-        chosen = self._chooser.choose(losses is not None, linear, self._parameters)
+        chosen = self._chooser.choose(losses is not None and self._scored is None, linear, self._parameters)
         if chosen == "jvp":
             assert losses is not None
             return JvpRoute(self.probe, parameters, self._model, losses)
         if chosen == "keep":
             return KeepRoute(self.probe, parameters, self._chooser.count, lag, expected)
         first = known_probes(begun, self._optimizers.read(parameters), names, First().direction)
-        return SplitRoute(self.probe, parameters, self._chooser.count, first, begun.device)
+        return SplitRoute(self.probe, parameters, self._chooser.count, first, begun)
 
     def _early_direction(self, step: Step) -> Sequence[Tensor | Factors]:
         lasting = step.validation in self._losses.values()  # factors are trusted once they have been checked
@@ -657,6 +667,20 @@ def _probe(order: str | Probe) -> Probe:
     if order not in PROBES:
         raise ValueError(f"order must be one of {', '.join(map(repr, PROBES))} or a Probe, got {order!r}")
     return PROBES[order]()
+
+
+def _matching(patterns: str | Sequence[str], names: Sequence[str]) -> frozenset[str]:
+    """Return the names that match any of the patterns."""
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise ValueError(
+                f"score names {pattern!r}, which matches none of the model's parameters, such as "
+                f"{', '.join(map(repr, names[:3]))}"
+            )
+    if not patterns:
+        raise ValueError("score must name at least one pattern of parameters, got none")
+    return frozenset(name for pattern in patterns for name in fnmatch.filter(names, pattern))
 
 
 def _check_choice(name: str, got: str, allowed: Sequence[str]) -> None:

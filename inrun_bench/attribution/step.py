@@ -45,6 +45,8 @@ class StepBegun:
         Of the batch, as far as they are announced.
     checks : Numbers
         What may show that the step is not what it was taken for.
+    scored : frozenset of str, or None
+        Parameters that make scores; all where None.
     """
 
     number: int
@@ -55,6 +57,7 @@ class StepBegun:
     place: Place
     samples: BatchSamples
     checks: Numbers
+    scored: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,10 @@ class Route(Protocol):
         """Do what can be done only while accumulated gradients and weights are there."""
 
     def scores(self, begun: StepBegun, taken: StepTaken) -> Tensor:
-        """Return the scores, float64 [validation sets, rows of the batch], and let go of what they were made of."""
+        """Return the scores, float64 [validation sets, rows of the batch], and let go of what they were made of.
+
+        Where some parameters make no scores, what theirs would add up to is one column more.
+        """
 
     def scores_so_far(self, begun: StepBegun, received: Callable[[], StepReceived], /) -> Tensor:
         """Return the scores of what has been differentiated by now, float64 [validation sets, rows of the batch].
@@ -256,7 +262,7 @@ class OpenStep:
         self._expect_differentiated("scores()")
         with self._capture.looking_away():
             scores = self.route.scores_so_far(self.begun, self._received)
-        return scores[0 if validation is None else names.index(validation)]
+        return scores[0 if validation is None else names.index(validation), : self.begun.samples.rows]
 
     def keep(self, mask: Tensor | Sequence[bool], *, rescale: bool = False) -> None:
         """Have the optimiser receive the gradient of some rows of the batch alone; the others score 0.

@@ -30,13 +30,15 @@ ONLY = "validation"  # the name of the one validation set, where it has none
 class StepAccount:
     """What a step did to one validation loss, but for the loss to which it led; in nats.
 
-    `slope_error` is how far scores are off, relative to their size, for slopes that were lagged.
+    `slope_error` is how far scores are off, relative to their size, for slopes that were lagged, `unscored` what
+    parameters brought that make no scores.
     """
 
     scores: NDArray[np.float64]
     optimizer: float
     loss_before: float
     slope_error: float = 0.0
+    unscored: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,8 @@ class Books:
         for name, account in waiting.accounts.items():
             drop = account.loss_before - losses[name]
             self.ledgers[name].record(
-                Entry(waiting.index, account.scores, account.optimizer, drop), slope_error=account.slope_error
+                Entry(waiting.index, account.scores, account.optimizer, drop, account.unscored),
+                slope_error=account.slope_error,
             )
 
     def only(self) -> str:

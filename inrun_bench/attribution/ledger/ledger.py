@@ -2,10 +2,11 @@
 
 For each step::
 
-    sum of the batch's scores + optimizer + residual = drop
+    sum of the batch's scores + unscored + optimizer + residual = drop
 
-where `drop` is the measured fall of the validation loss over the step, `optimizer` what the step would have done with
-an empty coalition (weight decay, momentum carried over), and `residual` what the approximation lost. The residual
+where `drop` is the measured fall of the validation loss over the step, `unscored` what parameters brought that make no
+scores (0 where all do), `optimizer` what the step would have done with an empty coalition (weight decay, momentum
+carried over), and `residual` what the approximation lost. The residual
 needs no retraining to compute: it is the first thing to look at to know whether the values can be trusted.
 
 What is small is always kept in memory: the values, one number a sample; the four accounts, a few numbers a step; and,
@@ -29,7 +30,7 @@ from torch import Tensor
 
 __all__ = ["ACCOUNTS", "Entry", "Ledger", "MemoryPages", "Pages"]
 
-ACCOUNTS = ("samples", "optimizer", "residual", "drop")
+ACCOUNTS = ("samples", "unscored", "optimizer", "residual", "drop")
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,20 @@ class Entry:
         What the step does with an empty coalition.
     drop : float
         Measured fall of the validation loss.
+    unscored : float
+        What the batch brought by parameters that make no scores.
     """
 
     index: NDArray[np.int64]
     scores: NDArray[np.float64]
     optimizer: float
     drop: float
+    unscored: float = 0.0
 
     @property
     def residual(self) -> float:
-        """What the approximation lost: drop - optimizer - sum of scores."""
-        return self.drop - self.optimizer - float(self.scores.sum())
+        """What the approximation lost: drop - optimizer - unscored - sum of scores."""
+        return self.drop - self.optimizer - self.unscored - float(self.scores.sum())
 
 
 class Pages(Protocol):
@@ -95,6 +99,7 @@ class MemoryPages(list[Entry]):
             "lengths": torch.tensor([len(entry.index) for entry in self], dtype=torch.int64),
             "optimizer": torch.tensor([entry.optimizer for entry in self], dtype=torch.float64),
             "drop": torch.tensor([entry.drop for entry in self], dtype=torch.float64),
+            "unscored": torch.tensor([entry.unscored for entry in self], dtype=torch.float64),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -106,7 +111,8 @@ class MemoryPages(list[Entry]):
             )
         ends = np.cumsum(state["lengths"].tolist(), dtype=np.int64)[:-1]
         parts = (np.split(_array(state[name]), ends) for name in ("index", "scores"))
-        amounts = (state[name].tolist() for name in ("optimizer", "drop"))
+        nothing = torch.zeros_like(state["drop"])  # of what versions before this one did not know
+        amounts = (state.get(name, nothing).tolist() for name in ("optimizer", "drop", "unscored"))
         self[:] = [Entry(*page) for page in zip(*parts, *amounts, strict=False)]  # split gives one part for no step
 
 
@@ -137,7 +143,7 @@ class Ledger:
     >>> ledger.values
     array([ 0.5  ,  0.25 , -0.375])
     >>> ledger.accounts
-    {'samples': 0.375, 'optimizer': 0.125, 'residual': 0.25, 'drop': 0.75}
+    {'samples': 0.375, 'unscored': 0.0, 'optimizer': 0.125, 'residual': 0.25, 'drop': 0.75}
     >>> ledger.groups()["cat"]
     array([ 0.5  , -0.375])
 
@@ -185,7 +191,7 @@ class Ledger:
         shares = None if self._grouping is None else self._grouping.split(entry)
         self.steps.append(entry)  # first: it alone may fail, for the lack of space on disk
         np.add.at(self._values, entry.index, entry.scores)
-        amounts = (float(entry.scores.sum()), entry.optimizer, entry.residual, entry.drop)
+        amounts = (float(entry.scores.sum()), entry.unscored, entry.optimizer, entry.residual, entry.drop)
         for name, amount in zip(ACCOUNTS, amounts, strict=True):
             self._totals[name] += amount
             self._by_step[name].append(amount)
@@ -200,12 +206,15 @@ class Ledger:
 
     @property
     def accounts(self) -> dict[str, float]:
-        """Totals over the run: samples + optimizer + residual = drop, in nats."""
+        """Totals over the run: samples + unscored + optimizer + residual = drop, in nats."""
         return dict(self._totals)
 
     @property
     def by_step(self) -> dict[str, NDArray[np.float64]]:
-        """The accounts of each step, float64 [steps] each: samples + optimizer + residual = drop, in nats; copies."""
+        """The accounts of each step, float64 [steps] each, in nats; copies.
+
+        samples + unscored + optimizer + residual = drop
+        """
         return {name: np.array(amounts) for name, amounts in self._by_step.items()}
 
     @property
@@ -286,10 +295,11 @@ class Ledger:
             )
         self.steps.load_state_dict(state["pages"])
         self._values = _array(state["values"])
-        self._totals = dict(state["accounts"])
-        self._by_step = {name: array("d", _array(state["by_step"][name]).tobytes()) for name in ACCOUNTS}
+        self._totals = dict.fromkeys(ACCOUNTS, 0.0) | dict(state["accounts"])
+        nothing = torch.zeros_like(state["by_step"]["drop"])  # of what versions before this one did not know
+        self._by_step = {name: array("d", _array(state["by_step"].get(name, nothing)).tobytes()) for name in ACCOUNTS}
         self._shares = array("d", _array(state["shares"]).tobytes())
-        self._slope_errors = array("d", _array(state["slope_errors"]).tobytes())
+        self._slope_errors = array("d", _array(state.get("slope_errors", nothing)).tobytes())
 
     def _checked(self, entry: Entry) -> Entry:
         """Return the entry as own arrays of the types that it promises."""
@@ -300,7 +310,7 @@ class Ledger:
         outside = index[(index < 0) | (index >= len(self._values))]
         if len(outside):
             raise ValueError(f"index {outside[0]} is out of range: samples are numbered 0 .. {len(self._values) - 1}")
-        return Entry(index, scores, float(entry.optimizer), float(entry.drop))
+        return Entry(index, scores, float(entry.optimizer), float(entry.drop), float(entry.unscored))
 
 
 class _Grouping:

@@ -10,6 +10,7 @@ sample     list<int64>    samples of the batch
 score      list<float64>  their scores, in nats
 optimizer  float64        what the step does with an empty coalition, in nats
 drop       float64        measured fall of the validation loss, in nats
+unscored   float64        what parameters brought that make no scores, in nats; files of older versions have none
 =========  =============  ==========================================================================
 
 Any change of a bit is found when a part is read (:mod:`inrun_bench.attribution.ledger.parquet`).
@@ -42,8 +43,10 @@ SCHEMA = pa.schema(
         ("score", pa.list_(pa.float64())),
         ("optimizer", pa.float64()),
         ("drop", pa.float64()),
+        ("unscored", pa.float64()),
     ]
 )
+OLDER = SCHEMA.names[:-1]
 
 
 class ParquetPages(Sequence[Entry]):
@@ -138,6 +141,7 @@ class ParquetPages(Sequence[Entry]):
                 "score": [entry.scores for entry in self._open],
                 "optimizer": [entry.optimizer for entry in self._open],
                 "drop": [entry.drop for entry in self._open],
+                "unscored": [entry.unscored for entry in self._open],
             },
             schema=SCHEMA,
         )
@@ -245,10 +249,11 @@ class ParquetPages(Sequence[Entry]):
         table = read_table(self._path(part))
         sample, score = (table[name].combine_chunks() for name in ("sample", "score"))
         offsets, index, scores = (array.to_numpy() for array in (sample.offsets, sample.values, score.values))
-        amounts = zip(table["optimizer"].to_pylist(), table["drop"].to_pylist(), strict=True)
+        names = [name for name in ("optimizer", "drop", "unscored") if name in table.column_names]
+        amounts = zip(*(table[name].to_pylist() for name in names), strict=True)
         return [
-            Entry(index[begin:end], scores[begin:end], optimizer, drop)
-            for begin, end, (optimizer, drop) in zip(offsets[:-1], offsets[1:], amounts, strict=True)
+            Entry(index[begin:end], scores[begin:end], *own)
+            for begin, end, own in zip(offsets[:-1], offsets[1:], amounts, strict=True)
         ]
 
     def _path(self, part: int) -> Path:
@@ -266,7 +271,7 @@ class ParquetPages(Sequence[Entry]):
                 )
             footer = read_footer(path)
             columns = footer.schema.to_arrow_schema().names
-            if columns != SCHEMA.names:
+            if columns not in (SCHEMA.names, OLDER):
                 raise ValueError(
                     f"{str(path)!r} has columns {columns}, the pages of a ledger have {SCHEMA.names}; "
                     "choose an empty folder"

@@ -27,8 +27,8 @@ class Pending:
     ----------
     begun, taken : StepBegun, StepTaken
         The step.
-    scores : float64 Tensor [validation sets, rows]
-        Its samples'.
+    scores : float64 Tensor [validation sets, rows, or rows + 1]
+        Its samples', and what parameters brought that make none.
     books : Books
         Where it is booked.
     before : float64 Tensor [validation sets]
@@ -53,7 +53,7 @@ class Pending:
         slope_errors: Tensor | None = None,
     ) -> None:
         self.number, void = begun.number, taken.received.void
-        self._books, self._names, self._credited = books, list(begun.losses), begun.samples.credited
+        self._books, self._names, self._samples = books, list(begun.losses), begun.samples
         self._numbers = Numbers()
         self._numbers.expect(before, self._settle)  # that of the step before, whatever became of this one
         if void is not None:
@@ -89,7 +89,8 @@ class Pending:
         return bool(void)
 
     def _hold(self, table: NDArray[np.float64]) -> None:
-        index, scores = self._credited(table[:, 3:])
-        rows = zip(self._names, scores, table, strict=True)
-        accounts = {name: StepAccount(own, row[1], row[0], row[2]) for name, own, row in rows}
+        index, scores = self._samples.credited(table[:, 3:])
+        unscored = table[:, 3 + self._samples.rows :].sum(1)
+        rows = zip(self._names, scores, table, unscored, strict=True)
+        accounts = {name: StepAccount(own, row[1], row[0], row[2], rest) for name, own, row, rest in rows}
         self._books.hold(index, accounts)

@@ -82,8 +82,8 @@ class EarlyRoute:
     ----------
     probes : KnownProbes
         What they are scored with.
-    device : torch.device
-        Where scores are summed.
+    begun : StepBegun
+        The step.
     """
 
     late = by_element = False
@@ -92,9 +92,9 @@ class EarlyRoute:
     slope_errors: Tensor | None = None
     empty: Tensor | None = None
 
-    def __init__(self, probes: KnownProbes, device: torch.device) -> None:
+    def __init__(self, probes: KnownProbes, begun: StepBegun) -> None:
         self._probes = probes
-        self._scores = Scores(len(probes.directions), device)
+        self._scores = Scores(len(probes.directions), begun.device, begun.scored)
         self._seen = SeenGradients()
         self._total: Tensor | None = None
 

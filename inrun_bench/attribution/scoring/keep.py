@@ -139,7 +139,7 @@ class KeepRoute:
         RuntimeError
             If a tensor of it was overwritten meanwhile.
         """
-        scores = Scores(len(probes), begun.device, precision)
+        scores = Scores(len(probes), begun.device, begun.scored, precision)
         kept = self._kept if let_go else list(self._kept)
         versions = self._versions if let_go else list(self._versions)
         with moved_to(list(self._parameters.values()), weights), torch.no_grad():  # rules may read weights

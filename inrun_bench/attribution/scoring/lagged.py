@@ -237,7 +237,7 @@ class LaggedRoute(EarlyRoute):
             }
             for v in gradients
         ]
-        super().__init__(KnownProbes(directions, scales.pop() if common else 1.0, []), begun.device)
+        super().__init__(KnownProbes(directions, scales.pop() if common else 1.0, []), begun)
 
     def before_step(self, begun: StepBegun, received: StepReceived) -> None:
         """Add terms up, and bring them as near to those with the slopes that are as one factor can."""

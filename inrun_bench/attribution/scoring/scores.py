@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,11 +70,20 @@ class Scores:
         Number of validation sets.
     device : torch.device
         Where the sums are taken.
+    scored : collection of str, optional
+        Parameters whose terms make scores; all where None.
     precision : float, optional
         Of what terms were rounded to before they came.
     """
 
-    def __init__(self, n_probes: int, device: torch.device, precision: float = torch.finfo(torch.float64).eps) -> None:
+    def __init__(
+        self,
+        n_probes: int,
+        device: torch.device,
+        scored: Collection[str] | None = None,
+        precision: float = torch.finfo(torch.float64).eps,
+    ) -> None:
+        self._scored = scored
         self.keys: set[str] = set()  # parameters of which something has been seen
         self._n_probes, self._device, self._precision = n_probes, device, precision
         self._terms: list[_ScoredTerm] = []
@@ -91,6 +100,12 @@ class Scores:
         self._add(site.where, micro_batch, scores, site.keys, kind)
 
     def _add(self, where: str, micro_batch: MicroBatch, scores: Tensor, keys: set[str], kind: torch.dtype) -> None:
+        if self._scored is not None and 0 < len(keys & set(self._scored)) < len(keys):
+            named, other = (min(each) for each in (keys & set(self._scored), keys - set(self._scored)))
+            raise ValueError(
+                f"score= names {named!r} and not {other!r}, which {where} uses together, so that their scores are one; "
+                "name all parameters of a layer, or none"
+            )
         precision = max(self._precision, torch.finfo(scores.dtype).eps, torch.finfo(kind).eps)
         self._terms.append(_ScoredTerm(where, micro_batch, scores, keys, precision))
         self.keys |= keys
@@ -102,6 +117,8 @@ class Scores:
 
     def total(self, size: int, kept: Tensor | None = None) -> tuple[Tensor, TermSums]:
         """Return the sums over terms, float64 [probes, size], and those over samples.
+
+        Where some parameters make no scores, what theirs would add up to is one column more.
 
         Parameters
         ----------
@@ -126,12 +143,28 @@ class Scores:
             total = torch.zeros(self._n_probes, size, dtype=torch.float64, device=self._device)
             for part, table in tables.items():
                 total[:, part.rows] += table.sum(0)
+        if self._scored is not None:
+            total = self._without_unscored(total, by_micro_batch, tables)
         none = [] if tables else [total.new_zeros(0, self._n_probes)]
         sums = none + [table.sum(2) for table in tables.values()]
         magnitudes = none + [table.abs().sum(2) for table in tables.values()]
         ordered = [term for terms in by_micro_batch.values() for term in terms]
         keys, precision = [term.keys for term in ordered], [term.precision for term in ordered]
         return total, TermSums(keys, precision, torch.cat(sums), torch.cat(magnitudes))
+
+    def _without_unscored(
+        self,
+        total: Tensor,
+        terms: Mapping[MicroBatch, Sequence[_ScoredTerm]],
+        tables: Mapping[MicroBatch, Tensor],
+    ) -> Tensor:
+        """Return sums over the terms that make scores, and in one column more the sum of what all others would be."""
+        assert self._scored is not None
+        rest = torch.zeros_like(total)
+        for part, table in tables.items():
+            others = [not term.keys <= set(self._scored) for term in terms[part]]
+            rest[:, part.rows] += table[others].sum(0)
+        return torch.cat([total - rest, rest.sum(1, keepdim=True)], 1)
 
     def expect_finite(self, numbers: Numbers, total: Tensor, samples_of_row: Callable[[int], str], step: int) -> None:
         """Have FloatingPointError raised if a sum is not finite, with the step, the sample, and where it came from.
@@ -155,12 +188,15 @@ class Scores:
             row = int(bad[0])
             of_row = (term for term in self._terms if row in range(size)[term.micro_batch.rows])
             sources = (term.where for term in of_row if not torch.isfinite(term.scores).all())
+            if row >= rows:
+                raise FloatingPointError(f"step {step}: what parameters bring that make no scores is not finite")
             raise FloatingPointError(
                 f"step {step}: the score of sample {samples_of_row(row)} is not finite, "
                 f"first in {next(sources, 'the sum of terms')}"
             )
 
         size = total.shape[1]
+        rows = size if self._scored is None else size - 1
         numbers.expect(total, check)
 
     def finite(self) -> list[Tensor]:

@@ -32,8 +32,8 @@ class SplitRoute(KeepRoute):
         See :class:`~inrun_bench.attribution.scoring.keep.KeepRoute`.
     first : KnownProbes
         The part that is known.
-    device : torch.device
-        Where scores are summed.
+    begun : StepBegun
+        The step.
     """
 
     def __init__(
@@ -42,12 +42,12 @@ class SplitRoute(KeepRoute):
         parameters: Mapping[str, nn.Parameter],
         count: Callable[[Term], None],
         first: KnownProbes,
-        device: torch.device,
+        begun: StepBegun,
     ) -> None:
         super().__init__(probe, parameters, count)
         self.late = True
         self._first = first
-        self._of_first = Scores(len(first.directions), device)
+        self._of_first = Scores(len(first.directions), begun.device, begun.scored)
 
     @property
     def micro_batches(self) -> set[MicroBatch]:
