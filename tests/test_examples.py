@@ -50,6 +50,15 @@ def test_training_loop(ran):
     assert float(re.findall(NUMBER, out.splitlines()[-1])[0]) > 0.8
 
 
+def test_batch_selection(ran):
+    names, out = ran("batch_selection")
+    final = {name: np.mean(accuracies) for name, accuracies in names["final"].items()}
+    assert final["best half"] > final["everything"] + 0.1
+    assert final["best half"] > final["random half"] + 0.1
+    best, everything, _ = (float(re.findall(NUMBER, line)[-1]) for line in out.splitlines())
+    assert best < 0.2 < 0.35 < everything  # wrong labels among what was trained on
+
+
 def test_transformers_model(ran):
     pytest.importorskip("transformers")
     names, _ = ran("transformers_model")
