@@ -1,6 +1,6 @@
 """Selection of batches: train on the half of each batch that lowers the validation loss most.
 
-What you learn: `step.scores()` tells, after the backward pass and before the optimiser steps, what each row of the batch
+What you learn: `step.scores()` tells, after the backward pass and before the optimiser steps, what each row of a batch
 is about to do to the validation loss, and `step.keep(mask)` has the optimiser receive the gradient of some rows alone.
 """
 

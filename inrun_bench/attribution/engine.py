@@ -38,6 +38,7 @@ from inrun_bench.attribution.scoring.keep import KeepRoute
 from inrun_bench.attribution.scoring.lagged import LaggedRoute, SlopeLag
 from inrun_bench.attribution.scoring.route import LateChoice, RouteChooser
 from inrun_bench.attribution.scoring.split import SplitRoute
+from inrun_bench.attribution.selection import BatchLosses
 from inrun_bench.attribution.step import OpenStep, Route, StepBegun, StepReceived, StepTaken
 from inrun_bench.attribution.transfer import Numbers, gathered, to_host
 from inrun_bench.attribution.updates import Update
@@ -179,7 +180,12 @@ class InRunShapley:
         self._labels, self._pages = labels, pages
         self._chooser = RouteChooser(late, memory_budget)
         self._lag = SlopeLag(tolerance)
-        self._scored = None if score is None else _matching(score, [n for n, p in model.named_parameters()])
+        if tolerance and type(self.probe) is not First:
+            raise ValueError(
+                f"tolerance={tolerance:g} is for order='first': probes of {self.probe.name!r} are known only after the "
+                "step, so that lagged slopes spare nothing"
+            )
+        self._scored = None if score is None else _matching(score, model)
         if self._scored is not None and late == "jvp":
             raise ValueError("late='jvp' differentiates losses by all parameters; with score=, choose another")
         self._validation = None if validation is None else _named(validation)
@@ -268,6 +274,7 @@ class InRunShapley:
             "factorable": sorted(self._capture.worth_factoring()),
             "ledgers": self._books.state_dict(),
             "lag": self._lag.state_dict() if self._lag.wanted else None,
+            "scored": None if self._scored is None else sorted(self._scored),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -278,6 +285,12 @@ class InRunShapley:
         """
         if self._open is not None:
             raise RuntimeError("a step is open; restore the state between steps")
+        scored = state.get("scored")
+        if (None if scored is None else frozenset(scored)) != self._scored:
+            raise ValueError(
+                "the state is of an engine whose scores are of other parameters; resume with the same score= that the "
+                "run began with"
+            )
         if self._validation is None and state["ledgers"].keys() != self._books.ledgers.keys():
             self._books = self._new_books(state["ledgers"])
         self._books.load_state_dict(state["ledgers"])
@@ -401,28 +414,17 @@ class InRunShapley:
                 gradients, Received(), 1.0, None, self._optimizers.read(self._capture.parameters, gradients)
             )
 
-        def replace_gradients(kept: Tensor) -> None:
-            self._replace_gradients(losses, kept)
-
-        return OpenStep(begun, route, self._capture, received, replace_gradients)
-
-    def _replace_gradients(self, losses: Closure | None, kept: Tensor) -> None:
-        """Put the gradient of a weighted sum of the samples' losses in the place of the batch's."""
-        if losses is None:
-            raise ValueError("keep() needs the samples' losses: pass losses= to step()")
-        with self._capture.looking_away(), torch.enable_grad():
-            of_rows = losses()
-            if of_rows.shape != kept.shape:
-                raise ValueError(
-                    f"losses must return one loss a sample of the step, {len(kept)} in all, "
-                    f"got a tensor of shape {list(of_rows.shape)}"
-                )
-            chosen = kept > 0
-            total = (of_rows[chosen] * kept[chosen].to(of_rows.dtype)).sum()
-            gradients = torch.autograd.grad(total, self._parameters, allow_unused=True)
-        for p, gradient in zip(self._parameters, gradients, strict=True):
-            p.grad = gradient
-        self._watcher.replaced()
+        of_batch = None
+        if losses is not None:
+            of_batch = BatchLosses(
+                losses,
+                self._model,
+                self._capture.parameters,
+                self._watcher,
+                self._capture.looking_away,
+                thorough=begun.waited_for,
+            )
+        return OpenStep(begun, route, self._capture, received, of_batch)
 
     def _route(self, begun: StepBegun, losses: Closure | None) -> Route:
         parameters, linear = self._capture.parameters, self._optimizers.linear
@@ -430,7 +432,7 @@ class InRunShapley:
         if linear and not self.probe.late and not self._watcher.by_element and self._chooser.wanted == "auto":
             update = self._optimizers.read(parameters)
             return EarlyRoute(known_probes(begun, update, names, self._early_direction), begun)
-        lag = self._lag if self._lag.wanted and type(self.probe) is First and not linear else None
+        lag = self._lag if self._lag.wanted and not linear and self._chooser.wanted == "auto" else None
         expected = None if lag is None else self._optimizers.expected_slopes(parameters, lag.last)
         if lag is not None and expected is not None and lag.trusts(begun.number) and not self._watcher.by_element:
             return LaggedRoute(lag, begun, parameters, expected, self._optimizers)
@@ -604,6 +606,7 @@ class InRunShapley:
             if not trained:
                 raise RuntimeError("every parameter was frozen since InRunShapley was made; there is nothing to score")
             known = self._watcher
+            self._lag.forget()
             self._capture.remove()
             known.remove()
             self._watch()
@@ -669,9 +672,12 @@ def _probe(order: str | Probe) -> Probe:
     return PROBES[order]()
 
 
-def _matching(patterns: str | Sequence[str], names: Sequence[str]) -> frozenset[str]:
-    """Return the names that match any of the patterns."""
+def _matching(patterns: str | Sequence[str], model: nn.Module) -> frozenset[str]:
+    """Return the names of parameters that match any of the patterns, by any of their names where they have several."""
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    first = {p: name for name, p in model.named_parameters()}
+    of_name = {name: first[p] for name, p in model.named_parameters(remove_duplicate=False)}
+    names = list(of_name)
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             raise ValueError(
@@ -680,7 +686,7 @@ def _matching(patterns: str | Sequence[str], names: Sequence[str]) -> frozenset[
             )
     if not patterns:
         raise ValueError("score must name at least one pattern of parameters, got none")
-    return frozenset(name for pattern in patterns for name in fnmatch.filter(names, pattern))
+    return frozenset(of_name[name] for pattern in patterns for name in fnmatch.filter(names, pattern))
 
 
 def _check_choice(name: str, got: str, allowed: Sequence[str]) -> None:

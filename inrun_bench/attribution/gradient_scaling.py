@@ -85,7 +85,18 @@ class Watcher:
         self._seen.clear()
         self.watching = True
 
-    def replaced(self) -> None:
+    @property
+    def changed(self) -> bool:
+        """Whether gradients are others than were accumulated, as far as version counters, and copies, tell."""
+        return any(
+            p.grad is None
+            or p.grad is not gradient
+            or p.grad._version != version
+            or (copy is not None and not torch.equal(dense(p.grad.detach()), copy))
+            for p, (gradient, version, copy) in self._seen.items()
+        )
+
+    def take_present(self) -> None:
         """Take the gradients as they are now for those that were accumulated."""
         self._seen.clear()
         for p in self._parameters:

@@ -108,6 +108,12 @@ class Optimizers:
             return Update(list(slopes.values()), None)
         return Update(list(slopes.values()), [rests.get(name, torch.zeros_like(p)) for name, p in parameters.items()])
 
+    def rates(self, parameters: Mapping[str, Tensor]) -> list[Any]:
+        """Return the present learning rate of each parameter; 1 for one that no optimiser holds."""
+        groups = [group for member in self.members for group in member.param_groups]
+        found = {p: group.get("lr", 1.0) for group in groups for p in group["params"]}
+        return [found.get(p, 1.0) for p in parameters.values()]
+
     def expected_slopes(
         self, parameters: Mapping[str, Tensor], last: Sequence[float | Tensor] | None
     ) -> list[ExpectedSlope] | None:

@@ -15,6 +15,7 @@ from inrun_bench.attribution.capture.capture import Capture
 from inrun_bench.attribution.gradient_scaling import Received
 from inrun_bench.attribution.layer_terms import Aimed, MicroBatch, Term
 from inrun_bench.attribution.optimizers import AsRead
+from inrun_bench.attribution.selection import BatchLosses
 from inrun_bench.attribution.transfer import Numbers, gathered, to_host
 from inrun_bench.attribution.updates import Update
 from inrun_bench.attribution.validation import ValidationLoss
@@ -194,8 +195,8 @@ class OpenStep:
         Told the samples of the forward passes to come.
     received : callable
         Reads what the optimisers would do with the gradients as they are.
-    replace : callable
-        Given a factor for each row of the batch, puts the gradient of the weighted sum in the place of the batch's.
+    losses : BatchLosses, or None
+        Those of its samples, where they are given.
     """
 
     def __init__(
@@ -204,10 +205,10 @@ class OpenStep:
         route: Route,
         capture: Capture,
         received: Callable[[], StepReceived],
-        replace: Callable[[Tensor], None],
+        losses: BatchLosses | None,
     ) -> None:
         self.begun, self.route = begun, route
-        self._received, self._replace = received, replace
+        self._received, self._losses = received, losses
         self.received: StepReceived | None = None  # once the optimisers are about to move
         self.taken: StepTaken | None = None  # once they have
         self.before: list[Tensor] = begun.weights  # or copies, once the optimisers are about to move
@@ -231,6 +232,10 @@ class OpenStep:
             to 1. Needed where `index` has two axes.
         """
         samples = self.begun.samples
+        if samples.kept is not None:
+            raise RuntimeError(
+                "batch() was called after keep(), which chooses among all of the step's rows; call it before"
+            )
         start = samples.rows
         samples.add(index, weights, self.begun.checks, f"step {self.begun.number}: ")
         differentiated = self.route.micro_batches
@@ -241,8 +246,10 @@ class OpenStep:
     def scores(self, validation: str | None = None) -> Tensor:
         """Return the scores that the batch's rows would get, after the backward pass and before the optimiser steps.
 
-        Of an engine of first order. Nothing is booked, and nobody waits for a device. Scores are of the accumulated
-        gradient: what clipping or a ``GradScaler`` will make of it is not in them.
+        Of an engine of first order. Nothing is booked, and nobody waits for a device. Scores are of the gradients as
+        they are now, taken as they are: what is done to them later (clipping) is not in them, and a loss scale is.
+        Under an adaptive optimiser call it after ``scaler.unscale_(optimizer)``, and after clipping: its slopes are
+        others for larger gradients, and scores are then off by one common factor alone.
 
         Parameters
         ----------
@@ -260,6 +267,8 @@ class OpenStep:
         if validation is not None and validation not in names:
             raise ValueError(f"validation must be one of {', '.join(map(repr, names))}, got {validation!r}")
         self._expect_differentiated("scores()")
+        if self.begun.samples.kept is not None:
+            raise RuntimeError("scores() was called after keep(), which has changed the gradient; call it before")
         with self._capture.looking_away():
             scores = self.route.scores_so_far(self.begun, self._received)
         return scores[0 if validation is None else names.index(validation), : self.begun.samples.rows]
@@ -267,8 +276,10 @@ class OpenStep:
     def keep(self, mask: Tensor | Sequence[bool], *, rescale: bool = False) -> None:
         """Have the optimiser receive the gradient of some rows of the batch alone; the others score 0.
 
-        Needs the `losses` of the step, which are differentiated anew. Between the backward pass and what else is done
-        to gradients (clipping, ``optimizer.step()``).
+        Needs the `losses` of the step, which are differentiated anew, with the random numbers of the batch's forward
+        pass; each is a row's contribution to the loss that was differentiated, loss scale included. Between the
+        backward pass and what else is done to gradients (unscaling, clipping, ``optimizer.step()``). In the first steps
+        it is looked at whether they are that, by one backward pass more.
 
         Parameters
         ----------
@@ -292,7 +303,9 @@ class OpenStep:
         if not number:
             raise ValueError("mask keeps no row; leave the block without optimizer.step() to skip a batch")
         kept = kept * (rows / number) if rescale else kept
-        self._replace(kept)
+        if self._losses is None:
+            raise ValueError("keep() needs the samples' losses: pass losses= to step()")
+        self._losses.keep(kept)
         self.begun.samples.kept = kept
 
     def _expect_differentiated(self, what: str) -> None:

@@ -154,3 +154,126 @@ def test_bad_choices():
         p.batch_loss().backward()
         step.keep(MASK)
     assert len(engine.ledger.steps) == 2
+
+
+def dropping():
+    return torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Dropout(0.5), torch.nn.Linear(16, 3))
+
+
+def test_masks_of_dropout_are_drawn_again():
+    p = problem(dropping, OPTIMIZERS["sgd"])
+    p.validation = lambda: p.loss(p.model.eval(), p.x[N:], p.y[N:])
+    engine = p.engine("first")
+    for _ in range(5):
+        with engine.step(range(N), losses=p.losses) as step:
+            p.model.train()  # which validation has put it out of
+            p.batch_loss().backward()
+            before = [w.grad.clone() for w in p.model.parameters()]
+            scores = step.scores()
+            p.model.train()
+            state = torch.get_rng_state()
+            step.keep([True] * N)
+            assert torch.equal(state, torch.get_rng_state())
+            for w, gradient in zip(p.model.parameters(), before, strict=True):
+                torch.testing.assert_close(w.grad, gradient, rtol=1e-12, atol=1e-15)
+            p.optimizer.step()
+            p.optimizer.zero_grad()
+        engine.values()
+        np.testing.assert_allclose(engine.ledger.steps[-1].scores, scores, rtol=1e-10)
+
+
+def refused(p, message, *, losses=None, between=lambda: None, steps=0):
+    """Have keep() refused, with everything as it was."""
+    engine = p.engine("first")
+    for _ in range(steps):
+        with engine.step(range(N)):
+            p.take_step()
+    buffers = [b.clone() for b in p.model.buffers()]
+    with engine.step(range(N), losses=losses or p.losses) as step:
+        p.batch_loss().backward()
+        buffers = [b.clone() for b in p.model.buffers()]
+        between()
+        before = [w.grad.clone() for w in p.model.parameters()]
+        with pytest.raises((RuntimeError, ValueError), match=message):
+            step.keep(MASK)
+        assert all(map(torch.equal, buffers, p.model.buffers()))
+        for w, gradient in zip(p.model.parameters(), before, strict=True):
+            assert torch.equal(w.grad, gradient)
+        p.optimizer.step()
+        p.optimizer.zero_grad()
+    engine.values()
+    assert len(engine.ledger.steps) == steps + 1
+
+
+def test_losses_that_are_not_the_batch_s_are_refused():
+    p = problem(optimizer=OPTIMIZERS["sgd"])
+    refused(p, "losses are not those of the batch: for all rows", losses=lambda: 2 * p.losses())
+    refused(p, "losses are not those of the batch: for all rows", losses=lambda: p.losses().flip(0) * torch.arange(N))
+    with torch.no_grad():
+        known = p.losses()
+    refused(p, "losses without a graph", losses=lambda: known)
+
+
+def test_losses_that_draw_more_are_refused():
+    q = problem(optimizer=OPTIMIZERS["sgd"])
+    refused(q, "losses drew other random numbers", losses=lambda: q.losses() + 0 * torch.rand(N), steps=4)
+
+
+@pytest.mark.filterwarnings("ignore:step 5. gradients were changed:RuntimeWarning")
+@pytest.mark.parametrize("steps", [0, 5])
+def test_gradients_that_have_been_clipped_are_not_undone(steps):
+    p = problem(optimizer=OPTIMIZERS["sgd"])
+    clip = torch.nn.utils.clip_grad_norm_
+    refused(p, "after gradients had been changed", between=lambda: clip(p.model.parameters(), 0.01), steps=steps)
+
+
+def test_models_that_change_in_each_pass_are_refused():
+    class Counting(torch.nn.Sequential):
+        def __init__(self):
+            super().__init__(torch.nn.Linear(4, 3))
+            self.register_buffer("mean", torch.zeros(()))
+
+        def forward(self, x):
+            if self.training and torch.is_grad_enabled():
+                self.mean.mul_(0.9).add_(0.1 * x.detach().mean())
+            return super().forward(x)
+
+    p = problem(Counting, OPTIMIZERS["sgd"])
+    p.validation = lambda: p.loss(p.model.eval(), p.x[N:], p.y[N:])
+    engine = p.engine("first")
+    p.model.train()
+    with engine.step(range(N), losses=p.losses) as step:
+        p.model.train()
+        p.batch_loss().backward()
+        mean = p.model.mean.clone()
+        with pytest.raises(RuntimeError, match="the model changes its buffer 'mean' in each forward pass"):
+            step.keep(MASK)
+        assert torch.equal(mean, p.model.mean)
+        p.optimizer.step()
+
+
+def test_no_part_comes_after_the_choice():
+    p = problem(optimizer=OPTIMIZERS["sgd"])
+    engine = p.engine("first")
+    with engine.step(range(N), losses=p.losses) as step:
+        p.batch_loss().backward()
+        step.keep(MASK)
+        with pytest.raises(RuntimeError, match=r"batch\(\) was called after keep\(\)"):
+            step.batch([0])
+        with pytest.raises(RuntimeError, match=r"scores\(\) was called after keep\(\)"):
+            step.scores()
+        p.optimizer.step()
+
+
+def test_what_the_kept_have_nothing_to_do_with_has_a_gradient_of_zeros_where_it_had_one():
+    p = problem(optimizer=OPTIMIZERS["adamw"])
+    p.model.register_parameter("other", torch.nn.Parameter(torch.ones(3, dtype=torch.float64)))
+    p.optimizer = OPTIMIZERS["adamw"](p.model)
+    p.optimizer.zero_grad(set_to_none=False)
+    p.model.other.grad = torch.zeros(3, dtype=torch.float64)
+    engine = p.engine("first")
+    with engine.step(range(N), losses=p.losses) as step:
+        p.batch_loss().backward()
+        step.keep(MASK)
+        assert torch.equal(p.model.other.grad, torch.zeros(3, dtype=torch.float64))
+        p.optimizer.step()

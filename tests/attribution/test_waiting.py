@@ -223,7 +223,7 @@ class Unwatched:
 def test_an_index_on_the_device_travels_with_the_scores(without_numbers):
     without_numbers.real = lambda numbers: lambda: np.arange(len(numbers), dtype=float)
     begun = StepBegun(7, False, torch.device("meta"), {}, [], [], BatchSamples(10), Numbers())
-    step = OpenStep(begun, KeepRoute(First(), {}, lambda _term: None), Unwatched(), *[lambda _given: None] * 2)
+    step = OpenStep(begun, KeepRoute(First(), {}, lambda _term: None), Unwatched(), lambda: None, None)
     step.batch(torch.empty(4, dtype=torch.int32, device="meta"))
     step.batch([8, 9])
     assert begun.samples.rows == 6

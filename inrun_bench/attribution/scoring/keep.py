@@ -83,8 +83,8 @@ class KeepRoute:
         """Score what is kept, and keep it."""
         if self.late:
             raise RuntimeError(
-                f"the scores of {self._probe.name!r} are known only after the step, for they depend on where it leads; "
-                "make the engine with order='first' to have them before it"
+                f"the scores of {self._probe.name!r} are known only after the step by this route; make the engine with "
+                "order='first' and late='auto' to have them before it"
             )
         probes = late_probes(begun, received(), self._probe, self._parameters, known=self._directions)
         self._directions = probes.directions

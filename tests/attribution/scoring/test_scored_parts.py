@@ -110,6 +110,13 @@ def test_checkpoints_of_older_versions_can_be_read():
     assert resumed.steps[0].unscored == 0.0
 
 
+def test_a_state_of_other_parts_is_refused():
+    p, q = problem(), problem()
+    with pytest.raises(ValueError, match="the same score= that the run began with"):
+        q.engine("first").load_state_dict(p.engine("first", score="3.*").state_dict())
+    q.engine("first", score="3.*").load_state_dict(p.engine("first", score="3.*").state_dict())
+
+
 def test_bad_patterns():
     p = problem()
     with pytest.raises(
@@ -144,3 +151,6 @@ def test_a_parameter_of_several_layers_makes_scores_in_all_of_them():
         p.train(engine, 3)
     one, other, whole = (engine.values() for engine in engines)
     np.testing.assert_allclose(one + other, whole, rtol=1e-9)
+    alias = problem(Tied, OPTIMIZERS["sgd"], (3,), 7)
+    alias.y %= 7
+    np.testing.assert_allclose(alias.train(alias.engine("first", score="4.*"), 3), one, rtol=1e-12)
