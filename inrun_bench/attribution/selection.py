@@ -130,12 +130,13 @@ class BatchLosses:
             present = RandomState.now(list(self._parameters.values()))
             with self._random.again():
                 yield
-                drawn = present.drawn_from()
+                drawn = self._random.drawn_from() and present.drawn_from()
         if drawn:
             raise RuntimeError(
-                "losses drew other random numbers than the forward pass of the batch (dropout in several parts, or "
+                "losses draw random numbers, and not those of the batch's forward pass (dropout in several parts, or "
                 "something else that draws between the step's beginning and keep()), so that they are not its losses; "
-                "open the step just before one forward pass of all of the batch"
+                "have one forward pass of all of the batch in the step, and draw what else you need before it, or from "
+                "a torch.Generator of your own"
             )
 
 

@@ -182,6 +182,26 @@ def test_masks_of_dropout_are_drawn_again():
         np.testing.assert_allclose(engine.ledger.steps[-1].scores, scores, rtol=1e-10)
 
 
+def test_what_is_drawn_between_matters_to_losses_that_draw_alone():
+    for build, fails in ((None, False), (dropping, True)):
+        p = problem(*([build] if build else []), optimizer=OPTIMIZERS["sgd"])
+        p.validation = lambda p=p: p.loss(p.model.eval(), p.x[N:], p.y[N:])
+        engine = p.engine("first")
+        with engine.step(range(N), losses=p.losses) as step:
+            p.model.train()
+            p.batch_loss().backward()
+            mask = torch.randperm(N) < 3
+            if fails:
+                with pytest.raises(
+                    RuntimeError, match=r"draw what else you need before it, or from a torch\.Generator"
+                ):
+                    step.keep(mask)
+            else:
+                step.keep(mask)
+            p.optimizer.step()
+            p.optimizer.zero_grad()
+
+
 def refused(p, message, *, losses=None, between=lambda: None, steps=0):
     """Have keep() refused, with everything as it was."""
     engine = p.engine("first")
@@ -216,7 +236,7 @@ def test_losses_that_are_not_the_batch_s_are_refused():
 
 def test_losses_that_draw_more_are_refused():
     q = problem(optimizer=OPTIMIZERS["sgd"])
-    refused(q, "losses drew other random numbers", losses=lambda: q.losses() + 0 * torch.rand(N), steps=4)
+    refused(q, "losses draw random numbers, and not those", losses=lambda: q.losses() + 0 * torch.rand(N), steps=4)
 
 
 @pytest.mark.filterwarnings("ignore:step 5. gradients were changed:RuntimeWarning")
