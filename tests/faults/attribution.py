@@ -8,6 +8,8 @@ LOOPS, OBSERVATION = f"{TESTS}/test_loops.py", f"{TESTS}/capture/test_observatio
 AGAIN = f"{TESTS}/capture/test_looked_at_again.py"
 LINKS = f"{TESTS}/capture/test_links.py"
 FOLLOWED = f"{TESTS}/capture/test_followed.py"
+LAGGED = f"{TESTS}/scoring/test_lagged.py"
+SELECTION = f"{TESTS}/test_selection.py"
 
 FAULTS = [
     Fault(
@@ -553,8 +555,8 @@ FAULTS = [
     Fault(
         "the probe's slope is applied twice",
         f"{CODE}/scoring/late.py",
-        "q = scaled(probe.direction(step), update.slope)",
-        "q = scaled(scaled(probe.direction(step), update.slope), update.slope)",
+        "q = scaled(direction, update.slope)",
+        "q = scaled(scaled(direction, update.slope), update.slope)",
         f"{TESTS}/test_engine.py",
     ),
     Fault(
@@ -763,7 +765,7 @@ FAULTS = [
     Fault(
         "what was kept may have been overwritten",
         f"{CODE}/scoring/keep.py",
-        "                if _versions(term) != self._versions.pop(0):\n",
+        "                if _versions(term) != versions.pop(0):\n",
         "                if False:\n",
         f"{LOOPS}::test_a_buffer_that_is_filled_anew_before_the_step_is_refused_where_it_is_needed_still",
     ),
@@ -1123,5 +1125,89 @@ FAULTS = [
         " else own(leaf, memo, alone=self.alone) for leaf in leaves]",
         " else leaf for leaf in leaves]",
         f"{AGAIN}::test_what_is_handed_over_beside_tensors_is_not_changed",
+    ),
+    Fault(
+        "a lagged slope of nothing passes for that of a layer that moves for the first time",
+        f"{CODE}/scoring/lagged.py",
+        "error.clamp_min(1.0)",
+        "error",
+        f"{LAGGED}::test_a_layer_that_moves_for_the_first_time_is_noticed_and_what_rests_is_not_booked",
+    ),
+    Fault(
+        "scores with lagged slopes are not brought to the present ones",
+        f"{CODE}/scoring/lagged.py",
+        "self._total * factor.to(self._total.device)[:, None]",
+        "self._total",
+        f"{LAGGED}::test_a_common_change_of_rates_inside_of_the_step_is_followed",
+    ),
+    Fault(
+        "the momentum of what rests is booked with lagged slopes",
+        f"{CODE}/scoring/lagged.py",
+        "0.0 if g is None else 1.0 if now",
+        "1.0 if g is None else 1.0 if now",
+        f"{LAGGED}::test_a_layer_that_moves_for_the_first_time_is_noticed_and_what_rests_is_not_booked",
+    ),
+    Fault(
+        "slopes are lagged by the certificate of a step that may not have been looked at",
+        f"{CODE}/scoring/lagged.py",
+        "KNOWN_BY = 2",
+        "KNOWN_BY = 1",
+        f"{TESTS}/test_runs.py::test_a_resumed_run_is_that_run_to_the_last_bit",
+    ),
+    Fault(
+        "slopes of a step that a scaler skipped are remembered",
+        f"{CODE}/scoring/lagged.py",
+        "        if received.void is None:",
+        "        if True:",
+        f"{LAGGED}::test_a_step_that_a_scaler_skips_teaches_nothing",
+    ),
+    Fault(
+        "elements that had no gradient so far are expected to get one as small",
+        f"{CODE}/updates/adam.py",
+        "        root.masked_fill_(",
+        "        (root + 0).masked_fill_(",
+        f"{LAGGED}::test_a_word_that_has_not_occurred_yet_is_noticed",
+    ),
+    Fault(
+        "parameters that make no scores make some",
+        f"{CODE}/scoring/scores.py",
+        "torch.cat([total - rest, rest.sum(1, keepdim=True)], 1)",
+        "torch.cat([total, rest.sum(1, keepdim=True)], 1)",
+        f"{TESTS}/scoring/test_scored_parts.py",
+    ),
+    Fault(
+        "rows that are not kept keep their scores",
+        f"{CODE}/scoring/scores.py",
+        "table * kept[part.rows].to(table.device)",
+        "table",
+        f"{SELECTION}::test_the_optimiser_gets_what_is_kept_and_the_others_score_nothing",
+    ),
+    Fault(
+        "masks of dropout are drawn anew for the rows that are kept",
+        f"{CODE}/selection.py",
+        "            with self._random.again():",
+        "            if True:",
+        f"{SELECTION}::test_masks_of_dropout_are_drawn_again",
+    ),
+    Fault(
+        "keep() undoes clipping",
+        f"{CODE}/selection.py",
+        "        if self._watcher.changed:",
+        "        if False:",
+        f"{SELECTION}::test_gradients_that_have_been_clipped_are_not_undone",
+    ),
+    Fault(
+        "keep() leaves buffers changed",
+        f"{CODE}/selection.py",
+        "                    buffer.copy_(copy)\n",
+        "",
+        f"{SELECTION}::test_models_that_change_in_each_pass_are_refused",
+    ),
+    Fault(
+        "losses that are none of the batch's are taken for it",
+        f"{CODE}/selection.py",
+        "                if self._thorough:",
+        "                if False:",
+        f"{SELECTION}::test_losses_that_are_not_the_batch_s_are_refused",
     ),
 ]
