@@ -33,13 +33,16 @@ def inrun(
     for index in task.batches():
         with engine.step(index):
             task.train_on(model, optimizer, index)
+    accounts = {
+        name: amount for name, amount in engine.ledger.accounts.items() if name != "unscored"
+    }  # all make scores
     return Valuation(
         values=_summed(engine.values(), groups),
         stderr=None,
         evaluations=1,
         seconds=time.perf_counter() - start,
         method=f"inrun-{order}",
-        parameters={"order": order, **engine.ledger.accounts},
+        parameters={"order": order, **accounts},
     )
 
 
