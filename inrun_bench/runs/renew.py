@@ -2,7 +2,8 @@
 
 Rows count as out of date as soon as any code that they follow from is another (:mod:`inrun_bench.runs.fingerprint`),
 whether or not a number changes by it. To measure all of them again takes hours. So some of them, drawn by chance, are
-measured again, and only where all of these are equal to the last bit are the others noted to be of today's code. What
+measured again, from the stored rows of what they need, and only where all of these are equal to the last bit are the
+others noted to be of today's code. What
 else has changed (the content of a task, libraries) is no matter of code, and such units are left as they are.
 """
 
@@ -92,6 +93,9 @@ def renew(
     drawn = _drawn(changed, draw, np.random.default_rng(seed))
     with tempfile.TemporaryDirectory() as folder:
         anew = Store(Path(folder) / "anew")
+        for need in {need for unit in drawn for need in unit.needs} - set(drawn):  # which are as likely to be drawn
+            if store.has(need):
+                store.copy_to(anew, need, Provenance.of(need, fingerprints.of(need)))
         outcome = run(drawn, anew, experiments, jobs=jobs, progress=progress)
         differing = list(outcome.failed)
         failed = {unit for unit, _ in outcome.failed}

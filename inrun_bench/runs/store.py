@@ -185,6 +185,14 @@ class Store:
             table = table.set_column(table.schema.get_field_index(name), name, same)
         self._write_table(unit, table)
 
+    def copy_to(self, other: Store, unit: Unit, provenance: Provenance) -> None:
+        """Write the unit's rows into another folder, with another origin."""
+        table = self._rows(unit)
+        if table is None:
+            raise KeyError(f"no rows of '{unit}' in {self}")
+        other._write_table(unit, table)
+        other.note(unit, provenance)
+
     def pack(self) -> dict[str, int]:
         """Put all units of an experiment into one file, and return how many units each file holds.
 
