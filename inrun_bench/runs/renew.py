@@ -3,8 +3,8 @@
 Rows count as out of date as soon as any code that they follow from is another (:mod:`inrun_bench.runs.fingerprint`),
 whether or not a number changes by it. To measure all of them again takes hours. So some of them, drawn by chance, are
 measured again, from the stored rows of what they need, and only where all of these are equal to the last bit are the
-others noted to be of today's code. What
-else has changed (the content of a task, libraries) is no matter of code, and such units are left as they are.
+others noted to be of today's code. What else has changed (the content of a task, libraries) is no matter of code, and
+such units are left as they are; so are those of which the folder lacks what they need.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Renewal:
         Those among them whose rows are others now, or that failed, and what is other; where there are any, nothing was
         noted.
     left : int
-        Units that are out of date for other reasons, too, or measure time.
+        Units that are out of date for other reasons, too, that measure time, or whose needs the folder leaves out.
     """
 
     changed: tuple[Unit, ...]
@@ -87,7 +87,11 @@ def renew(
     changed = [
         unit
         for unit, other in parts.items()
-        if other and other <= CODE and unit.experiment in experiments and not experiments[unit.experiment].EXCLUSIVE
+        if other
+        and other <= CODE
+        and unit.experiment in experiments
+        and not experiments[unit.experiment].EXCLUSIVE
+        and len(unit.needs) == len(stored[unit].needs)
     ]
     left = sum(map(bool, parts.values())) - len(changed)
     drawn = _drawn(changed, draw, np.random.default_rng(seed))
