@@ -83,7 +83,9 @@ def renew(
         raise ValueError(f"draw must be at least 1, got {draw}")
     fingerprints = Fingerprints(experiments)
     stored = store.units()
+    whole = {unit for unit, noted in stored.items() if len(unit.needs) == len(noted.needs)}
     parts = {unit: _other_parts(noted, fingerprints.of(unit)) for unit, noted in stored.items()}
+    parts = {unit: other if unit in whole else other - {"needs"} for unit, other in parts.items()}
     changed = [
         unit
         for unit, other in parts.items()
@@ -91,7 +93,7 @@ def renew(
         and other <= CODE
         and unit.experiment in experiments
         and not experiments[unit.experiment].EXCLUSIVE
-        and len(unit.needs) == len(stored[unit].needs)
+        and unit in whole
     ]
     left = sum(map(bool, parts.values())) - len(changed)
     drawn = _drawn(changed, draw, np.random.default_rng(seed))
