@@ -94,14 +94,14 @@ class Family:
 
 FAMILIES = {
     "reference": Family(None, ("*",), 0),
-    "in-run": Family(0.6, ("v", "o", "^", "<", ">", "$P$", "$W$", "$G$", "$M$", "$T$"), 0),
+    "in-run": Family(0.6, ("v", "o", "^", "<", ">", "$P$", "$W$", "$G$", "$M$", "$T$", "$A$", "$L$"), 0),
     "differentiated runs": Family(0.87, ("d", "D", "h", (4, 1, 45), (6, 1, 0), (9, 1, 0), (9, 0, 0), (3, 1, 180)), 1),
     "permutations": Family(0.07, ("s", "P", "X", "p", (8, 1, 0), (5, 0, 36), (5, 1, 18), (8, 0, 22), (3, 0, 15)), 2),
     "coalitions": Family(0.15, ((3, 1, 0), (7, 0, 0), (7, 1, 0), (3, 0, 30), (5, 1, 36)), 3),
     "neighbours": Family(0.42, ("8", "H", (4, 1, 0)), 4),
     "rankings": Family(0.75, ((5, 0, 0), (5, 1, 0), (7, 0, 25)), 7),
     "chance": Family(None, ("x",), 0),
-    "steps": Family(0.1, ("1", "2", "3", "4"), 5),
+    "steps": Family(0.1, ("1", "2", "3", "4", "+"), 5),
     "other": Family(0.98, (), 6),
 }
 """By name, in the order in which they are shown."""
@@ -113,16 +113,16 @@ OTHERS = {
         "inrun-first-weight-gradient": "In-Run, first order, weight-gradient rule alone",
         "inrun-first-gram": "In-Run, first order, gram rule alone",
         "inrun-midpoint": "In-Run, midpoint",
+        "inrun-trapezoid": "In-Run, trapezoid",
         "inrun-first-adamw": "In-Run, first order, AdamW",
         "inrun-first-adamw-lagged": "In-Run, first order, AdamW with lagged slopes",
-        "inrun-trapezoid": "In-Run, trapezoid",
     },
     "steps": {
         "regular": "regular step",
-        "regular-adamw": "regular step of AdamW",
         "validation": "validation gradient alone",
         "per-sample-vmap": "per-sample vmap(grad), first order",
         "per-sample-loop": "per-sample loop, first order",
+        "regular-adamw": "regular step of AdamW",
     },
 }
 """Labels, by family, of what rows call methods and is none that a task could be handed to."""
