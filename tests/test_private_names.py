@@ -35,6 +35,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("baselines", "inrun_bench", "tasks")
 OF_NAMEDTUPLES = {"_asdict", "_fields", "_make", "_replace"}  # documented in spite of the underscore
 DOCUMENTED = {"os._exit"}  # likewise
+OF_ANOTHER = {"*._write_table"}  # of another object of the same class: Store.copy_to
 CHECKED: set[str] = set()
 
 
@@ -120,7 +121,7 @@ def test_every_private_name_is_checked_here_and_no_other():
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             for name, line in private_names(path.read_text(encoding="utf-8")):
-                if name.partition(".")[0] not in PACKAGES and name not in DOCUMENTED:
+                if name.partition(".")[0] not in PACKAGES and name not in DOCUMENTED | OF_ANOTHER:
                     found.setdefault(name, []).append(f"{path.relative_to(ROOT)}:{line}")
     unchecked = {name: where for name, where in found.items() if name not in CHECKED}
     assert not unchecked, "relied on, but checked by no test of this file"

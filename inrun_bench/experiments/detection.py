@@ -84,6 +84,7 @@ def draw(rows: pd.DataFrame) -> Figure:
         axes_row[0].set_yticks(range(len(methods)), [look(m).label for m in methods])
     break_labels(figure, len(names), BESIDE)
     note = left_out(table)
-    title = "wrong labels found by their low values (mean, 95 % CI over seeds; dotted: chance)"
+    told = "wrong labels found by their low values", "(mean, 95 % CI over seeds; dotted: chance)"
+    title = ("\n" if len(names) == 1 else " ").join(told)
     figure.suptitle(f"{title}\n{note}" if note else title, fontsize=10)
     return figure
