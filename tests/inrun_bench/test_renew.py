@@ -1,6 +1,7 @@
 """Rows whose code has changed are noted anew only where those that are drawn are what they were."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -16,13 +17,19 @@ from tests.inrun_bench.tiny import run, units_of
 PARTS = fingerprint.code_parts
 
 
-@pytest.fixture
-def store(tmp_path):
-    """Rows of code that is another now, as far as fingerprints tell."""
-    made = Store(tmp_path / "rows")
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    made = Store(tmp_path_factory.mktemp("measured") / "rows")
     run(units_of("values"), made)
     made.pack()
     return made
+
+
+@pytest.fixture
+def store(tmp_path, measured):
+    """Rows of code that is another now, as far as fingerprints tell."""
+    shutil.copytree(measured.root, tmp_path / "rows")
+    return Store(tmp_path / "rows")
 
 
 @pytest.fixture
