@@ -296,6 +296,15 @@ def test_a_layer_that_moves_for_the_first_time_is_noticed_and_what_rests_is_not_
     run = Gradual(optimizer, tolerance=0.9)
     run.engine.detach()
     run.model = Branched().double()
+
+    def validation(model=None):  # which the layer always takes part in, so that its momentum would count
+        on, run.model.on = run.model.on, True
+        try:
+            return Gradual.validation(run, model)
+        finally:
+            run.model.on = on
+
+    run.validation = validation
     run.optimizer = optimizer(run.model.parameters())
     run.engine = InRunShapley(run.model, run.optimizer, SAMPLES, "first", validation=run.validation, tolerance=0.9)
     beyond = []
