@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias, get_args
@@ -32,7 +32,8 @@ from inrun_bench.attribution.parallel import refuse_parallel, refuse_process_gro
 from inrun_bench.attribution.probes import PROBES, First, Probe, Step
 from inrun_bench.attribution.products.backend import Backend
 from inrun_bench.attribution.scoring.checks import expect_received, expect_seen
-from inrun_bench.attribution.scoring.early import EarlyRoute, known_probes
+from inrun_bench.attribution.scoring.early import EarlyRoute, joint_probes, known_probes
+from inrun_bench.attribution.scoring.joint import JointPass, RowsLoss, rows_by_set
 from inrun_bench.attribution.scoring.jvp import JvpRoute
 from inrun_bench.attribution.scoring.keep import KeepRoute
 from inrun_bench.attribution.scoring.lagged import LaggedRoute, SlopeLag
@@ -42,7 +43,7 @@ from inrun_bench.attribution.selection import BatchLosses
 from inrun_bench.attribution.step import OpenStep, Route, StepBegun, StepReceived, StepTaken
 from inrun_bench.attribution.transfer import Numbers, gathered, to_host
 from inrun_bench.attribution.updates import Update
-from inrun_bench.attribution.validation import ValidationLoss, expect_no_effects_or_chance
+from inrun_bench.attribution.validation import Loss, ValidationLoss, expect_no_effects_or_chance
 from inrun_bench.attribution.weights import Place, SeenWeights, refuse_shared_memory
 
 __all__ = ["InRunShapley"]
@@ -311,6 +312,7 @@ class InRunShapley:
         losses: Closure | None = None,
         *,
         weights: Weights | None = None,
+        validation_rows: int | Sequence[str] | None = None,
     ) -> Iterator[OpenStep]:
         """Score one training step: its forward and backward passes and ``optimizer.step()`` belong in the with-block.
 
@@ -328,6 +330,12 @@ class InRunShapley:
             :meth:`OpenStep.keep` need it, and ``late="auto"`` may use it.
         weights : float [rows, k], optional
             Where a row is made of k samples (mixup), their shares in it; see :meth:`OpenStep.batch`.
+        validation_rows : int or sequence of str, optional
+            How many rows of the forward pass, after those that `index` names, are validation samples; or the name of
+            the validation set of each. Training and validation are then differentiated in one backward pass
+            (:mod:`inrun_bench.attribution.scoring.joint`), that of :meth:`OpenStep.loss`; optimisers receive the
+            gradient of the training rows alone. For ``order="first"``. The loss after the step is not known then, and
+            drop and residual of the step are NaN, unless `validation` returns the mean loss of the same rows.
 
         Yields
         ------
@@ -358,7 +366,10 @@ class InRunShapley:
         self._follow_frozen_and_unfrozen()
         self._optimizers.look_again(self._names)
         self._optimizers.watch(self._before_optimizer_step, self._after_optimizer_step)  # hooks may have been added
-        begun = self._begun(self._losses_of(validation))
+        if validation_rows is None:
+            begun = self._begun(self._losses_of(validation))
+        else:
+            begun = self._begun(*self._joint_pass(validation_rows, index, validation, losses))
         others = self._optimizers.watch_others(self._names)
         try:
             with self._capture.watching():
@@ -376,10 +387,13 @@ class InRunShapley:
             others.remove()
             self._open = None
             self._watcher.end()
+            self._capture.join(None)
+            if begun.joint is not None:
+                begun.joint.look_away()
             for loss in begun.losses.values():
                 loss.forget_copies()
 
-    def _begun(self, losses: Mapping[str, ValidationLoss]) -> StepBegun:
+    def _begun(self, losses: Mapping[str, Loss], joint: JointPass | None = None) -> StepBegun:
         """Note what there is before the step."""
         if losses is not self._losses and self._left_at is not None:  # for a loss that this step won't measure
             self._settle_books()
@@ -394,6 +408,7 @@ class InRunShapley:
             samples=BatchSamples(self.n_samples),
             checks=Numbers(),
             scored=self._scored,
+            joint=joint,
         )
         self._weights.note_if_moved()
         for loss in losses.values():
@@ -404,9 +419,16 @@ class InRunShapley:
         """Choose a route, and aim the probe if it can be known by now."""
         route = self._route(begun, losses)
         if begun.number == 0:
-            expect_no_effects_or_chance(self._model, begun.losses, begun.checks)
-        self._capture.aim(route.aimed)
+            closures = {name: loss.closure for name, loss in begun.losses.items() if loss.closure is not None}
+            expect_no_effects_or_chance(self._model, closures, begun.checks)
+        joint = begun.joint
+        self._capture.aim(route.aimed if joint is None else None)
+        self._capture.join(joint)
         self._watcher.begin()
+        if joint is not None:
+            joint.route, self._watcher.arrived = route, joint.arrived
+            if begun.waited_for:
+                joint.look_at(self._model)
 
         def received() -> StepReceived:
             gradients = [None if p.grad is None else dense(p.grad.detach()) for p in self._parameters]
@@ -427,16 +449,19 @@ class InRunShapley:
         return OpenStep(begun, route, self._capture, received, of_batch)
 
     def _route(self, begun: StepBegun, losses: Closure | None) -> Route:
-        parameters, linear = self._capture.parameters, self._optimizers.linear
+        parameters, linear, joint = self._capture.parameters, self._optimizers.linear, begun.joint
         names = list(parameters)
         if linear and not self.probe.late and not self._watcher.by_element and self._chooser.wanted == "auto":
             update = self._optimizers.read(parameters)
+            if joint is not None:
+                return EarlyRoute(joint_probes(begun, update, names), begun)
             return EarlyRoute(known_probes(begun, update, names, self._early_direction), begun)
         lag = self._lag if self._lag.wanted and not linear and self._chooser.wanted == "auto" else None
         expected = None if lag is None else self._optimizers.expected_slopes(parameters, lag.last)
         if lag is not None and expected is not None and lag.trusts(begun.number) and not self._watcher.by_element:
             return LaggedRoute(lag, begun, parameters, expected, self._optimizers)
-        chosen = self._chooser.choose(losses is not None and self._scored is None, linear, self._parameters)
+        has_losses = losses is not None and self._scored is None
+        chosen = self._chooser.choose(has_losses, linear and joint is None, self._parameters)
         if chosen == "jvp":
             assert losses is not None
             return JvpRoute(self.probe, parameters, self._model, losses)
@@ -447,15 +472,17 @@ class InRunShapley:
 
     def _early_direction(self, step: Step) -> Sequence[Tensor | Factors]:
         lasting = step.validation in self._losses.values()  # factors are trusted once they have been checked
-        if type(self.probe) is First and self._rules in ("auto", "gram") and lasting:
-            step.validation.factored = self._capture.worth_factoring()
-            return step.validation.factored_gradient()[1]
+        loss = step.validation.closure
+        if type(self.probe) is First and self._rules in ("auto", "gram") and lasting and loss is not None:
+            loss.factored = self._capture.worth_factoring()
+            return loss.factored_gradient()[1]
         return self.probe.direction(step)
 
     def _receive(self, term: Term) -> None:
         """Hand what one layer's backward pass brings to the step's route."""
         if self._open is not None:
-            self._open.route.receive(term)
+            joint = self._open.begun.joint
+            (self._open.route if joint is None else joint).receive(term)
 
     def _before_optimizer_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note what the optimisers are about to do, while gradients and old weights are still there."""
@@ -493,7 +520,13 @@ class InRunShapley:
             raise RuntimeError(
                 "parameters were frozen or unfrozen inside of the step; do it between steps, where it is followed"
             )
+        if begun.joint is not None:
+            begun.joint.finish()
         received = self._received(opened)
+        if begun.joint is not None:
+            begun.joint.expect_sums(begun.checks, received.gradients, begun.number)
+            if begun.waited_for:
+                begun.joint.expect_closures(begun.checks, begun.losses.values(), begun.number)
         route.before_step(begun, received)
         if begun.waited_for:
             begun.checks.read()
@@ -620,17 +653,58 @@ class InRunShapley:
     def _losses_of(self, validation: Closure | Mapping[str, Closure] | None) -> dict[str, ValidationLoss]:
         if validation is None:
             if not self._losses:
-                raise ValueError("no validation loss: pass validation= to step() or to InRunShapley()")
+                raise ValueError(
+                    "no validation loss: pass validation= to step() or to InRunShapley(), or validation_rows= to step()"
+                )
             return self._losses
         closures = _named(validation)
-        if closures.keys() != self._books.ledgers.keys():
+        self._expect_sets(closures)
+        return {name: self._new_loss(closure) for name, closure in closures.items()}
+
+    def _joint_pass(
+        self,
+        validation_rows: int | Sequence[str],
+        index: Index | None,
+        validation: Closure | Mapping[str, Closure] | None,
+        losses: Closure | None,
+    ) -> tuple[dict[str, RowsLoss], JointPass]:
+        """Return the losses of the validation rows of a step, and what brings them."""
+        if type(self.probe) is not First:
+            raise ValueError(
+                f"validation_rows= is for order='first': probes of {self.probe.name!r} need validation gradients, or "
+                "their derivatives, at other weights than those of the pass; pass validation= instead"
+            )
+        if self._chooser.wanted in ("split", "jvp"):
+            raise ValueError(f"validation_rows= is not for late={self._chooser.wanted!r}; choose 'auto' or 'keep'")
+        if losses is not None:
+            raise ValueError("a step has losses= or validation_rows=, and not both; for keep(), pass validation=")
+        if index is None:
+            raise ValueError(
+                "validation_rows= needs the index of the training rows: step(index, validation_rows=...); for a batch "
+                "in parts, pass validation="
+            )
+        sets = rows_by_set(validation_rows, ONLY)
+        closures = {} if validation is None else _named(validation)
+        if closures and closures.keys() != sets.keys():
+            raise ValueError(
+                f"validation must have a closure for each set of validation_rows, {', '.join(map(repr, sets))}; got "
+                f"{', '.join(map(repr, closures))}"
+            )
+        self._expect_sets(sets)
+        capture = self._capture
+        joint = JointPass(len(index), sets, capture.parameters, capture.is_used_elsewhere, capture.looking_away)
+        measured = {name: self._new_loss(closure) for name, closure in closures.items()}
+        return {name: RowsLoss(joint, number, measured.get(name)) for number, name in enumerate(sets)}, joint
+
+    def _expect_sets(self, names: Collection[str]) -> None:
+        """Refuse other validation sets than those of the run; make books in its first step."""
+        if set(names) != self._books.ledgers.keys():
             if self._steps or self._validation:
                 raise ValueError(
                     f"validation sets must stay the same over a run: {', '.join(map(repr, self._books.ledgers))}; "
-                    f"got {', '.join(map(repr, closures))}"
+                    f"got {', '.join(map(repr, names))}"
                 )
-            self._books = self._new_books(closures)
-        return {name: self._new_loss(closure) for name, closure in closures.items()}
+            self._books = self._new_books(names)
 
     def _new_books(self, names: Iterable[str]) -> Books:
         return Books(self.n_samples, names, self._labels, self._pages)

@@ -12,9 +12,9 @@ here waits for the device: what only values can tell is a flag on the device, fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,7 @@ class Watcher:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.watching = False
+        self.arrived: Callable[[nn.Parameter], None] | None = None  # told of each gradient before it is noted
         self.by_element = False  # whether one number does not tell it all, or a surprise has left that open
         self.differed = True  # whether anybody has, by values, seen a change; GradScaler escapes version counters
         self.surprised = False  # whether the last step's gradients changed, and there was no copy to compare with
@@ -106,6 +107,7 @@ class Watcher:
         """Let go of what was held for the step."""
         self._seen.clear()
         self.watching = False
+        self.arrived = None
 
     def compare(self, *, by_element: bool) -> Received:
         """Return what became of the gradients since they were accumulated; `by_element` asks for ratios."""
@@ -131,10 +133,12 @@ class Watcher:
         factor, uneven = _by_factor(copied)
         return Received(factor, uneven=uneven, differs=differs)
 
-    def _accumulated(self, p: Tensor) -> None:
+    def _accumulated(self, p: Any) -> None:
+        if self.watching and self.arrived is not None:
+            self.arrived(p)
         if self.watching and p.grad is not None:
             copy = dense(p.grad.detach()).clone() if self.copying else None
-            self._seen[p] = (p.grad, p.grad._version, copy)  # type: ignore[index]
+            self._seen[p] = (p.grad, p.grad._version, copy)
 
 
 def dense(gradient: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias
@@ -15,7 +15,10 @@ from inrun_bench.attribution.directions import Direction, Factors, multiplied_ou
 from inrun_bench.attribution.families import Rule
 from inrun_bench.attribution.products.backend import Backend
 
-__all__ = ["Aimed", "LayerSite", "LayerTerm", "MicroBatch", "Term"]
+__all__ = ["Aimed", "Joint", "LayerSite", "LayerTerm", "MicroBatch", "Rows", "Term"]
+
+Rows: TypeAlias = slice | Tensor
+"""Some rows of a micro-batch: a stretch of them, or their numbers."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,14 @@ class MicroBatch:
         Where in the step's batch they begin, and how many there are.
     beside : tuple of int
         Sizes of those before that had not been differentiated when these were announced.
+    validation : int
+        How many of them, the last ones, are validation samples.
     """
 
     start: int
     size: int
     beside: tuple[int, ...] = ()
+    validation: int = 0
 
     @property
     def rows(self) -> slice:
@@ -88,6 +94,9 @@ class Term(Protocol):
     def score(self, probe: Direction) -> Tensor:
         """Return the samples' dot products with `probe`, [micro_batch.size]."""
 
+    def gradients(self, groups: Sequence[Rows]) -> list[dict[str, Tensor]]:
+        """Return the gradients of groups of rows, by parameter, float32 at least; they add up over rows."""
+
     def rounded(self, dtype: torch.dtype) -> Term:
         """Return the term in another precision."""
 
@@ -139,6 +148,11 @@ class LayerSite:
     def _trained(self) -> list[nn.Parameter]:
         return [self.layer.get_parameter(parameter) for parameter, key in self._key_of.items() if key]
 
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The trained parameters, by their names among the model's."""
+        return {key: self.layer.get_parameter(name) for name, key in self._key_of.items() if key}
+
     def key_of(self, parameter: str) -> str | None:
         """Return the name among the model's of the layer's own parameter; None where it is absent or not trained."""
         return self._key_of.get(parameter)
@@ -163,6 +177,34 @@ class LayerSite:
 
 Aimed: TypeAlias = tuple[Sequence[Direction], Callable[[LayerSite, MicroBatch, Tensor, torch.dtype], None]]
 """Probes, one a validation set, and who takes scores, [probes, micro_batch.size], and what they are computed in."""
+
+
+class Joint(Protocol):
+    """Who takes what layers bring where the last rows of a batch are validation samples."""
+
+    @property
+    def training(self) -> MicroBatch:
+        """The training rows."""
+
+    @property
+    def rows(self) -> MicroBatch:
+        """All rows."""
+
+    @property
+    def sets(self) -> Sequence[Rows]:
+        """The rows of each validation set."""
+
+    def called(self, keys: Sequence[str], /) -> None:
+        """Be told that a layer is run which will bring the gradients of these parameters itself."""
+
+    def bring(self, keys: Sequence[str], of_sets: Sequence[Sequence[Tensor]], /) -> Sequence[Direction] | None:
+        """Take validation gradients, by set and parameter; return the probes, if they are known and asked for now."""
+
+    def take_scores(self, site: LayerSite, scores: Tensor, kind: torch.dtype, /) -> None:
+        """Take the scores of training rows, [sets, rows], and what they are computed in."""
+
+    def receive_training(self, term: LayerTerm, gradients: Mapping[str, Tensor], /) -> None:
+        """Take a term of training rows, and the gradients that the layer has formed of them."""
 
 
 @dataclass(frozen=True)
@@ -201,9 +243,51 @@ class LayerTerm:
         scores = self.site.score(self.a, self.b, probe)
         return scores if scores.shape[0] == self.micro_batch.size else scores.reshape(self.micro_batch.size, -1).sum(1)
 
+    def gradients(self, groups: Sequence[Rows]) -> list[dict[str, Tensor]]:
+        """Return the gradients of groups of rows: scores are linear in the probe, and these their derivatives by it."""
+        term = replace(self, site=replace(self.site, kernels="torch"))  # kernels have no derivatives
+        with torch.enable_grad():
+            probe = {
+                key: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)).requires_grad_()
+                for key, p in self.site.parameters.items()
+            }
+            if isinstance(self.a, Tensor):
+                sums = [term.part(group).score(probe).sum() for group in groups]
+            else:
+                scores = term.score(probe)
+                sums = [scores[group].sum() for group in groups]
+        if not all(one.requires_grad for one in sums):
+            raise TypeError(
+                f"the rule of {self.where} is not differentiable in its probe, so that gradients of some rows cannot "
+                "be had of it: write it in torch operations, without no_grad() and detach()"
+            )
+        wanted = list(probe.values())
+        found = [torch.autograd.grad(one, wanted, retain_graph=True, allow_unused=True) for one in sums]
+        return [
+            {key: torch.zeros_like(q) if g is None else g for (key, q), g in zip(probe.items(), of_group, strict=True)}
+            for of_group in found
+        ]
+
+    def part(self, rows: Rows | MicroBatch) -> LayerTerm:
+        """Return the term of some rows; for layers of one input."""
+        size = self.micro_batch.size
+        where = rows.rows if isinstance(rows, MicroBatch) else rows
+        own = rows if isinstance(rows, MicroBatch) else MicroBatch(0, _count(rows, size))
+        a, b = (_some(x, where, size) for x in (self.a, self.b))
+        return replace(self, micro_batch=own, a=a, b=b)
+
     def rounded(self, dtype: torch.dtype) -> LayerTerm:
         """Return the term with its floating-point tensors in another precision."""
         leaves, spec = tree_flatten((self.a, self.b))
         floating = [isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves]
         a, b = tree_unflatten([x.to(dtype) if f else x for x, f in zip(leaves, floating, strict=True)], spec)
         return replace(self, a=a, b=b)
+
+
+def _some(x: Tensor, rows: Rows, size: int) -> Tensor:
+    """Return some rows of what numbers samples, or samples and positions, along its first axis."""
+    return x[rows] if len(x) == size else x.unflatten(0, (size, -1))[rows].flatten(0, 1)
+
+
+def _count(rows: Rows, size: int) -> int:
+    return len(rows) if isinstance(rows, Tensor) else len(range(size)[rows])

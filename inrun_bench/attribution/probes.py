@@ -42,7 +42,7 @@ import torch
 from torch import Tensor
 
 from inrun_bench.attribution.updates import Update
-from inrun_bench.attribution.validation import ValidationLoss
+from inrun_bench.attribution.validation import Loss
 
 __all__ = ["PROBES", "First", "Integrated", "Probe", "Second", "Step", "Trapezoid", "scaled"]
 
@@ -55,7 +55,7 @@ class Step:
 
     Attributes
     ----------
-    validation : ValidationLoss
+    validation : Loss
         The validation loss as a function of the weights.
     update : Update
         u, read off the optimiser.
@@ -67,7 +67,7 @@ class Step:
         Weights w - u(g); None before the optimiser stepped.
     """
 
-    validation: ValidationLoss
+    validation: Loss
     update: Update
     before: list[Tensor]
     gradient: list[Tensor] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -18,8 +18,11 @@ from inrun_bench.attribution.optimizers import AsRead
 from inrun_bench.attribution.selection import BatchLosses
 from inrun_bench.attribution.transfer import Numbers, gathered, to_host
 from inrun_bench.attribution.updates import Update
-from inrun_bench.attribution.validation import ValidationLoss
+from inrun_bench.attribution.validation import Loss
 from inrun_bench.attribution.weights import Place
+
+if TYPE_CHECKING:
+    from inrun_bench.attribution.scoring.joint import JointPass
 
 __all__ = ["OpenStep", "Route", "StepBegun", "StepReceived", "StepTaken"]
 
@@ -36,7 +39,7 @@ class StepBegun:
         Whether its numbers are looked at as soon as they are there.
     device : torch.device
         Where scores are summed.
-    losses : mapping of str to ValidationLoss
+    losses : mapping of str to Loss
         By validation set.
     weights : list of Tensor
         The present ones, which the optimiser will change.
@@ -48,17 +51,20 @@ class StepBegun:
         What may show that the step is not what it was taken for.
     scored : frozenset of str, or None
         Parameters that make scores; all where None.
+    joint : JointPass, or None
+        Of the rows, where validation samples are among them.
     """
 
     number: int
     waited_for: bool
     device: torch.device
-    losses: Mapping[str, ValidationLoss]
+    losses: Mapping[str, Loss]
     weights: list[Tensor]
     place: Place
     samples: BatchSamples
     checks: Numbers
     scored: frozenset[str] | None = None
+    joint: JointPass | None = None
 
 
 @dataclass(frozen=True)
@@ -236,12 +242,37 @@ class OpenStep:
             raise RuntimeError(
                 "batch() was called after keep(), which chooses among all of the step's rows; call it before"
             )
-        start = samples.rows
+        start, joint = samples.rows, self.begun.joint
         samples.add(index, weights, self.begun.checks, f"step {self.begun.number}: ")
+        if joint is not None:
+            self._parts.append(joint.training)
+            self._capture.show(joint.rows)
+            return
         differentiated = self.route.micro_batches
         beside = tuple(part.size for part in self._parts if part not in differentiated)
         self._parts.append(MicroBatch(start, samples.rows - start, beside))
         self._capture.show(self._parts[-1])
+
+    def loss(self, training: Tensor, validation: Tensor) -> Tensor:
+        """Return what is to be differentiated in a step with `validation_rows`.
+
+        It is the training loss plus, for each validation set, the mean loss of its rows. Multiply it as you do with a
+        loss (``GradScaler``), and call ``backward()`` on it.
+
+        Parameters
+        ----------
+        training : scalar Tensor, or Tensor [training rows]
+            The loss of the training rows, the first of the batch, as the loop has it; or one a row, whose mean it is.
+        validation : Tensor [validation rows]
+            The loss of each validation row, in nats.
+
+        Returns
+        -------
+        scalar Tensor
+        """
+        if self.begun.joint is None:
+            raise RuntimeError("loss() is for steps with validation rows: step(index, validation_rows=...)")
+        return self.begun.joint.loss(training, validation)
 
     def scores(self, validation: str | None = None) -> Tensor:
         """Return the scores that the batch's rows would get, after the backward pass and before the optimiser steps.
@@ -290,6 +321,11 @@ class OpenStep:
             that a mean over the batch becomes one over them.
         """
         rows = self.begun.samples.rows
+        if self.begun.joint is not None:
+            raise RuntimeError(
+                "keep() differentiates losses of training rows anew; use it in steps with validation=, and not with "
+                "validation_rows="
+            )
         given = torch.as_tensor(mask)
         if given.dtype != torch.bool or tuple(given.shape) != (rows,):
             raise ValueError(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -28,9 +28,43 @@ from inrun_bench.attribution.gradient_scaling import dense
 from inrun_bench.attribution.transfer import Numbers, gathered, to_host
 from inrun_bench.attribution.weights import traits, unlike
 
-__all__ = ["ValidationLoss", "expect_no_effects_or_chance", "moved_to"]
+__all__ = ["Loss", "ValidationLoss", "expect_no_effects_or_chance", "moved_to"]
 
 _Place: TypeAlias = tuple[tuple[int, int], ...]
+
+
+class Loss(Protocol):
+    """What a step knows of a validation loss; see :class:`ValidationLoss`."""
+
+    thorough: bool
+
+    @property
+    def closure(self) -> ValidationLoss | None:
+        """The loss as a function of the weights, where there is one."""
+
+    @property
+    def knows_present(self) -> bool:
+        """Whether the loss at the present weights is known already."""
+
+    def value(self, at: Sequence[Tensor] | None = None) -> Tensor:
+        """Return l_val, in nats."""
+
+    def gradient(self, at: Sequence[Tensor] | None = None, *, keep: bool = False) -> tuple[Tensor, list[Tensor]]:
+        """Return l_val and its gradient, one tensor a parameter."""
+
+    def gradient_and_hessian_product(
+        self, vector: Sequence[Tensor], at: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Return l_val, its gradient v and the Hessian-vector product H x."""
+
+    def moved(self) -> None:
+        """Learn that the present weights are new ones."""
+
+    def copied(self, weights: Sequence[Tensor]) -> None:
+        """Learn that `weights` are a copy of the present ones."""
+
+    def forget_copies(self) -> None:
+        """Forget all but the present weights."""
 
 
 class ValidationLoss:
@@ -80,6 +114,11 @@ class ValidationLoss:
         self._refused: set[str] = set()  # those that were seen not to
         self._known: dict[_Place, tuple[Tensor, list[Tensor] | None]] = {}
         self._copies: set[_Place] = set()
+
+    @property
+    def closure(self) -> ValidationLoss:
+        """The loss itself."""
+        return self
 
     def value(self, at: Sequence[Tensor] | None = None) -> Tensor:
         """Return l_val, in nats."""

@@ -5,6 +5,7 @@ Each part attaches and detaches itself; what they have to tell each other, they 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -19,7 +20,7 @@ from inrun_bench.attribution.capture.fused import FusedLayers
 from inrun_bench.attribution.capture.hooks import LayerHook
 from inrun_bench.attribution.capture.layers import WatchedLayers, find_sites
 from inrun_bench.attribution.capture.operations import FollowedOperations
-from inrun_bench.attribution.layer_terms import Aimed, MicroBatch, Term
+from inrun_bench.attribution.layer_terms import Aimed, Joint, MicroBatch, Term
 from inrun_bench.attribution.products.backend import Backend
 
 __all__ = ["Capture"]
@@ -81,6 +82,7 @@ class Capture:
         self._layers = WatchedLayers(
             sites, self._looking_away, self._calls, self._fused, self._operations, self.factors
         )
+        self._uses = Counter(key for site in sites for key in site.keys)
         self._owners = [
             (module._parameters, attribute, name, p, p.device)
             for name, p in self.parameters.items()
@@ -165,6 +167,14 @@ class Capture:
                 receive(*scores)
 
         self._fused.aim(probes, unless_looking_back)
+
+    def join(self, joint: Joint | None) -> None:
+        """Say who takes what layers bring where validation samples are among the rows; None: there are none."""
+        self._fused.joint = joint
+
+    def is_used_elsewhere(self, key: str) -> bool:
+        """Whether a parameter is used outside of the one layer that it belongs to, as far as has been seen."""
+        return self._uses[key] > 1 or key in self._operations.keys
 
     def as_called_last(self) -> AbstractContextManager[None]:
         """Put modules into the modes in which they were called last, to differentiate what they have computed."""

@@ -27,10 +27,10 @@ from inrun_bench.attribution.directions import Direction, Factors, multiplied_ou
 from inrun_bench.attribution.families import find_scored_backward
 from inrun_bench.attribution.families.costs import CallSizes, RuleName, fastest
 from inrun_bench.attribution.families.scored_backward import ScoredBackward
-from inrun_bench.attribution.layer_terms import LayerSite, MicroBatch
+from inrun_bench.attribution.layer_terms import Joint, LayerSite, LayerTerm, MicroBatch
 from inrun_bench.attribution.products.backend import Backend
 
-__all__ = ["FusedLayers", "Scored", "scored_call", "scored_gradients"]
+__all__ = ["FusedLayers", "Joined", "Scored", "joint_call", "joint_gradients", "scored_call", "scored_gradients"]
 
 
 class FusedLayers:
@@ -55,6 +55,8 @@ class FusedLayers:
         Of the forward passes to come, and of the last ones, for compiled graphs.
     entered : list
         What numbers the samples in the calls of layers that are going on.
+    joint : Joint or None
+        Who takes what layers bring where validation samples are among the rows.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class FusedLayers:
         self._sites, self._rules, self._calls, self._factors = sites, rules, calls, factors
         self._probes: Sequence[Direction] | None = None
         self._receive: Callable[[LayerSite, MicroBatch, Tensor, torch.dtype], None] | None = None
+        self.joint: Joint | None = None
         self._scored = False
         self._chosen_for: dict[Any, tuple[CallSizes, Any]] = {}
         self._how = {site.name: how for site in sites if (how := find_scored_backward(site.layer)) is not None}
@@ -99,20 +102,25 @@ class FusedLayers:
     def score_compiled(self, slot: int, a: Tensor, b: Tensor, with_bias: bool) -> tuple[Tensor, Tensor | None]:
         """Return the gradients of a linear map in a compiled graph, and score its samples on the way."""
         site = self._sites[slot]
-        if self.latest is None or self._probes is None:
+        if self.latest is None or (self._probes is None and self.joint is None):
             raise RuntimeError(f"{site.where} was differentiated after its step; call backward() inside the with-block")
         self.latest.of_a_graph()
+        if self.joint is not None:
+            return joint_gradients(self._call_to_join(site, self.joint, a), a, b, with_bias=with_bias)
         return scored_gradients(self._call_to_score(site, self.latest), a, b, with_bias=with_bias)
 
     def _run(self, slot: int, site: LayerSite, a: Tensor) -> Any:
         """Run a layer, with a backward pass that scores its samples if that is the fastest rule."""
         layer: Any = site.layer
         micro_batch, probes, how = self.micro_batch, self._probes, self._how[site.name]
-        if micro_batch is None or probes is None or a.shape[0] != micro_batch.size or not torch.is_grad_enabled():
+        joint = self.joint
+        n_probes = len(probes or ()) if joint is None else len(joint.sets)
+        if micro_batch is None or not n_probes or a.shape[0] != micro_batch.size or not torch.is_grad_enabled():
             return plain_forward(layer, a)
         if not torch.compiler.is_compiling() and site.frozen is not False:
             return plain_forward(layer, a)
-        call, rule = self._call_and_rule(site, a, micro_batch.size, len(probes))
+        call, rule = self._call_and_rule(site, a, micro_batch.size, n_probes)
+        rule = rule if joint is None else "weight-gradient"
         if torch.compiler.is_compiling():
             seen = self._calls.of_compiled_layer(site)
             first = seen == 0 or (isinstance(seen, Unclear) and micro_batch.size not in a.shape[1:-1])
@@ -122,6 +130,10 @@ class FusedLayers:
             return scored_linear(a, layer.weight, layer.bias, how.transposed, self._number, slot)
         if not self.entered or not _numbers_rows(self.entered[-1], micro_batch.size):
             return plain_forward(layer, a)
+        if joint is not None:
+            self._scored = True
+            return joint_call(self._call_to_join(site, joint, a), a)
+        assert probes is not None
         self.chosen[site.name] = rule = "gram" if isinstance(probes[0][str(site.key_of("weight"))], Factors) else rule
         if how.transposed is not None:
             self._factors.calls[site.name] = call
@@ -153,6 +165,13 @@ class FusedLayers:
         return Scored(
             site.layer, self._how[site.name], *keys, probes, partial(receive, site, micro_batch), site.kernels
         )
+
+    def _call_to_join(self, site: LayerSite, joint: Joint, a: Tensor) -> Joined:
+        """Return a call that brings the gradients of validation and training rows apart."""
+        _, rule = self._call_and_rule(site, a, joint.training.size, len(joint.sets))
+        chosen: RuleName = "weight-gradient" if rule == "weight-gradient" else "project"  # factors are not kept
+        self.chosen[site.name] = chosen
+        return Joined(site, self._how[site.name], chosen, joint)
 
 
 def _computed_anew(micro_batch: MicroBatch, receive: Callable[..., None]) -> Callable[..., None]:
@@ -203,7 +222,7 @@ def scored_call(call: Scored, a: Tensor) -> Tensor:
 
 class _WithScores(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, a: Tensor, weight: Tensor, bias: Tensor | None, call: Scored) -> Tensor:
+    def forward(ctx: Any, a: Tensor, weight: Tensor, bias: Tensor | None, call: Scored | Joined) -> Tensor:
         device = a.device.type
         kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else a.dtype
         a, cast = a.to(kind), weight.to(kind)
@@ -216,11 +235,12 @@ class _WithScores(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, b: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        call: Scored = ctx.call
+        call: Any = ctx.call
         a, weight = ctx.saved_tensors
         weight_kind, bias_kind = ctx.kinds
         for_a = call.how.input_gradient(call.layer, a, b, weight) if ctx.needs_input_grad[0] else None
-        for_weight, for_bias = scored_gradients(call, a, b, with_bias=ctx.needs_input_grad[2])
+        form = joint_gradients if isinstance(call, Joined) else scored_gradients
+        for_weight, for_bias = form(call, a, b, with_bias=ctx.needs_input_grad[2])
         return for_a, for_weight.to(weight_kind), None if for_bias is None else for_bias.to(bias_kind), None
 
 
@@ -243,6 +263,77 @@ def scored_gradients(call: Scored, a: Tensor, b: Tensor, *, with_bias: bool) -> 
         q_bias = q.new_zeros(len(q), len(call.layer.bias)) if key is None else _stacked(call.probes, key)
     gradient, bias_gradient, scores = call.how.gradients(call.layer, a, b, q, q_bias, call.backend)
     call.receive(scores, b.dtype)
+    return gradient, bias_gradient
+
+
+@dataclass(frozen=True)
+class Joined:
+    """One call of a layer whose last rows are validation samples.
+
+    Attributes
+    ----------
+    site, how : the layer and its :class:`ScoredBackward`
+    rule : str
+        How training rows are scored where the probe is known with the layer's own part of it.
+    joint : Joint
+        Who takes what it brings.
+    """
+
+    site: LayerSite
+    how: ScoredBackward
+    rule: RuleName
+    joint: Joint
+
+    @property
+    def layer(self) -> Any:
+        """The layer itself."""
+        return self.site.layer
+
+    def keys(self, *, with_bias: bool) -> list[str]:
+        """Return the names of the weight and, where its gradient is asked for, of the bias."""
+        names = ["weight", "bias"] if with_bias else ["weight"]
+        return [str(self.site.key_of(name)) for name in names]
+
+
+def joint_call(call: Joined, a: Tensor) -> Tensor:
+    """Return the layer's output for the input `a`; parameters get the gradient of the training rows alone."""
+    call.joint.called(call.keys(with_bias=call.site.key_of("bias") is not None))
+    with torch._C.DisableTorchFunction():
+        output: Tensor = _WithScores.apply(a, call.layer.weight, call.layer.bias, call)  # type: ignore[no-untyped-call]
+    return output
+
+
+def joint_gradients(call: Joined, a: Tensor, b: Tensor, *, with_bias: bool) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients of weight and bias by the training rows, and hand on what validation rows bring.
+
+    Parameters
+    ----------
+    call : Joined
+        The layer, and who takes the gradients of the validation rows.
+    a, b : Tensor
+        The layer's input and the gradient of its output, of one dtype, all rows.
+    with_bias : bool
+        Whether the bias's gradient is asked for.
+    """
+    layer, how, joint = call.layer, call.how, call.joint
+    keys = call.keys(with_bias=with_bias)
+    of_sets = []
+    for rows in joint.sets:
+        found = how.weight_gradient(layer, a[rows], b[rows], with_bias=with_bias)
+        of_sets.append([gradient for gradient in found if gradient is not None])
+    probes = joint.bring(keys, of_sets)
+    a, b = (x[joint.training.rows] for x in (a, b))
+    if probes is not None and call.rule == "weight-gradient":
+        q = [_stacked(probes, key) for key in keys]
+        q_bias = q[1] if with_bias else None
+        gradient, bias_gradient, scores = how.gradients(layer, a, b, q[0], q_bias, call.site.kernels)
+        joint.take_scores(call.site, scores, b.dtype)
+    else:
+        gradient, bias_gradient = how.weight_gradient(layer, a, b, with_bias=with_bias)
+        formed = dict(zip(keys, (gradient, bias_gradient), strict=False))
+        joint.receive_training(
+            LayerTerm(call.site, joint.training, a, b), {key: g for key, g in formed.items() if g is not None}
+        )
     return gradient, bias_gradient
 
 

@@ -170,7 +170,7 @@ class WatchedLayers:
             shown = _is_repeated(next(iter((*args, *kwargs.values()))), first, self.micro_batch.size)
             self._operations.derive(site.layer, args, kwargs, first, state, shown=shown)
             return
-        _check_size(site, seen, first, self.micro_batch.size)
+        _check_size(site, seen, first, self.micro_batch)
         operation = self._operations.through(site.layer, args, kwargs, state)
         if operation is not None or not (scored or frozen):
             call = _WatchedCall(site, self.micro_batch, seen, state, operation, scored or frozen)
@@ -328,12 +328,15 @@ def _computes_weights(layer: nn.Module) -> bool:
     return any(isinstance(vars(layer).get(name), Tensor) for rule in find_rules(layer) for name in rule.parameters)
 
 
-def _check_size(site: LayerSite, axis: int | Literal["folded"], output: Tensor, size: int) -> None:
+def _check_size(site: LayerSite, axis: int | Literal["folded"], output: Tensor, micro_batch: MicroBatch) -> None:
+    size = micro_batch.size
     number = 0 if axis == "folded" else axis
     length = output.shape[number] if output.dim() > number else -1
     if length != size and not (axis == "folded" and length % size == 0):
+        rows = f"index names {size - micro_batch.validation}"
+        rows += f" and validation_rows {micro_batch.validation}" if micro_batch.validation else ""
         raise ValueError(
-            f"index names {size} samples, but {site.where} returned a tensor of shape {list(output.shape)}, whose axis "
+            f"{rows} samples, but {site.where} returned a tensor of shape {list(output.shape)}, whose axis "
             f"{number} does not number them; name the axis that does with batch_axis={{{site.name!r}: axis}} (None "
             "where the layer sees no samples, 'folded' where the first axis numbers samples and positions, samples "
             "slowest)"

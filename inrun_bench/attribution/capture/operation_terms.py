@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
@@ -16,7 +16,7 @@ from inrun_bench.attribution.capture.batch_axis import batch_first
 from inrun_bench.attribution.capture.hooks import plain_forward
 from inrun_bench.attribution.capture.in_place import results_of
 from inrun_bench.attribution.directions import Direction, multiplied_out
-from inrun_bench.attribution.layer_terms import MicroBatch
+from inrun_bench.attribution.layer_terms import MicroBatch, Rows
 from inrun_bench.attribution.precision import Autocast
 from inrun_bench.attribution.random_state import RandomState
 
@@ -247,22 +247,47 @@ class OperationTerm:
         b = self.b.to(torch.promote_types(self.b.dtype, torch.float32))
         return batch_first(b * tangent, self.axis).reshape(self.micro_batch.size, -1).sum(1)
 
+    def gradients(self, groups: Sequence[Rows]) -> list[dict[str, Tensor]]:
+        """Return the gradients of groups of rows, by differentiating the operation once for each."""
+        weights, output = self._value()
+        b = self.b.to(output.dtype)
+        found = []
+        for group in groups:
+            alone = torch.zeros_like(b)
+            whole, own = (self._by_row(x) for x in (b, alone))
+            own[group] = whole[group]
+            gradients = torch.autograd.grad(output, list(weights.values()), alone, retain_graph=True, allow_unused=True)
+            found.append(
+                {
+                    key: torch.zeros_like(w) if g is None else g.to(torch.promote_types(g.dtype, torch.float32))
+                    for (key, w), g in zip(weights.items(), gradients, strict=True)
+                }
+            )
+        return found
+
+    def _value(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Return copies of the parameters, and the operation's output as a function of them."""
+        weights = {key: p.detach().requires_grad_() for key, p in self.operation.parameters().items()}
+        with torch.enable_grad():
+            return weights, self.operation.value(weights)
+
+    def _by_row(self, x: Tensor) -> Tensor:
+        """Return a view of what is shaped like the output, [micro_batch.size, ...]."""
+        x = batch_first(x, self.axis)
+        return x.unflatten(0, (self.micro_batch.size, -1)) if self.axis == "folded" else x
+
     def rounded(self, dtype: torch.dtype) -> OperationTerm:
         """Return the term with the gradient in another precision; the operation needs its own."""
         return replace(self, b=self.b.to(dtype))
 
     def _backwards(self, probe: Direction) -> Tensor:
         """Differentiate the operation once for each sample, all others' gradients held at zero."""
-        weights = {key: p.detach().requires_grad_() for key, p in self.operation.parameters().items()}
-        with torch.enable_grad():
-            output = self.operation.value(weights)
+        weights, output = self._value()
         size = self.micro_batch.size
         scores = self.b.new_zeros(size, dtype=torch.promote_types(self.b.dtype, torch.float32))
         for sample in range(size):
             alone = torch.zeros_like(self.b)
-            for whole, own in ((batch_first(self.b, self.axis), batch_first(alone, self.axis)),):
-                rows = len(whole) // size if self.axis == "folded" else 1
-                own[sample * rows : (sample + 1) * rows] = whole[sample * rows : (sample + 1) * rows]
+            self._by_row(alone)[sample] = self._by_row(self.b)[sample]
             gradients = torch.autograd.grad(output, list(weights.values()), alone, retain_graph=True, allow_unused=True)
             for key, gradient in zip(weights, gradients, strict=True):
                 if gradient is not None and key in probe:

@@ -70,7 +70,7 @@ def _backward(layer: Any, a: Tensor, b: Tensor, weight: Tensor, wanted: list[boo
         b,
         a,
         weight,
-        None,
+        [layer.out_channels],
         layer.stride,
         layer.padding,
         layer.dilation,
@@ -107,6 +107,12 @@ def _gradients(
     return gradient, biases.sum(0), scores
 
 
+def _weight_gradient(layer: Any, a: Tensor, b: Tensor, *, with_bias: bool) -> tuple[Tensor, Tensor | None]:
+    weight = layer.weight.detach().to(a.dtype)
+    _, gradient, of_bias = _backward(layer, a, b, weight, [False, True, with_bias])
+    return gradient, of_bias if with_bias else None
+
+
 def _size(layer: Any, a: Tensor) -> tuple[int, int, int]:
     spans = zip(a.shape[2:], layer.kernel_size, layer.stride, layer.padding, layer.dilation, strict=True)
     positions = (((n + 2 * pad - gap * (k - 1) - 1) // step) + 1 for n, k, step, pad, gap in spans)
@@ -121,5 +127,14 @@ def _pads_itself(layer: Any) -> bool:
 for layer_type in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
     scores_backward(
         layer_type,
-        ScoredBackward(_forward, _input_gradient, _gradients, _size, CONVOLUTION_PRICE, None, serves=_pads_itself),
+        ScoredBackward(
+            _forward,
+            _input_gradient,
+            _gradients,
+            _weight_gradient,
+            _size,
+            CONVOLUTION_PRICE,
+            None,
+            serves=_pads_itself,
+        ),
     )

@@ -75,6 +75,13 @@ def _gradients(
     return gradient.t() if transposed else gradient, next(iter(bias_gradient), None), scores
 
 
+def _weight_gradient(
+    _layer: Any, a: Tensor, b: Tensor, *, with_bias: bool, transposed: bool
+) -> tuple[Tensor, Tensor | None]:
+    a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
+    return a.t() @ b if transposed else b.t() @ a, b.sum(0) if with_bias else None
+
+
 def _size(layer: Any, a: Tensor, *, transposed: bool) -> tuple[int, int, int]:
     d_in, d_out = layer.weight.shape if transposed else reversed(layer.weight.shape)
     return math.prod(a.shape[1:-1]), d_in, d_out
@@ -88,6 +95,7 @@ for layer_type in (nn.Linear, _CONV1D):
             forward=partial(_forward, transposed=transposed),
             input_gradient=partial(_input_gradient, transposed=transposed),
             gradients=partial(_gradients, transposed=transposed),
+            weight_gradient=partial(_weight_gradient, transposed=transposed),
             size=partial(_size, transposed=transposed),
             price=LINEAR_PRICE,
             transposed=transposed,

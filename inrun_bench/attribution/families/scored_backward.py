@@ -20,7 +20,7 @@ from torch import Tensor
 from inrun_bench.attribution.families.costs import Price
 from inrun_bench.attribution.products.backend import Backend
 
-__all__ = ["ScoredBackward", "ScoredGradients"]
+__all__ = ["ScoredBackward", "ScoredGradients", "WeightGradient"]
 
 
 class ScoredGradients(Protocol):
@@ -46,6 +46,13 @@ class ScoredGradients(Protocol):
         """
 
 
+class WeightGradient(Protocol):
+    """Gradients of weight and bias of one call of a layer, of the batch as a whole."""
+
+    def __call__(self, layer: Any, a: Tensor, b: Tensor, *, with_bias: bool) -> tuple[Tensor, Tensor | None]:
+        """Return the gradient of the weight and that of the bias, None unless it is asked for; as training would."""
+
+
 @dataclass(frozen=True)
 class ScoredBackward:
     """A layer that is linear in its input and in its weight, with a backward pass that scores.
@@ -58,6 +65,8 @@ class ScoredBackward:
         ``(layer, a, b, weight)``: gradient with respect to a.
     gradients : ScoredGradients
         Gradients of weight and bias, with scores.
+    weight_gradient : WeightGradient
+        The same without scores.
     size : callable
         ``(layer, a) -> (positions, d_in, d_out)``: T and the sides of the weight as a matrix.
     price : Price
@@ -71,6 +80,7 @@ class ScoredBackward:
     forward: Callable[[Any, Tensor, Tensor, Tensor | None], Tensor]
     input_gradient: Callable[[Any, Tensor, Tensor, Tensor], Tensor]
     gradients: ScoredGradients
+    weight_gradient: WeightGradient
     size: Callable[[Any, Tensor], tuple[int, int, int]]
     price: Price
     transposed: bool | None

@@ -31,7 +31,7 @@ class StepAccount:
     """What a step did to one validation loss, but for the loss to which it led; in nats.
 
     `slope_error` is how far scores are off, relative to their size, for slopes that were lagged, `unscored` what
-    parameters brought that make no scores.
+    parameters brought that make no scores, `measured` whether the loss to which it led will be known.
     """
 
     scores: NDArray[np.float64]
@@ -39,6 +39,7 @@ class StepAccount:
     loss_before: float
     slope_error: float = 0.0
     unscored: float = 0.0
+    measured: bool = True
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,8 @@ class Books:
         if waiting is None:
             return
         for name, account in waiting.accounts.items():
-            if not np.isfinite([losses[name], account.loss_before, account.optimizer]).all():
+            after = [losses[name]] if account.measured else []
+            if not np.isfinite([*after, account.loss_before, account.optimizer]).all():
                 raise FloatingPointError(
                     f"the validation loss {name!r} went from {account.loss_before} to {losses[name]} in a step that is "
                     "not booked: training has diverged, or the validation data hold what is not finite"

@@ -54,6 +54,7 @@ class Pending:
     ) -> None:
         self.number, void = begun.number, taken.received.void
         self._books, self._names, self._samples = books, list(begun.losses), begun.samples
+        self._measured = all(loss.closure is not None for loss in begun.losses.values())
         self._numbers = Numbers()
         self._numbers.expect(before, self._settle)  # that of the step before, whatever became of this one
         if void is not None:
@@ -92,5 +93,8 @@ class Pending:
         index, scores = self._samples.credited(table[:, 3:])
         unscored = table[:, 3 + self._samples.rows :].sum(1)
         rows = zip(self._names, scores, table, unscored, strict=True)
-        accounts = {name: StepAccount(own, row[1], row[0], row[2], rest) for name, own, row, rest in rows}
+        accounts = {
+            name: StepAccount(own, row[1], row[0], row[2], rest, measured=self._measured)
+            for name, own, row, rest in rows
+        }
         self._books.hold(index, accounts)

@@ -5,8 +5,9 @@ So it is for a first-order probe and an update whose slope is known in time (SGD
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import compress
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from inrun_bench.attribution.directions import Direction, Factors
-from inrun_bench.attribution.layer_terms import Aimed, MicroBatch, Term
+from inrun_bench.attribution.layer_terms import Aimed, LayerSite, MicroBatch, Term
 from inrun_bench.attribution.probes import Step, scaled
 from inrun_bench.attribution.scoring.as_received import as_received
 from inrun_bench.attribution.scoring.checks import SeenGradients
@@ -23,7 +24,7 @@ from inrun_bench.attribution.step import StepBegun, StepReceived, StepTaken
 from inrun_bench.attribution.transfer import gathered
 from inrun_bench.attribution.updates import Update
 
-__all__ = ["EarlyRoute", "KnownProbes", "known_probes"]
+__all__ = ["EarlyRoute", "KnownProbes", "joint_probes", "known_probes"]
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,15 @@ class KnownProbes:
         hold it.
     slopes : list of float or Tensor
         Of the update, by parameter, as they were when the step began.
+    scaling : mapping of str to callable
+        What makes the direction of a parameter of v, for those that become known in the backward pass; v itself where
+        there is none.
     """
 
     directions: list[Direction]
     factor: float
     slopes: list[float | Tensor]
+    scaling: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
 
 def known_probes(
@@ -65,14 +70,32 @@ def known_probes(
     direction : callable
         Given what a probe may know, returns q / D, one direction a parameter.
     """
-    numbers = {slope for slope in update.slope if isinstance(slope, float)}
-    common = len(numbers) == 1 and not any(isinstance(slope, Tensor) for slope in update.slope)
+    factor = _common(update)
     directions: list[Direction] = []
     for loss in begun.losses.values():
         q = direction(Step(loss, update, begun.weights))
-        q = q if common else scaled(q, update.slope)
+        q = q if factor is not None else scaled(q, update.slope)
         directions.append(dict(zip(names, q, strict=True)))
-    return KnownProbes(directions, numbers.pop() if common else 1.0, update.slope)
+    return KnownProbes(directions, 1.0 if factor is None else factor, update.slope)
+
+
+def joint_probes(begun: StepBegun, update: Update, names: Sequence[str]) -> KnownProbes:
+    """Return the probes of such a step whose directions are to come, parameter by parameter, as its rows bring them."""
+    factor = _common(update)
+    scaling: dict[str, Callable[[Tensor], Tensor]] = {}
+    if factor is None:
+        scaling = {name: partial(_times, slope) for name, slope in zip(names, update.slope, strict=True)}
+    return KnownProbes([{} for _ in begun.losses], 1.0 if factor is None else factor, update.slope, scaling)
+
+
+def _times(slope: float | Tensor, v: Tensor) -> Tensor:
+    return v * slope
+
+
+def _common(update: Update) -> float | None:
+    """Return the slope, where it is one number for all parameters."""
+    numbers = {slope for slope in update.slope if isinstance(slope, float)}
+    return numbers.pop() if len(numbers) == 1 and not any(isinstance(slope, Tensor) for slope in update.slope) else None
 
 
 class EarlyRoute:
@@ -113,6 +136,30 @@ class EarlyRoute:
         """Those of which something has been seen."""
         return self._scores.micro_batches
 
+    @property
+    def directions(self) -> Sequence[Direction]:
+        """The probes, as far as they are known."""
+        return self._probes.directions
+
+    def aim_at(self, name: str, gradients: Sequence[Tensor]) -> None:
+        """Learn of one parameter what v is, by validation set."""
+        make = self._probes.scaling.get(name)
+        for direction, v in zip(self._probes.directions, gradients, strict=True):
+            assert isinstance(direction, dict)
+            direction[name] = v if make is None else make(v)
+
+    def order(self, names: Sequence[str]) -> None:
+        """Bring directions that became known one by one into the order of the parameters."""
+        for direction in self._probes.directions:
+            assert isinstance(direction, dict)
+            ordered = {name: direction[name] for name in names}
+            direction.clear()
+            direction.update(ordered)
+
+    def take_scores(self, site: LayerSite, micro_batch: MicroBatch, scores: Tensor, kind: torch.dtype) -> None:
+        """Take scores that a layer made in its own backward pass, computed in `kind`."""
+        self._scores.add_scores(site, micro_batch, scores, kind)
+
     def receive(self, term: Term) -> None:
         """Score a term."""
         self._scores.add(term, self._probes.directions)
@@ -140,10 +187,14 @@ class EarlyRoute:
             magnitudes=self._seen.magnitudes if kept is None else {},
         )
         self._total = total * (factor.to(total.device) if isinstance(factor, Tensor) else factor)
+        if begun.joint is not None:
+            self._total = self._total / begun.joint.scale.to(total.device)
+            self.empty = begun.joint.empty(received.update)
 
     def scores_so_far(self, begun: StepBegun, _received: Callable[[], StepReceived]) -> Tensor:
         """Return what terms add up to by now, with the slopes as they were when the step began."""
-        return self._scores.total(begun.samples.rows)[0] * self._probes.factor
+        total = self._scores.total(begun.samples.rows)[0] * self._probes.factor
+        return total if begun.joint is None else total / begun.joint.scale.to(total.device)
 
     def scores(self, _begun: StepBegun, _taken: StepTaken) -> Tensor:
         """Return what was added up."""

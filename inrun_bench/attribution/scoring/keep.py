@@ -104,6 +104,8 @@ class KeepRoute:
         if self._lag is not None:
             self._lag.check(begun, received, probes.directions, self._expected)
             self.empty = self._lag.remember(begun, received, probes.directions)
+        elif begun.joint is not None:
+            self.empty = begun.joint.empty(received.update)
         scores, total, terms = self._scored(begun, weights, probes.accumulated)
         return as_received(begun, received, scores, total, terms, probes.received)
 

@@ -232,26 +232,36 @@ class LaggedRoute(EarlyRoute):
     ) -> None:
         self._lag, self._parameters, self._optimizers = lag, parameters, optimizers
         self.samples_slopes = optimizers.in_closed_form
-        gradients = [loss.gradient(begun.weights)[1] for loss in begun.losses.values()]
-        self._foreseen = Foreseen.of(gradients, expected)
+        self._expected = expected
+        self._gradients: list[list[Tensor]] = []
         self._moves: list[list[Tensor]] = []
-        if self.samples_slopes:
-            self._moves = [[_moves(*pair) for pair in zip(v, expected, strict=True)] for v in gradients]
-            self._rates = optimizers.rates(parameters)
-        self._gradients = [] if self.samples_slopes else gradients
+        self._rates = optimizers.rates(parameters) if self.samples_slopes else []
         scales = {slope.scale for slope in expected if isinstance(slope.scale, float)}
         common = len(scales) == 1 and all(isinstance(slope.scale, float) for slope in expected)
-        directions: list[Direction] = [
-            {
-                name: slope.times(x, scaled=not common).to(p.dtype)
-                for (name, p), x, slope in zip(parameters.items(), v, expected, strict=True)
-            }
-            for v in gradients
-        ]
-        super().__init__(KnownProbes(directions, scales.pop() if common else 1.0, []), begun)
+        scaling = {
+            name: partial(_scaled_to, slope, p.dtype, common)
+            for (name, p), slope in zip(parameters.items(), expected, strict=True)
+        }
+        directions: list[Direction] = [{} for _ in begun.losses]
+        super().__init__(KnownProbes(directions, scales.pop() if common else 1.0, [], scaling), begun)
+        if begun.joint is None:  # else its rows bring the gradients
+            self._foresee(begun)
+            for name, *of_sets in zip(parameters, *self._gradients, strict=True):
+                self.aim_at(name, of_sets)
+            self._gradients = [] if self.samples_slopes else self._gradients
+
+    def _foresee(self, begun: StepBegun) -> None:
+        """Note what must be known of v when the slopes are."""
+        gradients = [loss.gradient(begun.weights)[1] for loss in begun.losses.values()]
+        self._foreseen = Foreseen.of(gradients, self._expected)
+        if self.samples_slopes:
+            self._moves = [[_moves(*pair) for pair in zip(v, self._expected, strict=True)] for v in gradients]
+        self._gradients = gradients
 
     def before_step(self, begun: StepBegun, received: StepReceived) -> None:
         """Add terms up, and bring them as near to those with the slopes that are as one factor can."""
+        if begun.joint is not None:
+            self._foresee(begun)
         super().before_step(begun, received)
         if self.samples_slopes:
             slopes = self._optimizers.sampled_slopes(self._parameters, received.gradients)
@@ -271,6 +281,10 @@ class LaggedRoute(EarlyRoute):
     def _factor(self, _begun: StepBegun, _received: StepReceived) -> float:
         """Return the common factor; learning rates that were changed inside of the step are in the certificate's."""
         return self._probes.factor
+
+
+def _scaled_to(slope: ExpectedSlope, kind: torch.dtype, common: bool, v: Tensor) -> Tensor:
+    return slope.times(v, scaled=not common).to(kind)
 
 
 def slopes_of_some(received: StepReceived) -> list[Tensor | None]:

@@ -1,0 +1,524 @@
+r"""One backward pass of training rows and of validation rows (arXiv 2406.11011, section 4.2 and appendix D.3).
+
+The last rows of a batch are validation samples, and what is differentiated is the training loss plus the mean of
+theirs. A layer sees the input a and the output's gradient b of all rows at once: the rows of validation make its part
+of the probe, :math:`v = \sum_{val} b^T a`, and those of training are scored with it, at no pass of its own.
+
+What optimisers are to receive is the gradient of the training rows alone. Linear maps and convolutions form it so in
+their own backward pass (:mod:`inrun_bench.attribution.capture.fused`). Of any other use of a parameter, autograd sums
+the gradient over all rows. It is taken apart when it arrives at the parameter: from the terms that were seen of it,
+the parts of training and of validation are formed anew, the first is put in the place of the sum, and it is looked at
+that the sum is theirs.
+
+A probe is known when all of a parameter's uses have been differentiated, be it tied or called twice; terms wait until
+then.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from inrun_bench.attribution.capture.trees import tensors_of
+from inrun_bench.attribution.directions import Direction
+from inrun_bench.attribution.gradient_scaling import dense
+from inrun_bench.attribution.layer_terms import LayerSite, LayerTerm, MicroBatch, Rows, Term
+from inrun_bench.attribution.precision import norms
+from inrun_bench.attribution.random_state import RandomState
+from inrun_bench.attribution.scoring.early import EarlyRoute
+from inrun_bench.attribution.step import Route
+from inrun_bench.attribution.transfer import Numbers, gathered
+from inrun_bench.attribution.updates import Update
+from inrun_bench.attribution.validation import Loss, ValidationLoss
+
+__all__ = ["JointPass", "RowsLoss", "rows_by_set"]
+
+OF_NOTHING = 16  # in units of the precision: rounding that a parameter without a gradient may have, of all gradients
+SHARE = 0.25  # of the root of the precision: what rounding may do to a sum
+SAME = 0.02  # relative: half precision rounds, but another loss is far
+WHOLE = (
+    "with validation_rows=, all rows are differentiated in one backward pass; give step(validation=...) a closure "
+    "instead where there are several"
+)
+
+
+def rows_by_set(validation_rows: int | Sequence[str], only: str) -> dict[str, list[int]]:
+    """Return which of the validation rows make up each validation set, numbered from 0.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or a label is no string.
+    """
+    if isinstance(validation_rows, (int, np.integer)) and not isinstance(validation_rows, bool):
+        if validation_rows < 1:
+            raise ValueError(
+                f"validation_rows must be at least 1, the number of rows at the end of the batch that are validation "
+                f"samples, got {validation_rows}"
+            )
+        return {only: list(range(int(validation_rows)))}
+    if isinstance(validation_rows, (str, bool)) or not isinstance(validation_rows, Sequence) or not validation_rows:
+        raise ValueError(
+            "validation_rows must be a number of rows, or the name of the validation set of each of them, "
+            f"got {validation_rows!r}"
+        )
+    sets: dict[str, list[int]] = {}
+    for row, name in enumerate(validation_rows):
+        if not isinstance(name, str):
+            raise ValueError(f"validation_rows must name validation sets by strings, got {name!r}")
+        sets.setdefault(name, []).append(row)
+    return sets
+
+
+class RowsLoss:
+    """The loss of the validation rows of one set in one step.
+
+    It stands for a :class:`~inrun_bench.attribution.validation.ValidationLoss` at the weights of the step.
+
+    Parameters
+    ----------
+    joint : JointPass
+        The backward pass that differentiates it.
+    number : int
+        Which of its sets.
+    closure : ValidationLoss, optional
+        The same loss, as a function of the weights, by which the loss after the step is measured.
+    """
+
+    def __init__(self, joint: JointPass, number: int, closure: ValidationLoss | None) -> None:
+        self.thorough = False
+        self.closure = closure
+        self._joint, self._number = joint, number
+        self._moved = False
+
+    @property
+    def knows_present(self) -> bool:
+        """Whether the loss at the present weights is known."""
+        return not self._moved
+
+    def value(self, at: Sequence[Tensor] | None = None) -> Tensor:
+        """Return the loss that was differentiated; after the step, what was measured, or NaN."""
+        if not self._moved:
+            return self._joint.values[self._number]
+        if self.closure is None:
+            return torch.full_like(self._joint.values[self._number], torch.nan)
+        return self.closure.value(at)
+
+    def gradient(self, _at: Sequence[Tensor] | None = None, *, keep: bool = False) -> tuple[Tensor, list[Tensor]]:  # noqa: ARG002
+        """Return the loss and its gradient, one tensor a parameter, at the weights before the step."""
+        return self._joint.values[self._number], self._joint.gradient(self._number)
+
+    def gradient_and_hessian_product(
+        self, vector: Sequence[Tensor], at: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Return the loss, its gradient v and the Hessian-vector product H x, where it is given as a function."""
+        if self.closure is None:
+            raise RuntimeError("validation rows bring no second derivatives; pass validation= to step()")
+        return self.closure.gradient_and_hessian_product(vector, at)
+
+    def moved(self) -> None:
+        """Learn that the present weights are new ones."""
+        self._moved = True
+        if self.closure is not None:
+            self.closure.moved()
+
+    def copied(self, weights: Sequence[Tensor]) -> None:
+        """Learn that `weights` are a copy of the present ones."""
+
+    def forget_copies(self) -> None:
+        """Forget all but the present weights."""
+        if self.closure is not None:
+            self.closure.forget_copies()
+
+
+class JointPass:
+    """The rows of one step's batch, what is differentiated of them, and what that brings, parameter by parameter.
+
+    Parameters
+    ----------
+    training : int
+        Number of training rows, which come first.
+    sets : mapping of str to list of int
+        The validation rows of each validation set, numbered from 0.
+    parameters : mapping of str to Parameter
+        The trained parameters by name.
+    elsewhere : callable
+        Given a parameter's name, whether it is used outside of the one layer that it belongs to.
+    looking_away : callable
+        Returns a context in which nothing that is called is taken for training.
+
+    Attributes
+    ----------
+    training : MicroBatch
+        The training rows.
+    rows : MicroBatch
+        All rows.
+    sets : list of slice or Tensor
+        Where the rows of each validation set stand.
+    values : list of Tensor
+        Their mean losses, float64 scalars, once they are known.
+    route : Route
+        How training rows are scored.
+    """
+
+    route: Route
+
+    def __init__(
+        self,
+        training: int,
+        sets: Mapping[str, Sequence[int]],
+        parameters: Mapping[str, nn.Parameter],
+        elsewhere: Callable[[str], bool],
+        looking_away: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        validation = sum(map(len, sets.values()))
+        self.training = MicroBatch(0, training)
+        self.rows = MicroBatch(0, training + validation, validation=validation)
+        self.sets: list[Rows] = [_rows([training + row for row in rows]) for rows in sets.values()]
+        self.values: list[Tensor] = []
+        self._outputs: list[Tensor] = []  # of the model, to see what the losses are made of
+        self._hook: Any = None
+        self._random: RandomState | None = None
+        self._of_set = [list(rows) for rows in sets.values()]
+        self._parameters, self._names = parameters, {p: name for name, p in parameters.items()}
+        self._elsewhere, self._looking_away = elsewhere, looking_away
+        self._calls: Counter[str] = Counter()  # of layers that form the gradient of the training rows themselves
+        self._gradients: list[dict[str, Tensor]] = [{} for _ in sets]
+        self._of_layers: dict[str, Tensor] = {}  # what layers have formed of gradients that have other parts, too
+        self._of_terms: dict[str, Tensor] = {}  # the same of terms
+        self._terms_of_all: dict[str, Tensor] = {}  # of training and validation rows
+        self._to_split: dict[str, list[Term]] = {}
+        self._waiting: list[Term] = []
+        self._complete: set[str] = set()
+        self._scale: Tensor | None = None
+        self._found: list[tuple[str, Tensor]] = []
+
+    # what is differentiated
+
+    def look_at(self, model: nn.Module) -> None:
+        """Note what the model returns, and whether it draws random numbers, to check losses by."""
+        self._random = RandomState.now(list(self._parameters.values()), others=True)
+
+        def note(_model: nn.Module, _args: Any, output: Any) -> None:
+            if not torch.compiler.is_compiling():
+                given = tensors_of((output,), {})
+                self._outputs += [each for each in given if each.requires_grad and each.grad_fn is not None]
+
+        self._hook = model.register_forward_hook(note)
+
+    def look_away(self) -> None:
+        """End that."""
+        self._outputs.clear()
+        if self._hook is not None:
+            self._hook.remove()
+
+    def loss(self, training: Tensor, validation: Tensor) -> Tensor:
+        """Return what is to be differentiated; see :meth:`inrun_bench.attribution.step.OpenStep.loss`."""
+        if self.values:
+            raise RuntimeError("loss() was called twice in one step; " + WHOLE)
+        count = self.rows.validation
+        if not isinstance(validation, Tensor) or tuple(validation.shape) != (count,):
+            got = list(validation.shape) if isinstance(validation, Tensor) else type(validation).__name__
+            raise ValueError(f"validation must be the loss of each of the {count} validation rows, got {got}")
+        if not isinstance(training, Tensor) or tuple(training.shape) not in ((), (self.training.size,)):
+            got = list(training.shape) if isinstance(training, Tensor) else type(training).__name__
+            raise ValueError(
+                f"training must be a scalar, the loss as the loop has it, or the loss of each of the "
+                f"{self.training.size} training rows, got {got}"
+            )
+        for name, loss in (("training", training), ("validation", validation)):
+            if not loss.requires_grad:
+                raise ValueError(f"{name} has no graph; compute it from the model's output, without detach()")
+        if self._outputs:
+            self._expect_apart(training, validation)
+        if self._random is not None and self._random.drawn_from():
+            warnings.warn(
+                "random numbers are drawn in the forward pass (dropout?), so that the loss of the validation rows is "
+                "another one each time, and its noise is in scores; train without, or pass validation= and put the "
+                "model in eval mode for it",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        total = training.mean() if training.dim() else training
+        for rows in self._of_set:
+            mean = validation.mean() if len(rows) == count else validation[rows].mean()
+            self.values.append(mean.detach().double())
+            total = total + mean
+        validation.register_hook(self._differentiated)
+        return total
+
+    def _differentiated(self, gradient: Tensor) -> None:
+        """Note what a loss scale has made of the means' gradients."""
+        if self._scale is not None:
+            raise RuntimeError("the losses of a step were differentiated twice; " + WHOLE)
+        first = self._of_set[0]
+        self._scale = gradient.detach()[first[0]].double() * len(first)
+
+    def _expect_apart(self, training: Tensor, validation: Tensor) -> None:
+        """Refuse a training loss that is made of validation rows as well, and the other way round."""
+        size, start = self.rows.size, self.training.size
+        for output in self._outputs:
+            axes = [axis for axis, length in enumerate(output.shape) if length == size]
+            if not axes:
+                continue
+            of_training, of_validation = (
+                torch.autograd.grad(loss, output, retain_graph=True, allow_unused=True)[0]
+                for loss in (training.sum(), validation.sum())
+            )
+            strays = []
+            for axis in axes:
+                in_training = of_training is not None and bool(of_training.narrow(axis, start, size - start).any())
+                in_validation = of_validation is not None and bool(of_validation.narrow(axis, 0, start).any())
+                strays.append((in_training, in_validation))
+            if all(any(stray) for stray in strays):
+                inside = any(in_training for in_training, _ in strays)
+                one, other = ("training", "validation") if inside else ("validation", "training")
+                raise ValueError(
+                    f"the {one} loss is made of {other} rows as well: the first {start} rows of the batch are training "
+                    f"samples, the last {size - start} validation samples, and each loss must be of its own"
+                )
+
+    @property
+    def scale(self) -> Tensor:
+        """What a loss scale has multiplied gradients with, float64 scalar."""
+        assert self._scale is not None
+        return self._scale
+
+    # what the backward pass brings
+
+    def called(self, keys: Sequence[str]) -> None:
+        """Be told that a layer is run which will bring the gradients of these parameters itself."""
+        self._calls.update(keys)
+
+    def bring(self, keys: Sequence[str], of_sets: Sequence[Sequence[Tensor]]) -> Sequence[Direction] | None:
+        """Take a layer's part of the validation gradients.
+
+        Parameters
+        ----------
+        keys : sequence of str
+            The layer's parameters.
+        of_sets : sequence of sequences of Tensor
+            Their gradients, by validation set.
+
+        Returns
+        -------
+        sequence of mappings, or None
+            The probes, where that is all there will be of them and scores are made in the backward pass.
+        """
+        self._expect_open(keys)
+        for gradients, own in zip(self._gradients, of_sets, strict=True):
+            for key, gradient in zip(keys, own, strict=True):
+                _add(gradients, key, gradient.to(self._parameters[key].dtype))
+        if not self.alone(keys):
+            return None
+        for key in keys:
+            self._completed(key)
+        return self.route.directions if isinstance(self.route, EarlyRoute) else None
+
+    def alone(self, keys: Sequence[str]) -> bool:
+        """Whether one call of one layer is all that is done with these parameters."""
+        return all(self._calls[key] <= 1 and not self._elsewhere(key) for key in keys)
+
+    def take_scores(self, site: LayerSite, scores: Tensor, kind: torch.dtype) -> None:
+        """Take scores of training rows that a layer has made with the probes that it was given."""
+        assert isinstance(self.route, EarlyRoute)
+        self.route.take_scores(site, self.training, scores, kind)
+
+    def receive_training(self, term: LayerTerm, gradients: Mapping[str, Tensor]) -> None:
+        """Take a term of training rows whose gradient its layer has formed."""
+        if not term.keys <= self._complete:
+            for key, gradient in gradients.items():
+                _add(self._of_layers, key, gradient)
+        self._hand_on(term)
+
+    def receive(self, term: Term) -> None:
+        """Take a term of all rows."""
+        self._expect_open(term.keys)
+        for key in term.keys:
+            self._to_split.setdefault(key, []).append(term)
+
+    def arrived(self, parameter: nn.Parameter) -> None:
+        """Be told that all of the gradient of a parameter has been accumulated."""
+        key = self._names.get(parameter)
+        if key is None or parameter.grad is None or key in self._complete:
+            return
+        with self._looking_away(), torch.no_grad():
+            for term in list(self._to_split.get(key, [])):
+                self._split(term)
+            if key in self._of_terms:
+                self._take_apart(key, parameter)
+            self._completed(key)
+            self._release()
+
+    def finish(self) -> None:
+        """Be told that all has been differentiated: what nothing is known of has no gradient."""
+        if not self.values:
+            raise RuntimeError(
+                "the step has validation_rows, and their loss is not in what was differentiated: "
+                "step.loss(training, validation) adds it"
+            )
+        if self._scale is None:
+            raise RuntimeError("what step.loss() returned was not differentiated; call backward() on it")
+        for key in self._parameters:
+            self._completed(key)
+        self._release()
+        if isinstance(self.route, EarlyRoute):
+            self.route.order(list(self._parameters))
+
+    def gradient(self, number: int) -> list[Tensor]:
+        """Return the gradient of the loss of a validation set, one tensor a parameter."""
+        own = self._gradients[number]
+        return [own[name] / self.scale.to(p.device, p.dtype) for name, p in self._parameters.items()]
+
+    def empty(self, update: Update) -> Tensor:
+        """Return what the step does with an empty coalition, to first order, float64 [validation sets]."""
+        if update.empty is None:
+            return torch.zeros(len(self.sets), dtype=torch.float64, device=self.scale.device)
+        dots = [
+            gathered([(v.double() * u.double()).sum() for v, u in zip(of_set.values(), update.empty, strict=True)])
+            for of_set in ({name: own[name] for name in self._parameters} for own in self._gradients)
+        ]
+        return gathered([dot.sum() for dot in dots]) / self.scale
+
+    def expect_closures(self, checks: Numbers, losses: Iterable[Loss], number: int) -> None:
+        """Have a closure refused that is another loss than that of the rows."""
+        pairs = [(own, loss.closure.value()) for own, loss in zip(self.values, losses, strict=True) if loss.closure]
+        if not pairs:
+            return
+
+        def check(found: NDArray[np.float64]) -> None:
+            for rows, closure in found.reshape(-1, 2):
+                if not np.isclose(rows, closure, rtol=SAME, atol=SAME**2):
+                    raise ValueError(
+                        f"step {number}: the mean loss of the validation rows is {rows:.6g}, and validation= says "
+                        f"{closure:.6g} at the same weights. It must be the mean loss of the same rows, with the model "
+                        "in the same mode (dropout makes them two)"
+                    )
+
+        checks.expect(gathered([one for pair in pairs for one in pair]), check)
+
+    def expect_sums(self, checks: Numbers, gradients: Sequence[Tensor | None], number: int) -> None:
+        """Have ValueError raised unless gradients that were taken apart were the sums of what was seen of them."""
+        if not self._found:
+            return
+        names = [name for name, _ in self._found]
+        eps = np.array([torch.finfo(self._parameters[name].dtype).eps for name in names])
+        whole = norms([g for g in gradients if g is not None]).double().norm()
+        device = whole.device
+        table = torch.stack([row.to(device) for _, row in self._found])
+
+        def check(found: NDArray[np.float64]) -> None:
+            off, size = found[1:].reshape(-1, 2).T
+            wrong = off > SHARE * np.sqrt(eps) * size + OF_NOTHING * eps * found[0]
+            if wrong.any():
+                raise ValueError(
+                    f"step {number}: the gradient of {names[int(wrong.argmax())]!r} is not the sum of what was seen of "
+                    "the batch's rows, so that the part of its training rows is not known. Look for gradients that "
+                    "were there before the step (zero_grad), hooks on parameters, or something else that changed them"
+                )
+
+        checks.expect(torch.cat([whole.reshape(1), table.reshape(-1)]), check)
+
+    def _take_apart(self, key: str, parameter: nn.Parameter) -> None:
+        """Put the gradient of the training rows in the place of that of all rows."""
+        assert parameter.grad is not None
+        if parameter.grad.is_sparse:
+            raise ValueError(
+                f"parameter {key!r} has a sparse gradient, which validation_rows= does not serve; pass validation=, or "
+                "make the embedding with sparse=False"
+            )
+        total = dense(parameter.grad.detach())
+        of_layers = self._of_layers.pop(key, None)
+        own, of_all = self._of_terms.pop(key), self._terms_of_all.pop(key)
+        if of_layers is not None:
+            own, of_all = own + of_layers, of_all + of_layers
+        off = (total.to(of_all.dtype) - of_all).norm().double()
+        self._found.append((key, torch.stack([off, of_all.norm().double() + own.norm().double()])))
+        parameter.grad = own.to(total.dtype).reshape(total.shape).contiguous()
+
+    def _split(self, term: Term) -> None:
+        """Form the gradients of the training rows and of each validation set, once for all of a term's parameters."""
+        for key in term.keys:
+            self._to_split[key] = [one for one in self._to_split.get(key, []) if one is not term]
+        training, *of_sets = term.gradients([self.training.rows, *self.sets])
+        for key, gradient in training.items():
+            _add(self._of_terms, key, gradient)
+            _add(self._terms_of_all, key, sum((own[key] for own in of_sets), start=gradient))
+            for gradients, own in zip(self._gradients, of_sets, strict=True):
+                _add(gradients, key, own[key].to(self._parameters[key].dtype))
+        self._waiting.append(_of_training(term, self.training))
+
+    def _completed(self, key: str) -> None:
+        if key in self._complete:
+            return
+        self._complete.add(key)
+        p = self._parameters[key]
+        for gradients in self._gradients:
+            if key not in gradients:
+                gradients[key] = torch.zeros_like(p, requires_grad=False)
+        if isinstance(self.route, EarlyRoute):
+            self.route.aim_at(key, [gradients[key] for gradients in self._gradients])
+
+    def _hand_on(self, term: Term) -> None:
+        """Hand a term of training rows to the route, as soon as its probe is known."""
+        if term.keys <= self._complete:
+            self.route.receive(term)
+        else:
+            self._waiting.append(term)
+
+    def _release(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for term in waiting:
+            self._hand_on(term)
+
+    def _expect_open(self, keys: Any) -> None:
+        if not self._complete.isdisjoint(keys):
+            raise RuntimeError(
+                f"parameter {sorted(self._complete.intersection(keys))[0]!r} got a gradient after all of it was taken "
+                "to be there (several backward passes in one step, a checkpoint with use_reentrant=True, or a layer "
+                "that is called twice in a compiled graph); " + WHOLE
+            )
+
+
+class _PartOfTerm:
+    """The training rows of a term that cannot be cut: all are scored, and those of validation left away."""
+
+    def __init__(self, term: Term, training: MicroBatch) -> None:
+        self._term, self.micro_batch = term, training
+        self.where, self.keys, self.kind, self.b, self.tensors = term.where, term.keys, term.kind, term.b, term.tensors
+
+    def score(self, probe: Direction) -> Tensor:
+        """Return the samples' dot products with `probe`, [micro_batch.size]."""
+        return self._term.score(probe)[self.micro_batch.rows]
+
+    def gradients(self, groups: Sequence[Rows]) -> list[dict[str, Tensor]]:
+        """Return the gradients of groups of rows."""
+        return self._term.gradients(groups)
+
+    def rounded(self, dtype: torch.dtype) -> _PartOfTerm:
+        """Return the term in another precision."""
+        return _PartOfTerm(self._term.rounded(dtype), self.micro_batch)
+
+
+def _of_training(term: Term, training: MicroBatch) -> Term:
+    if isinstance(term, LayerTerm) and isinstance(term.a, Tensor):
+        return term.part(training)
+    return _PartOfTerm(term, training)
+
+
+def _rows(numbers: Sequence[int]) -> Rows:
+    if list(numbers) == list(range(numbers[0], numbers[0] + len(numbers))):
+        return slice(numbers[0], numbers[0] + len(numbers))
+    return torch.tensor(numbers)
+
+
+def _add(sums: dict[str, Tensor], key: str, part: Tensor) -> None:
+    sums[key] = sums[key] + part if key in sums else part
