@@ -246,6 +246,7 @@ class LayerTerm:
     def gradients(self, groups: Sequence[Rows]) -> list[dict[str, Tensor]]:
         """Return the gradients of groups of rows: scores are linear in the probe, and these their derivatives by it."""
         term = replace(self, site=replace(self.site, kernels="torch"))  # kernels have no derivatives
+        term = term.rounded(torch.promote_types(self.b.dtype, torch.float32))
         with torch.enable_grad():
             probe = {
                 key: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)).requires_grad_()

@@ -243,6 +243,10 @@ class OpenStep:
                 "batch() was called after keep(), which chooses among all of the step's rows; call it before"
             )
         start, joint = samples.rows, self.begun.joint
+        if joint is not None and self._parts:
+            raise RuntimeError(
+                "a step with validation_rows= has no parts: its index is given to step(); pass validation="
+            )
         samples.add(index, weights, self.begun.checks, f"step {self.begun.number}: ")
         if joint is not None:
             self._parts.append(joint.training)

@@ -186,6 +186,7 @@ class JointPass:
         self.values: list[Tensor] = []
         self._outputs: list[Tensor] = []  # of the model, to see what the losses are made of
         self._hook: Any = None
+        self._checking = False  # whether losses are differentiated to see what they are made of
         self._random: RandomState | None = None
         self._of_set = [list(rows) for rows in sets.values()]
         self._parameters, self._names = parameters, {p: name for name, p in parameters.items()}
@@ -199,6 +200,7 @@ class JointPass:
         self._waiting: list[Term] = []
         self._complete: set[str] = set()
         self._scale: Tensor | None = None
+        self._precision: dict[str, float] = {}  # of the coarsest of what went into terms
         self._found: list[tuple[str, Tensor]] = []
 
     # what is differentiated
@@ -265,14 +267,18 @@ class JointPass:
     def _expect_apart(self, training: Tensor, validation: Tensor) -> None:
         """Refuse a training loss that is made of validation rows as well, and the other way round."""
         size, start = self.rows.size, self.training.size
-        for output in self._outputs:
+        self._checking = True
+        try:
+            found = [
+                torch.autograd.grad(loss.sum(), self._outputs, retain_graph=True, allow_unused=True)
+                for loss in (training, validation)
+            ]
+        finally:
+            self._checking = False
+        for output, of_training, of_validation in zip(self._outputs, *found, strict=True):
             axes = [axis for axis, length in enumerate(output.shape) if length == size]
             if not axes:
                 continue
-            of_training, of_validation = (
-                torch.autograd.grad(loss, output, retain_graph=True, allow_unused=True)[0]
-                for loss in (training.sum(), validation.sum())
-            )
             strays = []
             for axis in axes:
                 in_training = of_training is not None and bool(of_training.narrow(axis, start, size - start).any())
@@ -313,6 +319,8 @@ class JointPass:
         sequence of mappings, or None
             The probes, where that is all there will be of them and scores are made in the backward pass.
         """
+        if self._checking:
+            return None
         self._expect_open(keys)
         for gradients, own in zip(self._gradients, of_sets, strict=True):
             for key, gradient in zip(keys, own, strict=True):
@@ -334,6 +342,8 @@ class JointPass:
 
     def receive_training(self, term: LayerTerm, gradients: Mapping[str, Tensor]) -> None:
         """Take a term of training rows whose gradient its layer has formed."""
+        if self._checking:
+            return
         if not term.keys <= self._complete:
             for key, gradient in gradients.items():
                 _add(self._of_layers, key, gradient)
@@ -341,6 +351,8 @@ class JointPass:
 
     def receive(self, term: Term) -> None:
         """Take a term of all rows."""
+        if self._checking:
+            return
         self._expect_open(term.keys)
         for key in term.keys:
             self._to_split.setdefault(key, []).append(term)
@@ -410,7 +422,7 @@ class JointPass:
         if not self._found:
             return
         names = [name for name, _ in self._found]
-        eps = np.array([torch.finfo(self._parameters[name].dtype).eps for name in names])
+        eps = np.array([max(self._precision[n], torch.finfo(self._parameters[n].dtype).eps) for n in names])
         whole = norms([g for g in gradients if g is not None]).double().norm()
         device = whole.device
         table = torch.stack([row.to(device) for _, row in self._found])
@@ -450,6 +462,7 @@ class JointPass:
             self._to_split[key] = [one for one in self._to_split.get(key, []) if one is not term]
         training, *of_sets = term.gradients([self.training.rows, *self.sets])
         for key, gradient in training.items():
+            self._precision[key] = max(self._precision.get(key, 0.0), torch.finfo(term.kind).eps)
             _add(self._of_terms, key, gradient)
             _add(self._terms_of_all, key, sum((own[key] for own in of_sets), start=gradient))
             for gradients, own in zip(self._gradients, of_sets, strict=True):
