@@ -134,7 +134,8 @@ class FusedLayers:
             self._scored = True
             return joint_call(self._call_to_join(site, joint, a), a)
         assert probes is not None
-        self.chosen[site.name] = rule = "gram" if isinstance(probes[0][str(site.key_of("weight"))], Factors) else rule
+        rule = "gram" if isinstance(probes[0][str(site.key_of("weight"))], Factors) else rule
+        self.chosen[site.name] = rule
         if how.transposed is not None:
             self._factors.calls[site.name] = call
         if rule != "weight-gradient":

@@ -118,40 +118,67 @@ def wgrad_dot_torch(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Do the same in plain torch: the kernel's twin, for [B, T, d_in], [B, T, d_out] and [V, d_out, d_in]."""
     kind = torch.promote_types(a.dtype, torch.float32)
-    n_samples, n_positions, d_in = a.shape
-    d_out = b.shape[-1]
+    kept = _kept(lengths, a.shape[1])
+    if kept is not None:
+        a, b = (x.masked_fill(~kept[..., None], 0.0) for x in (a, b))
     directions = probes.to(kind)
-    grad = torch.zeros_like(directions[0]) if len(directions) else a.new_zeros(d_out, d_in, dtype=kind)
-    bias_grad = None if bias_probes is None else grad.new_zeros(d_out)
-    scores = grad.new_empty(len(probes), n_samples)
-    kept = _kept(lengths, n_positions)
-    # one product serves all samples of one position; G_i = b_i a_i^T is not worth forming then
-    rank_one = n_positions == 1
-    together = n_samples if rank_one else CHUNK_BYTES.get(a.device.type, 2**20) // max(1, 4 * d_in * d_out)
-    if together <= FEW:
-        together = 1
-    for start in range(0, n_samples, together):
-        samples = slice(start, start + together)
-        left, right = b[samples], a[samples]
-        if kept is not None:
-            left, right = (x.masked_fill(~kept[samples, :, None], 0.0) for x in (left, right))
-        if rank_one:
-            left, right = left[:, 0], right[:, 0]  # [B, d_out], [B, d_in]
-            grad += _product(left.t()[None], right[None], kind)[0]
-            scores[:, samples] = ((left.to(kind) @ directions) * right).sum(-1)
+    chunk = CHUNK_BYTES.get(a.device.type, 2**20) // max(1, 4 * a.shape[2] * b.shape[2])
+    if a.shape[1] == 1:
+        grad, scores = _rank_one(a[:, 0], b[:, 0], directions)
+    elif chunk <= FEW and a.device.type == "cpu" and min(len(a), len(directions)):
+        grad, scores = _one_by_one(a, b, directions)
+    else:
+        grad, scores = _in_chunks(a, b, directions, max(1, chunk if chunk > FEW else 1))
+    if bias_probes is None:
+        return grad, None, scores
+    biases = b.sum(1, dtype=kind)  # [B, d_out]
+    return grad, biases.sum(0), scores + bias_probes.to(kind) @ biases.t()
+
+
+def _rank_one(a: Tensor, b: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """Serve [B, d_in] and [B, d_out]: one product serves all samples, and G_i = b_i a_i^T is not worth forming."""
+    kind = directions.dtype
+    grad = _empty(directions, a, b).zero_()
+    grad += _product(b.t()[None], a[None], kind)[0]
+    return grad, ((b.to(kind) @ directions) * a).sum(-1)
+
+
+def _one_by_one(a: Tensor, b: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """Form each sample's gradient in one place, which stays in the cache."""
+    one = directions[0]
+    if one.t().is_contiguous() and not one.is_contiguous():  # a weight that is stored transposed
+        grad, scores = _one_by_one(b, a, directions.transpose(1, 2))
+        return grad.t(), scores
+    grad, flat, scores = _empty(directions, a, b), directions.flatten(1), []
+    own = grad
+    for left, right in zip(b, a, strict=True):
+        torch.mm(left.t().to(one.dtype), right.to(one.dtype), out=own)
+        along = own.reshape(-1)
+        scores.append(torch.dot(flat[0], along)[None] if len(flat) == 1 else torch.mv(flat, along))
+        if own is grad:
+            own = torch.empty_like(grad)
         else:
-            gradients = _product(left.transpose(1, 2), right, kind)  # [samples, d_out, d_in]
-            if len(gradients) == 1:
-                scores[:, start] = torch.mv(directions.flatten(1), gradients.flatten())
-                grad += gradients[0]
-            else:
-                scores[:, samples] = directions.flatten(1) @ gradients.flatten(1).t()
-                grad += gradients.sum(0)
-        if bias_grad is not None and bias_probes is not None:
-            biases = left.to(kind) if rank_one else left.sum(1, dtype=kind)  # [samples, d_out]
-            scores[:, samples] += bias_probes.to(kind) @ biases.t()
-            bias_grad += biases.sum(0)
-    return grad, bias_grad, scores
+            grad += own
+    return grad, torch.stack(scores, 1)
+
+
+def _in_chunks(a: Tensor, b: Tensor, directions: Tensor, together: int) -> tuple[Tensor, Tensor]:
+    """Form a number of samples' gradients together."""
+    grad, flat = _empty(directions, a, b).zero_(), directions.flatten(1)
+    scores = grad.new_empty(len(directions), len(a))
+    for start in range(0, len(a), together):
+        samples = slice(start, start + together)
+        gradients = _product(b[samples].transpose(1, 2), a[samples], directions.dtype)  # [samples, d_out, d_in]
+        scores[:, samples] = flat @ gradients.flatten(1).t()
+        grad += gradients.sum(0)
+    return grad, scores
+
+
+def _empty(directions: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Return memory for a gradient, laid out as probes are."""
+    if len(directions):
+        return torch.empty_like(directions[0])
+    return directions.new_empty(b.shape[-1], a.shape[-1])
 
 
 def _product(x: Tensor, y: Tensor, kind: torch.dtype) -> Tensor:
