@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from inrun_bench.attribution.directions import Direction, Factors, multiplied_out
-from inrun_bench.attribution.families import Rule
+from inrun_bench.attribution.families import Rule, find_gradients_of_samples
 from inrun_bench.attribution.products.backend import Backend
 
-__all__ = ["Aimed", "Joint", "LayerSite", "LayerTerm", "MicroBatch", "Rows", "Term"]
+__all__ = ["Aimed", "FormedTerm", "Joint", "LayerSite", "LayerTerm", "MicroBatch", "Rows", "Term"]
 
 Rows: TypeAlias = slice | Tensor
 """Some rows of a micro-batch: a stretch of them, or their numbers."""
@@ -277,12 +277,62 @@ class LayerTerm:
         a, b = (_some(x, where, size) for x in (self.a, self.b))
         return replace(self, micro_batch=own, a=a, b=b)
 
+    def formed(self) -> Term:
+        """Return the term with its samples' gradients in the place of input and output gradient, if they are small."""
+        form = find_gradients_of_samples(self.site.layer)
+        if form is None or not isinstance(self.a, Tensor) or len(self.b) != self.micro_batch.size:
+            return self
+        names = self.site.parameters
+        own = form(self.site.layer, self.a, self.b)
+        by_key = {key: own[name] for name in own if (key := self.site.key_of(name)) is not None and key in names}
+        return FormedTerm(self.where, self.keys, self.micro_batch, self.b.dtype, by_key)
+
     def rounded(self, dtype: torch.dtype) -> LayerTerm:
         """Return the term with its floating-point tensors in another precision."""
         leaves, spec = tree_flatten((self.a, self.b))
         floating = [isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves]
         a, b = tree_unflatten([x.to(dtype) if f else x for x, f in zip(leaves, floating, strict=True)], spec)
         return replace(self, a=a, b=b)
+
+
+@dataclass(frozen=True)
+class FormedTerm:
+    """One call of a layer whose parameters are few: the gradients of its samples, [size, *parameter] by name."""
+
+    where: str
+    keys: set[str]
+    micro_batch: MicroBatch
+    kind: torch.dtype
+    of_samples: Mapping[str, Tensor]
+
+    @property
+    def b(self) -> Tensor:
+        """A gradient, for its device and for whether it is finite."""
+        return next(iter(self.of_samples.values()))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What is kept in memory."""
+        return list(self.of_samples.values())
+
+    def score(self, probe: Direction) -> Tensor:
+        """Return the samples' dot products with `probe`."""
+        given = {key: own for key, own in self.of_samples.items() if probe.get(key) is not None}
+        dots = [own.flatten(1) @ multiplied_out(probe[key]).to(own.dtype).flatten() for key, own in given.items()]
+        total: Tensor = sum(dots[1:], start=dots[0]) if dots else self.b.new_zeros(self.micro_batch.size)
+        return total
+
+    def gradients(self, groups: Sequence[Rows]) -> list[dict[str, Tensor]]:
+        """Return the gradients of groups of rows."""
+        return [{key: own[group].sum(0) for key, own in self.of_samples.items()} for group in groups]
+
+    def part(self, rows: MicroBatch) -> FormedTerm:
+        """Return the term of some rows."""
+        return replace(self, micro_batch=rows, of_samples={k: own[rows.rows] for k, own in self.of_samples.items()})
+
+    def rounded(self, dtype: torch.dtype) -> FormedTerm:
+        """Return the term in another precision."""
+        return replace(self, of_samples={key: own.to(dtype) for key, own in self.of_samples.items()})
 
 
 def _some(x: Tensor, rows: Rows, size: int) -> Tensor:

@@ -120,8 +120,8 @@ class FusedLayers:
         if not torch.compiler.is_compiling() and site.frozen is not False:
             return plain_forward(layer, a)
         call, rule = self._call_and_rule(site, a, micro_batch.size, n_probes)
-        rule = rule if joint is None else "weight-gradient"
         if torch.compiler.is_compiling():
+            rule = rule if joint is None else "weight-gradient"
             seen = self._calls.of_compiled_layer(site)
             first = seen == 0 or (isinstance(seen, Unclear) and micro_batch.size not in a.shape[1:-1])
             if rule != "weight-gradient" or how.transposed is None or not first:
@@ -134,7 +134,8 @@ class FusedLayers:
             self._scored = True
             return joint_call(self._call_to_join(site, joint, a), a)
         assert probes is not None
-        rule = "gram" if isinstance(probes[0][str(site.key_of("weight"))], Factors) else rule
+        if isinstance(probes[0][str(site.key_of("weight"))], Factors):
+            rule = "gram"
         self.chosen[site.name] = rule
         if how.transposed is not None:
             self._factors.calls[site.name] = call

@@ -45,13 +45,22 @@ from inrun_bench.attribution.families.position_wise import position_wise_rules
 from inrun_bench.attribution.families.registry import (
     GhostRule,
     Rule,
+    find_gradients_of_samples,
     find_scored_backward,
     ghost_rule,
     registered_rules,
     supported_layers,
 )
 
-__all__ = ["GhostRule", "Rule", "find_rules", "find_scored_backward", "ghost_rule", "supported_layers"]
+__all__ = [
+    "GhostRule",
+    "Rule",
+    "find_gradients_of_samples",
+    "find_rules",
+    "find_scored_backward",
+    "ghost_rule",
+    "supported_layers",
+]
 
 
 def find_rules(layer: nn.Module) -> tuple[Rule, ...]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from inrun_bench.attribution.families.registry import ghost_rule
+from inrun_bench.attribution.families.registry import ghost_rule, gradients_of_samples
 from inrun_bench.attribution.products.backend import Backend
 from inrun_bench.attribution.products.norm_dot import layer_norm_dot, rms_norm_dot
 from inrun_bench.attribution.products.sample_dot import sample_dot
@@ -34,6 +34,43 @@ def rms_norm(layer: nn.RMSNorm, a: Tensor, b: Tensor, q: Tensor, *, backend: Bac
 def group_norm(layer: nn.GroupNorm, a: Tensor, b: Tensor, *q: Tensor | None) -> Tensor:
     """Normalise over groups of channels, and scale by the probes [C]."""
     return sample_dot(functional.group_norm(a.to(b.dtype), layer.num_groups, *_scale_and_shift(b, *q), layer.eps), b)
+
+
+@gradients_of_samples(nn.LayerNorm)
+def of_layer_norm(layer: nn.LayerNorm, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    """Sum the normalised input times b, and b, over positions."""
+    dims = len(layer.normalized_shape)
+    a, b = _in_single(a, b)
+    return _of_scale_and_shift(functional.layer_norm(a, layer.normalized_shape, eps=layer.eps), b, 1, a.dim() - dims)
+
+
+@gradients_of_samples(nn.RMSNorm)
+def of_rms_norm(layer: nn.RMSNorm, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    """Sum the normalised input times b over positions."""
+    dims = len(layer.normalized_shape)
+    eps = torch.finfo(torch.promote_types(a.dtype, torch.float32)).eps if layer.eps is None else layer.eps
+    a, b = _in_single(a, b)
+    normalised = functional.rms_norm(a, layer.normalized_shape, eps=eps)
+    return {"weight": _of_scale_and_shift(normalised, b, 1, a.dim() - dims)["weight"]}
+
+
+@gradients_of_samples(nn.GroupNorm)
+def of_group_norm(layer: nn.GroupNorm, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    """Sum the normalised input times b, and b, over what lies behind the channels."""
+    a, b = _in_single(a, b)
+    return _of_scale_and_shift(functional.group_norm(a, layer.num_groups, eps=layer.eps), b, 2, a.dim())
+
+
+def _in_single(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    kind = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    return a.to(kind), b.to(kind)
+
+
+def _of_scale_and_shift(normalised: Tensor, b: Tensor, start: int, end: int) -> dict[str, Tensor]:
+    """Return gradients of weight and bias, summed over the axes from `start` to `end`."""
+    axes = tuple(range(start, end))
+    product = normalised.mul_(b)
+    return {"weight": product.sum(axes) if axes else product, "bias": b.sum(axes) if axes else b}
 
 
 @ghost_rule(nn.InstanceNorm1d, "weight", "bias")

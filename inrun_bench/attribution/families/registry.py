@@ -13,9 +13,12 @@ from inrun_bench.attribution.products.backend import Backend
 
 __all__ = [
     "GhostRule",
+    "GradientsOfSamples",
     "Rule",
+    "find_gradients_of_samples",
     "find_scored_backward",
     "ghost_rule",
+    "gradients_of_samples",
     "registered_rules",
     "scores_backward",
     "supported_layers",
@@ -43,8 +46,12 @@ class Rule:
         return self.function(layer, a, b, *q, **({"backend": backend} if self.takes_backend else {}))
 
 
+GradientsOfSamples: TypeAlias = Callable[[Any, Tensor, Tensor], dict[str, Tensor]]
+"""``function(layer, a, b)``: of each sample, the gradients of all of the layer's parameters, [B, *parameter]."""
+
 _RULES: dict[type[nn.Module] | str, tuple[Rule, ...]] = {}
 _SCORED_BACKWARD: dict[type[nn.Module] | str, ScoredBackward] = {}
+_GRADIENTS: dict[type[nn.Module] | str, GradientsOfSamples] = {}
 
 
 def ghost_rule(
@@ -96,6 +103,24 @@ def ghost_rule(
 def registered_rules(layer: nn.Module) -> tuple[Rule, ...]:
     """Return the rules of the layer's type; empty where there are none."""
     return _by_type(_RULES, layer) or ()
+
+
+def gradients_of_samples(layer_type: type[nn.Module]) -> Callable[[GradientsOfSamples], GradientsOfSamples]:
+    """Register the decorated function for a layer type whose parameters are small beside its input.
+
+    Where samples' gradients themselves are asked for, it forms them in one go; they are float32 at least.
+    """
+
+    def register(function: GradientsOfSamples) -> GradientsOfSamples:
+        _GRADIENTS[layer_type] = function
+        return function
+
+    return register
+
+
+def find_gradients_of_samples(layer: nn.Module) -> GradientsOfSamples | None:
+    """Return what forms the gradients of the layer's samples, or None where there is nothing of the kind."""
+    return _by_type(_GRADIENTS, layer)
 
 
 def scores_backward(layer_type: type[nn.Module] | str, how: ScoredBackward) -> None:

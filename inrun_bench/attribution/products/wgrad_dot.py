@@ -149,17 +149,17 @@ def _one_by_one(a: Tensor, b: Tensor, directions: Tensor) -> tuple[Tensor, Tenso
     if one.t().is_contiguous() and not one.is_contiguous():  # a weight that is stored transposed
         grad, scores = _one_by_one(b, a, directions.transpose(1, 2))
         return grad.t(), scores
-    grad, flat, scores = _empty(directions, a, b), directions.flatten(1), []
-    own = grad
+    grad, flat = _empty(directions, a, b), directions.flatten(1)
+    own, found = grad, []
     for left, right in zip(b, a, strict=True):
         torch.mm(left.t().to(one.dtype), right.to(one.dtype), out=own)
         along = own.reshape(-1)
-        scores.append(torch.dot(flat[0], along)[None] if len(flat) == 1 else torch.mv(flat, along))
+        found.append(torch.dot(flat[0], along)[None] if len(flat) == 1 else torch.mv(flat, along))
         if own is grad:
             own = torch.empty_like(grad)
         else:
             grad += own
-    return grad, torch.stack(scores, 1)
+    return grad, torch.stack(found, 1)
 
 
 def _in_chunks(a: Tensor, b: Tensor, directions: Tensor, together: int) -> tuple[Tensor, Tensor]:

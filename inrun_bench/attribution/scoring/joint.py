@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from inrun_bench.attribution.capture.trees import tensors_of
 from inrun_bench.attribution.directions import Direction
 from inrun_bench.attribution.gradient_scaling import dense
-from inrun_bench.attribution.layer_terms import LayerSite, LayerTerm, MicroBatch, Rows, Term
+from inrun_bench.attribution.layer_terms import FormedTerm, LayerSite, LayerTerm, MicroBatch, Rows, Term
 from inrun_bench.attribution.precision import norms
 from inrun_bench.attribution.random_state import RandomState
 from inrun_bench.attribution.scoring.early import EarlyRoute
@@ -460,14 +460,15 @@ class JointPass:
         """Form the gradients of the training rows and of each validation set, once for all of a term's parameters."""
         for key in term.keys:
             self._to_split[key] = [one for one in self._to_split.get(key, []) if one is not term]
-        training, *of_sets = term.gradients([self.training.rows, *self.sets])
+        whole = term.formed() if isinstance(term, LayerTerm) else term
+        training, *of_sets = whole.gradients([self.training.rows, *self.sets])
         for key, gradient in training.items():
             self._precision[key] = max(self._precision.get(key, 0.0), torch.finfo(term.kind).eps)
             _add(self._of_terms, key, gradient)
             _add(self._terms_of_all, key, sum((own[key] for own in of_sets), start=gradient))
             for gradients, own in zip(self._gradients, of_sets, strict=True):
                 _add(gradients, key, own[key].to(self._parameters[key].dtype))
-        self._waiting.append(_of_training(term, self.training))
+        self._waiting.append(_of_training(whole, self.training))
 
     def _completed(self, key: str) -> None:
         if key in self._complete:
@@ -522,7 +523,7 @@ class _PartOfTerm:
 
 
 def _of_training(term: Term, training: MicroBatch) -> Term:
-    if isinstance(term, LayerTerm) and isinstance(term.a, Tensor):
+    if isinstance(term, FormedTerm) or (isinstance(term, LayerTerm) and isinstance(term.a, Tensor)):
         return term.part(training)
     return _PartOfTerm(term, training)
 
