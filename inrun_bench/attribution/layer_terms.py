@@ -197,7 +197,12 @@ class Joint(Protocol):
     def called(self, keys: Sequence[str], /) -> None:
         """Be told that a layer is run which will bring the gradients of these parameters itself."""
 
-    def bring(self, keys: Sequence[str], of_sets: Sequence[Sequence[Tensor]], /) -> Sequence[Direction] | None:
+    def takes_factors(self, keys: Sequence[str], /) -> bool:
+        """Whether the weight's part may be left in factors."""
+
+    def bring(
+        self, keys: Sequence[str], of_sets: Sequence[Sequence[Tensor | Factors]], /
+    ) -> Sequence[Direction] | None:
         """Take validation gradients, by set and parameter; return the probes, if they are known and asked for now."""
 
     def take_scores(self, site: LayerSite, scores: Tensor, kind: torch.dtype, /) -> None:

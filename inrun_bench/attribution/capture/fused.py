@@ -170,10 +170,24 @@ class FusedLayers:
 
     def _call_to_join(self, site: LayerSite, joint: Joint, a: Tensor) -> Joined:
         """Return a call that brings the gradients of validation and training rows apart."""
-        _, rule = self._call_and_rule(site, a, joint.training.size, len(joint.sets))
-        chosen: RuleName = "weight-gradient" if rule == "weight-gradient" else "project"  # factors are not kept
-        self.chosen[site.name] = chosen
-        return Joined(site, self._how[site.name], chosen, joint)
+        rule = self._rule_of_joint(site, a, joint)
+        self.chosen[site.name] = rule
+        return Joined(site, self._how[site.name], rule, joint)
+
+    def _rule_of_joint(self, site: LayerSite, a: Tensor, joint: Joint) -> RuleName:
+        """Return the rule of a call on all rows, of which those of validation are known to be as many as they are."""
+        how, form = self._how[site.name], (site.name, a.shape, a.device.type, joint.rows, len(joint.sets))
+        known = self._chosen_for.get(form)
+        if known is None:
+            positions, *sides = how.size(site.layer, a)
+            size, validation = joint.training.size, joint.rows.validation
+            in_factors = positions * validation if how.transposed is not None else None
+            call = CallSizes(size, positions, *sides, how.price, len(joint.sets), in_factors, a.device.type)
+            rule = fastest(call) if self._rules == "auto" else self._rules
+            known = call, "project" if rule == "gram" and in_factors is None else rule
+            self._chosen_for[form] = known
+        chosen: RuleName = known[1]
+        return chosen
 
 
 def _computed_anew(micro_batch: MicroBatch, receive: Callable[..., None]) -> Callable[..., None]:
@@ -319,8 +333,13 @@ def joint_gradients(call: Joined, a: Tensor, b: Tensor, *, with_bias: bool) -> t
     """
     layer, how, joint = call.layer, call.how, call.joint
     keys = call.keys(with_bias=with_bias)
-    of_sets = []
+    in_factors = call.rule == "gram" and joint.takes_factors(keys)
+    of_sets: list[list[Tensor | Factors]] = []
     for rows in joint.sets:
+        if in_factors:
+            own = Factors(a[rows].flatten(0, -2), b[rows].flatten(0, -2), bool(how.transposed))
+            of_sets.append([own, own.gradients.sum(0)][: len(keys)])
+            continue
         found = how.weight_gradient(layer, a[rows], b[rows], with_bias=with_bias)
         of_sets.append([gradient for gradient in found if gradient is not None])
     probes = joint.bring(keys, of_sets)

@@ -141,7 +141,12 @@ class EarlyRoute:
         """The probes, as far as they are known."""
         return self._probes.directions
 
-    def aim_at(self, name: str, gradients: Sequence[Tensor]) -> None:
+    @property
+    def scales_alike(self) -> bool:
+        """Whether the slope is one number for all parameters."""
+        return not self._probes.scaling
+
+    def aim_at(self, name: str, gradients: Sequence[Any]) -> None:
         """Learn of one parameter what v is, by validation set."""
         make = self._probes.scaling.get(name)
         for direction, v in zip(self._probes.directions, gradients, strict=True):

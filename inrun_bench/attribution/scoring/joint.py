@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from inrun_bench.attribution.capture.trees import tensors_of
-from inrun_bench.attribution.directions import Direction
+from inrun_bench.attribution.directions import Direction, Factors, multiplied_out
 from inrun_bench.attribution.gradient_scaling import dense
 from inrun_bench.attribution.layer_terms import FormedTerm, LayerSite, LayerTerm, MicroBatch, Rows, Term
 from inrun_bench.attribution.precision import norms
@@ -192,7 +192,7 @@ class JointPass:
         self._parameters, self._names = parameters, {p: name for name, p in parameters.items()}
         self._elsewhere, self._looking_away = elsewhere, looking_away
         self._calls: Counter[str] = Counter()  # of layers that form the gradient of the training rows themselves
-        self._gradients: list[dict[str, Tensor]] = [{} for _ in sets]
+        self._gradients: list[dict[str, Any]] = [{} for _ in sets]  # tensors, or factors
         self._of_layers: dict[str, Tensor] = {}  # what layers have formed of gradients that have other parts, too
         self._of_terms: dict[str, Tensor] = {}  # the same of terms
         self._terms_of_all: dict[str, Tensor] = {}  # of training and validation rows
@@ -304,15 +304,19 @@ class JointPass:
         """Be told that a layer is run which will bring the gradients of these parameters itself."""
         self._calls.update(keys)
 
-    def bring(self, keys: Sequence[str], of_sets: Sequence[Sequence[Tensor]]) -> Sequence[Direction] | None:
+    def takes_factors(self, keys: Sequence[str]) -> bool:
+        """Whether a layer's part of the gradients may be in factors: it is all of them, and slopes are one number."""
+        return isinstance(self.route, EarlyRoute) and self.route.scales_alike and self.alone(keys)
+
+    def bring(self, keys: Sequence[str], of_sets: Sequence[Sequence[Tensor | Factors]]) -> Sequence[Direction] | None:
         """Take a layer's part of the validation gradients.
 
         Parameters
         ----------
         keys : sequence of str
             The layer's parameters.
-        of_sets : sequence of sequences of Tensor
-            Their gradients, by validation set.
+        of_sets : sequence of sequences of Tensor or Factors
+            Their gradients, by validation set; in factors where :meth:`takes_factors` says so.
 
         Returns
         -------
@@ -324,7 +328,10 @@ class JointPass:
         self._expect_open(keys)
         for gradients, own in zip(self._gradients, of_sets, strict=True):
             for key, gradient in zip(keys, own, strict=True):
-                _add(gradients, key, gradient.to(self._parameters[key].dtype))
+                if isinstance(gradient, Factors):
+                    gradients[key] = gradient
+                else:
+                    _add(gradients, key, gradient.to(self._parameters[key].dtype))
         if not self.alone(keys):
             return None
         for key in keys:
@@ -388,14 +395,14 @@ class JointPass:
     def gradient(self, number: int) -> list[Tensor]:
         """Return the gradient of the loss of a validation set, one tensor a parameter."""
         own = self._gradients[number]
-        return [own[name] / self.scale.to(p.device, p.dtype) for name, p in self._parameters.items()]
+        return [multiplied_out(own[name]) / self.scale.to(p.device, p.dtype) for name, p in self._parameters.items()]
 
     def empty(self, update: Update) -> Tensor:
         """Return what the step does with an empty coalition, to first order, float64 [validation sets]."""
         if update.empty is None:
             return torch.zeros(len(self.sets), dtype=torch.float64, device=self.scale.device)
         dots = [
-            gathered([(v.double() * u.double()).sum() for v, u in zip(of_set.values(), update.empty, strict=True)])
+            gathered([_dot(multiplied_out(v), u) for v, u in zip(of_set.values(), update.empty, strict=True)])
             for of_set in ({name: own[name] for name in self._parameters} for own in self._gradients)
         ]
         return gathered([dot.sum() for dot in dots]) / self.scale
@@ -532,6 +539,10 @@ def _rows(numbers: Sequence[int]) -> Rows:
     if list(numbers) == list(range(numbers[0], numbers[0] + len(numbers))):
         return slice(numbers[0], numbers[0] + len(numbers))
     return torch.tensor(numbers)
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    return torch.dot(x.reshape(-1).double(), y.reshape(-1).double())
 
 
 def _add(sums: dict[str, Tensor], key: str, part: Tensor) -> None:
