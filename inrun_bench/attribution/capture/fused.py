@@ -179,11 +179,11 @@ class FusedLayers:
         how, form = self._how[site.name], (site.name, a.shape, a.device.type, joint.rows, len(joint.sets))
         known = self._chosen_for.get(form)
         if known is None:
-            positions, *sides = how.size(site.layer, a)
+            positions, d_in, d_out = how.size(site.layer, a)
             size, validation = joint.training.size, joint.rows.validation
             in_factors = positions * validation if how.transposed is not None else None
-            call = CallSizes(size, positions, *sides, how.price, len(joint.sets), in_factors, a.device.type)
-            rule = fastest(call) if self._rules == "auto" else self._rules
+            call = CallSizes(size, positions, d_in, d_out, how.price, len(joint.sets), in_factors, device=a.device.type)
+            rule: Any = fastest(call) if self._rules == "auto" else self._rules
             known = call, "project" if rule == "gram" and in_factors is None else rule
             self._chosen_for[form] = known
         chosen: RuleName = known[1]
@@ -338,7 +338,7 @@ def joint_gradients(call: Joined, a: Tensor, b: Tensor, *, with_bias: bool) -> t
     for rows in joint.sets:
         if in_factors:
             own = Factors(a[rows].flatten(0, -2), b[rows].flatten(0, -2), bool(how.transposed))
-            of_sets.append([own, own.gradients.sum(0)][: len(keys)])
+            of_sets.append([own, own.gradients.sum(0)] if with_bias else [own])
             continue
         found = how.weight_gradient(layer, a[rows], b[rows], with_bias=with_bias)
         of_sets.append([gradient for gradient in found if gradient is not None])
