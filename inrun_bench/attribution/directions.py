@@ -12,9 +12,9 @@ its own weight-gradient product. This is the "ghost dot product" of arXiv 2406.1
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from inrun_bench.attribution.precision import own_precision
 from inrun_bench.attribution.products.backend import Backend
 from inrun_bench.attribution.products.gram_dot import gram_dot
 
-__all__ = ["Direction", "Factors", "multiplied_out"]
+__all__ = ["Direction", "Factors", "Stacked", "multiplied_out", "stacked"]
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,45 @@ class Factors:
         return gram_dot(a, b, self.inputs, self.gradients, backend=backend) * self.scale
 
 
+class Stacked(Sequence[Mapping[str, Tensor]]):
+    """Several probes that are held together.
+
+    Parameters
+    ----------
+    tensors : mapping of str to Tensor [V, *parameter]
+        By parameter.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = tensors
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    @overload
+    def __getitem__(self, number: int) -> Mapping[str, Tensor]: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Mapping[str, Tensor]]: ...
+
+    def __getitem__(self, number: int | slice) -> Any:
+        if isinstance(number, slice):
+            return Stacked({name: x[number] for name, x in self.tensors.items()})
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"there are {len(self)} probes, got {number}")
+        return {name: x[number] for name, x in self.tensors.items()}
+
+
 Direction: TypeAlias = Mapping[str, Tensor | Factors]
 """A probe: of each trained parameter's name, the direction q."""
+
+
+def stacked(probes: Sequence[Direction], name: str) -> Tensor:
+    """Return what probes are of one parameter, [V, *parameter]."""
+    if isinstance(probes, Stacked):
+        return probes.tensors[name]
+    tensors = [multiplied_out(probe[name]) for probe in probes]
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
 
 
 def multiplied_out(direction: Tensor | Factors) -> Tensor:

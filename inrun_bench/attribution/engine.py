@@ -23,7 +23,7 @@ from inrun_bench.attribution.capture.saved_tensors import in_backward_pass
 from inrun_bench.attribution.capture.trees import parameters_of
 from inrun_bench.attribution.directions import Factors
 from inrun_bench.attribution.gradient_scaling import Received, Watcher, copies, dense
-from inrun_bench.attribution.layer_terms import Term
+from inrun_bench.attribution.layer_terms import MicroBatch, Term
 from inrun_bench.attribution.ledger.books import ONLY, Books
 from inrun_bench.attribution.ledger.ledger import Ledger, Pages
 from inrun_bench.attribution.ledger.pending import Pending
@@ -31,8 +31,9 @@ from inrun_bench.attribution.optimizers import Optimizers, closure_evaluated
 from inrun_bench.attribution.parallel import refuse_parallel, refuse_process_group
 from inrun_bench.attribution.probes import PROBES, First, Probe, Step
 from inrun_bench.attribution.products.backend import Backend
+from inrun_bench.attribution.queries import QueryLoss, QueryLosses
 from inrun_bench.attribution.scoring.checks import expect_received, expect_seen
-from inrun_bench.attribution.scoring.early import EarlyRoute, joint_probes, known_probes
+from inrun_bench.attribution.scoring.early import EarlyRoute, joint_probes, known_probes, query_probes
 from inrun_bench.attribution.scoring.joint import JointPass, RowsLoss, rows_by_set
 from inrun_bench.attribution.scoring.jvp import JvpRoute
 from inrun_bench.attribution.scoring.keep import KeepRoute
@@ -104,6 +105,9 @@ class InRunShapley:
         Patterns (:mod:`fnmatch`) of the names of parameters that make scores, for instance ``"*.layers.*"`` without
         embeddings and head; all parameters of a layer, or none. What the others bring is in the ledger's account
         ``unscored``. All make scores where None.
+    per_query : bool
+        Whether `validation` returns the losses of many queries, one each, [queries], and values are of each:
+        [n_samples, queries], in one ledger (:mod:`inrun_bench.attribution.queries`). For ``order="first"``.
     batch_axis : {"observed"} or int, or mapping of str to (int, None or "folded")
         Which axis of layers' inputs and outputs numbers the samples. It is observed, in two forward passes beside the
         first step, by exchanging one sample for another
@@ -155,6 +159,7 @@ class InRunShapley:
         memory_budget: int | None = None,
         tolerance: float = 0.0,
         score: str | Sequence[str] | None = None,
+        per_query: bool = False,
         batch_axis: BatchAxis | Literal["observed"] | Mapping[str, BatchAxis] = "observed",
         kernels: Backend = "auto",
     ) -> None:
@@ -190,6 +195,14 @@ class InRunShapley:
         if self._scored is not None and late == "jvp":
             raise ValueError("late='jvp' differentiates losses by all parameters; with score=, choose another")
         self._validation = None if validation is None else _named(validation)
+        self._per_query = per_query
+        self._collected: list[Term] | None = None  # of a pass over queries
+        if per_query and type(self.probe) is not First:
+            raise ValueError(f"per_query=True is for order='first', got {self.probe.name!r}")
+        if per_query and late in ("split", "jvp"):
+            raise ValueError(f"per_query=True is not for late={late!r}; choose 'auto' or 'keep'")
+        if per_query and isinstance(validation, Mapping):
+            raise ValueError("per_query=True takes one validation closure, which returns the losses of all queries")
         self._books = self._new_books(self._validation or (ONLY,))
         self._watch()
         self._optimizers.watch(self._before_optimizer_step, self._after_optimizer_step)
@@ -241,7 +254,7 @@ class InRunShapley:
         if steps is None:
             self._look()
             return self._books.values(name)
-        values = np.zeros(self.n_samples)
+        values = np.zeros_like(self._books.values(name))
         pages = self.ledgers[name].steps
         for number in range(*steps.indices(len(pages))):
             np.add.at(values, pages[number].index, pages[number].scores)
@@ -294,6 +307,8 @@ class InRunShapley:
             )
         if self._validation is None and state["ledgers"].keys() != self._books.ledgers.keys():
             self._books = self._new_books(state["ledgers"])
+        if self._per_query:
+            self._books = self._new_books((ONLY,), state["ledgers"][ONLY]["values"].shape[-1])
         self._books.load_state_dict(state["ledgers"])
         self._pending = self._left_at = None
         self._steps = state["steps"]
@@ -366,7 +381,9 @@ class InRunShapley:
         self._follow_frozen_and_unfrozen()
         self._optimizers.look_again(self._names)
         self._optimizers.watch(self._before_optimizer_step, self._after_optimizer_step)  # hooks may have been added
-        if validation_rows is None:
+        if self._per_query:
+            begun = self._begun(self._losses_of_queries(validation, validation_rows, losses))
+        elif validation_rows is None:
             begun = self._begun(self._losses_of(validation))
         else:
             begun = self._begun(*self._joint_pass(validation_rows, index, validation, losses))
@@ -383,6 +400,10 @@ class InRunShapley:
                 logger.info("step %d: gradients overflowed and the optimiser did not step; not booked", self._steps)
                 return
             self._finish(opened)
+        except ValueError as error:
+            if begun.joint is not None:
+                error.add_note("The rows of the step are those of index and of validation_rows together.")
+            raise
         finally:
             others.remove()
             self._open = None
@@ -395,7 +416,7 @@ class InRunShapley:
 
     def _begun(self, losses: Mapping[str, Loss], joint: JointPass | None = None) -> StepBegun:
         """Note what there is before the step."""
-        if losses is not self._losses and self._left_at is not None:  # for a loss that this step won't measure
+        if losses is not self._lasting and self._left_at is not None:  # for a loss that this step won't measure
             self._settle_books()
         self._warn_if_weights_changed()
         begun = StepBegun(
@@ -409,6 +430,7 @@ class InRunShapley:
             checks=Numbers(),
             scored=self._scored,
             joint=joint,
+            queries=self._queries,
         )
         self._weights.note_if_moved()
         for loss in losses.values():
@@ -420,6 +442,8 @@ class InRunShapley:
         route = self._route(begun, losses)
         if begun.number == 0:
             closures = {name: loss.closure for name, loss in begun.losses.items() if loss.closure is not None}
+            if begun.queries is not None:
+                closures = {ONLY: begun.queries}
             expect_no_effects_or_chance(self._model, closures, begun.checks)
         joint = begun.joint
         self._capture.aim(route.aimed if joint is None else None)
@@ -455,13 +479,16 @@ class InRunShapley:
             update = self._optimizers.read(parameters)
             if joint is not None:
                 return EarlyRoute(joint_probes(begun, update, names), begun)
+            if begun.queries is not None:
+                return EarlyRoute(query_probes(begun, update, names), begun)
             return EarlyRoute(known_probes(begun, update, names, self._early_direction), begun)
         lag = self._lag if self._lag.wanted and not linear and self._chooser.wanted == "auto" else None
         expected = None if lag is None else self._optimizers.expected_slopes(parameters, lag.last)
         if lag is not None and expected is not None and lag.trusts(begun.number) and not self._watcher.by_element:
             return LaggedRoute(lag, begun, parameters, expected, self._optimizers)
         has_losses = losses is not None and self._scored is None
-        chosen = self._chooser.choose(has_losses, linear and joint is None, self._parameters)
+        linear = linear and joint is None and begun.queries is None
+        chosen = self._chooser.choose(has_losses, linear, self._parameters)
         if chosen == "jvp":
             assert losses is not None
             return JvpRoute(self.probe, parameters, self._model, losses)
@@ -480,7 +507,9 @@ class InRunShapley:
 
     def _receive(self, term: Term) -> None:
         """Hand what one layer's backward pass brings to the step's route."""
-        if self._open is not None:
+        if self._collected is not None:
+            self._collected.append(term)
+        elif self._open is not None:
             joint = self._open.begun.joint
             (self._open.route if joint is None else joint).receive(term)
 
@@ -590,7 +619,7 @@ class InRunShapley:
             base = torch._foreach_sub(taken.before, update.empty)
             empty = before - gathered([loss.value(base) for loss in losses]).to(before.device)
         after = None
-        if begun.losses is not self._losses or all(loss.knows_present for loss in losses):
+        if begun.losses is not self._lasting or all(loss.knows_present for loss in losses):
             after = gathered([loss.value() for loss in losses])
         self._left_at = self._weights.place if after is None else None
         earlier, self._pending = (
@@ -598,6 +627,8 @@ class InRunShapley:
             Pending(begun, taken, scores, self._books, before, empty, after, opened.route.slope_errors),
         )
         self._steps += 1
+        if begun.queries is not None:
+            begun.queries.let_go()
         if earlier is not None:
             earlier.look()  # while the device is busy with this step
         if begun.waited_for:
@@ -616,17 +647,28 @@ class InRunShapley:
             self._warn_if_weights_changed()
             self._left_at = None
             self._weights.note_if_moved()  # the loss that is measured now is theirs
-            losses = to_host(gathered([loss.value() for loss in self._losses.values()]))()
-            self._books.settle(dict(zip(self._losses, losses.tolist(), strict=True)))
+            losses = to_host(gathered([loss.value() for loss in self._lasting.values()]))()
+            if self._per_query:
+                self._books.settle({ONLY: losses.copy()})
+            else:
+                self._books.settle(dict(zip(self._lasting, losses.tolist(), strict=True)))
+
+    @property
+    def _lasting(self) -> Mapping[str, Loss]:
+        """The losses of the engine's own closures, which are the same from step to step."""
+        return self._losses if self._of_queries is None else self._of_queries
 
     def _watch(self) -> None:
         """Put hooks on the model as it is now."""
+        self._queries: QueryLosses | None = None  # which are of these parameters
+        self._of_queries: dict[str, QueryLoss] | None = None  # those of the engine's own closure
         self._names = {p: name for name, p in self._model.named_parameters()}
         self._capture = Capture(self._model, self._receive, self._axes, self._rules, self._kernels)
         self._parameters = list(self._capture.parameters.values())
         self._watcher = Watcher(self._capture.parameters)
         self._weights = SeenWeights(self._parameters, self._names)
-        self._losses = {name: self._new_loss(closure) for name, closure in (self._validation or {}).items()}
+        closures = {} if self._validation is None or self._per_query else self._validation
+        self._losses = {name: self._new_loss(closure) for name, closure in closures.items()}
 
     def _trained(self) -> set[nn.Parameter]:
         return {p for p in parameters_of(self._model) if p.requires_grad}
@@ -660,6 +702,36 @@ class InRunShapley:
         closures = _named(validation)
         self._expect_sets(closures)
         return {name: self._new_loss(closure) for name, closure in closures.items()}
+
+    def _losses_of_queries(self, validation: Any, validation_rows: Any, losses: Any) -> dict[str, QueryLoss]:
+        """Return the losses of the queries of a step."""
+        if validation_rows is not None:
+            raise ValueError(
+                "per_query=True takes queries from validation=; for values of each validation row, give each a name of "
+                "its own in validation_rows= of an engine without per_query"
+            )
+        if losses is not None:
+            raise ValueError("a step with per_query=True takes no losses=")
+        if isinstance(validation, Mapping):
+            raise ValueError("per_query=True takes one validation closure, which returns the losses of all queries")
+        lasting = None if self._validation is None else self._validation[ONLY]
+        closure = lasting if validation is None else validation
+        if closure is None:
+            raise ValueError("no validation loss: pass validation= to step() or to InRunShapley()")
+        if validation is not None or self._queries is None:
+            self._queries = self._new_queries(closure)
+            self._queries.number = self._books.queries or None
+        lasts = validation is None and self._of_queries is not None
+        each = self._of_queries if lasts and self._of_queries is not None else self._queries.each()
+        known = self._books.queries
+        if known != len(each):
+            if self._steps:
+                raise ValueError(
+                    f"validation returned {len(each)} losses, and {known} before; queries must stay the same"
+                )
+            self._books = self._new_books((ONLY,), len(each))
+        self._of_queries = each if validation is None else None
+        return each
 
     def _joint_pass(
         self,
@@ -706,8 +778,35 @@ class InRunShapley:
                 )
             self._books = self._new_books(names)
 
-    def _new_books(self, names: Iterable[str]) -> Books:
-        return Books(self.n_samples, names, self._labels, self._pages)
+    def _new_books(self, names: Iterable[str], queries: int | None = None) -> Books:
+        if self._per_query and queries is None:
+            queries = 0  # until the first step
+        return Books(self.n_samples, names, self._labels, self._pages, queries)
+
+    def _new_queries(self, closure: Closure) -> QueryLosses:
+        trained, capture = self._capture.parameters, self._capture
+        others = parameters_of(self._model) - set(trained.values())
+        return QueryLosses(
+            closure,
+            trained,
+            others,
+            capture.factors.collecting,
+            capture.as_called_last,
+            watching=self._watching_queries,
+            budget=lambda: self._chooser.allowed(self._parameters),
+        )
+
+    @contextmanager
+    def _watching_queries(self, number: int) -> Iterator[list[Term]]:
+        """Collect the terms of what is differentiated in this block, whose rows are queries."""
+        self._collected = []
+        self._capture.aim(None)
+        self._capture.show(MicroBatch(0, number))
+        try:
+            yield self._collected
+        finally:
+            self._capture.show(None)
+            self._collected = None
 
     def _new_loss(self, closure: Closure) -> ValidationLoss:
         trained = self._capture.parameters

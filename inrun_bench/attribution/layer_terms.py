@@ -11,11 +11,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from inrun_bench.attribution.directions import Direction, Factors, multiplied_out
-from inrun_bench.attribution.families import Rule, find_gradients_of_samples
+from inrun_bench.attribution.directions import Direction, Factors, multiplied_out, stacked
+from inrun_bench.attribution.families import Rule, find_gradients_of_samples, find_scored_backward
 from inrun_bench.attribution.products.backend import Backend
 
-__all__ = ["Aimed", "FormedTerm", "Joint", "LayerSite", "LayerTerm", "MicroBatch", "Rows", "Term"]
+__all__ = [
+    "Aimed",
+    "FormedTerm",
+    "Joint",
+    "LayerSite",
+    "LayerTerm",
+    "MicroBatch",
+    "Rows",
+    "Term",
+    "each_formed",
+    "each_scored",
+]
+
+MANY = 4  # probes, for more of which samples' gradients are formed and not projected on each
 
 Rows: TypeAlias = slice | Tensor
 """Some rows of a micro-batch: a stretch of them, or their numbers."""
@@ -94,8 +107,14 @@ class Term(Protocol):
     def score(self, probe: Direction) -> Tensor:
         """Return the samples' dot products with `probe`, [micro_batch.size]."""
 
+    def scores(self, probes: Sequence[Direction]) -> Tensor:
+        """Return the dot products with several probes, [probes, micro_batch.size]."""
+
     def gradients(self, groups: Sequence[Rows]) -> list[dict[str, Tensor]]:
         """Return the gradients of groups of rows, by parameter, float32 at least; they add up over rows."""
+
+    def gradients_of_each(self) -> dict[str, Tensor]:
+        """Return the gradient of each row, by parameter, [micro_batch.size, *parameter], float32 at least."""
 
     def rounded(self, dtype: torch.dtype) -> Term:
         """Return the term in another precision."""
@@ -248,6 +267,33 @@ class LayerTerm:
         scores = self.site.score(self.a, self.b, probe)
         return scores if scores.shape[0] == self.micro_batch.size else scores.reshape(self.micro_batch.size, -1).sum(1)
 
+    def scores(self, probes: Sequence[Direction]) -> Tensor:
+        """Return the dot products with several probes, [probes, micro_batch.size]; with many, gradients are formed."""
+        if len(probes) > MANY and isinstance(self.a, Tensor) and len(self.b) == self.micro_batch.size:
+            how, key, bias = find_scored_backward(self.site.layer), self.site.key_of("weight"), self.site.key_of("bias")
+            if how is not None and key is not None and self.b.dtype != torch.float16:
+                q_bias = None if bias is None else stacked(probes, bias)
+                a = self.a.to(self.b.dtype)
+                return how.gradients(self.site.layer, a, self.b, stacked(probes, key), q_bias, self.site.kernels)[2]
+            formed = self.formed()
+            if isinstance(formed, FormedTerm):
+                return formed.scores(probes)
+        return each_scored(self, probes)
+
+    def gradients_of_each(self) -> dict[str, Tensor]:
+        """Return the gradient of each row."""
+        size = self.micro_batch.size
+        formed = self.formed()
+        if isinstance(formed, FormedTerm):
+            return dict(formed.of_samples)
+        how, key, bias = find_scored_backward(self.site.layer), self.site.key_of("weight"), self.site.key_of("bias")
+        if how is None or key is None or len(self.b) != size or how.transposed is None:
+            return each_formed(self)
+        kind = torch.promote_types(self.b.dtype, torch.float32)
+        a, b = (x.to(kind).reshape(size, -1, x.shape[-1]) for x in (self.a, self.b))
+        found = {key: a.transpose(1, 2) @ b if how.transposed else b.transpose(1, 2) @ a}
+        return found if bias is None else {**found, bias: b.sum(1)}
+
     def gradients(self, groups: Sequence[Rows]) -> list[dict[str, Tensor]]:
         """Return the gradients of groups of rows: scores are linear in the probe, and these their derivatives by it."""
         term = replace(self, site=replace(self.site, kernels="torch"))  # kernels have no derivatives
@@ -323,9 +369,21 @@ class FormedTerm:
     def score(self, probe: Direction) -> Tensor:
         """Return the samples' dot products with `probe`."""
         given = {key: own for key, own in self.of_samples.items() if probe.get(key) is not None}
-        dots = [own.flatten(1) @ multiplied_out(probe[key]).to(own.dtype).flatten() for key, own in given.items()]
+        dots = [
+            own.reshape(len(own), -1) @ multiplied_out(probe[key]).to(own.dtype).flatten() for key, own in given.items()
+        ]
         total: Tensor = sum(dots[1:], start=dots[0]) if dots else self.b.new_zeros(self.micro_batch.size)
         return total
+
+    def scores(self, probes: Sequence[Direction]) -> Tensor:
+        """Return the dot products with several probes, [probes, micro_batch.size]."""
+        given = {key: own.reshape(len(own), -1) for key, own in self.of_samples.items() if key in probes[0]}
+        dots = [stacked(probes, key).to(own.dtype).reshape(len(probes), -1) @ own.t() for key, own in given.items()]
+        return sum(dots[1:], start=dots[0])
+
+    def gradients_of_each(self) -> dict[str, Tensor]:
+        """Return the gradient of each row."""
+        return dict(self.of_samples)
 
     def gradients(self, groups: Sequence[Rows]) -> list[dict[str, Tensor]]:
         """Return the gradients of groups of rows."""
@@ -338,6 +396,18 @@ class FormedTerm:
     def rounded(self, dtype: torch.dtype) -> FormedTerm:
         """Return the term in another precision."""
         return replace(self, of_samples={key: own.to(dtype) for key, own in self.of_samples.items()})
+
+
+def each_scored(term: Term, probes: Sequence[Direction]) -> Tensor:
+    """Return the dot products of a term with one probe after the other."""
+    scores = [term.score(probe) for probe in probes]
+    return scores[0][None] if len(scores) == 1 else torch.stack(scores)
+
+
+def each_formed(term: Term) -> dict[str, Tensor]:
+    """Return the gradients of a term's rows, one after the other."""
+    rows = term.gradients([slice(row, row + 1) for row in range(term.micro_batch.size)])
+    return {key: torch.stack([own[key] for own in rows]) for key in rows[0]}
 
 
 def _some(x: Tensor, rows: Rows, size: int) -> Tensor:

@@ -22,6 +22,7 @@ from inrun_bench.attribution.validation import Loss
 from inrun_bench.attribution.weights import Place
 
 if TYPE_CHECKING:
+    from inrun_bench.attribution.queries import QueryLosses
     from inrun_bench.attribution.scoring.joint import JointPass
 
 __all__ = ["OpenStep", "Route", "StepBegun", "StepReceived", "StepTaken"]
@@ -53,6 +54,8 @@ class StepBegun:
         Parameters that make scores; all where None.
     joint : JointPass, or None
         Of the rows, where validation samples are among them.
+    queries : QueryLosses, or None
+        Where `losses` are those of queries, all of them together.
     """
 
     number: int
@@ -65,6 +68,7 @@ class StepBegun:
     checks: Numbers
     scored: frozenset[str] | None = None
     joint: JointPass | None = None
+    queries: QueryLosses | None = None
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ class ValidationLoss:
                     torch.manual_seed(1)
                 losses.append(_read(self._loss()))
         first, second = losses
-        return ~torch.isclose(first, second, rtol=1e-6, atol=0.0, equal_nan=True)
+        return ~torch.isclose(first, second, rtol=1e-6, atol=0.0, equal_nan=True).all()
 
     def factored_gradient(self) -> tuple[Tensor, list[Tensor | Factors]]:
         """Return l_val and its gradient at the present weights, that of the weights in `factored` as factors.
@@ -235,10 +235,16 @@ class ValidationLoss:
                 "or an optimiser's step), so that training would not be what it is without InRunShapley; renormalise "
                 "after optimizer.step() instead"
             )
+        self._check_form(loss)
+        return loss
+
+    def _check_form(self, loss: Any) -> None:
         if not isinstance(loss, Tensor) or loss.dim() != 0:
             got = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise ValueError(f"validation must return a scalar tensor, the validation loss; got {got}")
-        return loss
+            raise ValueError(
+                f"validation must return a scalar tensor, the validation loss (or one loss a query, with "
+                f"per_query=True); got {got}"
+            )
 
     def _differentiate(
         self, loss: Tensor, inputs: Sequence[Tensor] | None = None, *, create_graph: bool = False

@@ -23,7 +23,7 @@ from inrun_bench.attribution.capture.factors import ValidationFactors
 from inrun_bench.attribution.capture.hooks import LayerForward, plain_forward
 from inrun_bench.attribution.capture.observation import Seen
 from inrun_bench.attribution.capture.saved_tensors import in_backward_pass
-from inrun_bench.attribution.directions import Direction, Factors, multiplied_out
+from inrun_bench.attribution.directions import Direction, Factors, Stacked, stacked
 from inrun_bench.attribution.families import find_scored_backward
 from inrun_bench.attribution.families.costs import CallSizes, RuleName, fastest
 from inrun_bench.attribution.families.scored_backward import ScoredBackward
@@ -134,7 +134,7 @@ class FusedLayers:
             self._scored = True
             return joint_call(self._call_to_join(site, joint, a), a)
         assert probes is not None
-        if isinstance(probes[0][str(site.key_of("weight"))], Factors):
+        if not isinstance(probes, Stacked) and isinstance(probes[0][str(site.key_of("weight"))], Factors):
             rule = "gram"
         self.chosen[site.name] = rule
         if how.transposed is not None:
@@ -272,11 +272,11 @@ def scored_gradients(call: Scored, a: Tensor, b: Tensor, *, with_bias: bool) -> 
     with_bias : bool
         Whether the bias's gradient is asked for; its scores are added where its key is given.
     """
-    q = _stacked(call.probes, call.weight_key)
+    q = stacked(call.probes, call.weight_key)
     q_bias = None
     if with_bias:
         key = call.bias_key
-        q_bias = q.new_zeros(len(q), len(call.layer.bias)) if key is None else _stacked(call.probes, key)
+        q_bias = q.new_zeros(len(q), len(call.layer.bias)) if key is None else stacked(call.probes, key)
     gradient, bias_gradient, scores = call.how.gradients(call.layer, a, b, q, q_bias, call.backend)
     call.receive(scores, b.dtype)
     return gradient, bias_gradient
@@ -345,7 +345,7 @@ def joint_gradients(call: Joined, a: Tensor, b: Tensor, *, with_bias: bool) -> t
     probes = joint.bring(keys, of_sets)
     a, b = (x[joint.training.rows] for x in (a, b))
     if probes is not None and call.rule == "weight-gradient":
-        q = [_stacked(probes, key) for key in keys]
+        q = [stacked(probes, key) for key in keys]
         q_bias = q[1] if with_bias else None
         gradient, bias_gradient, scores = how.gradients(layer, a, b, q[0], q_bias, call.site.kernels)
         joint.take_scores(call.site, scores, b.dtype)
@@ -356,8 +356,3 @@ def joint_gradients(call: Joined, a: Tensor, b: Tensor, *, with_bias: bool) -> t
             LayerTerm(call.site, joint.training, a, b), {key: g for key, g in formed.items() if g is not None}
         )
     return gradient, bias_gradient
-
-
-def _stacked(probes: Sequence[Direction], key: str) -> Tensor:
-    tensors = [multiplied_out(probe[key]) for probe in probes]
-    return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)

@@ -202,7 +202,7 @@ class Call:
                 observations.append(replace(found, told=told))
         if not observations:
             return _failed(
-                f"index names {self.size} samples, validation_rows included, but no argument of the call, of shapes "
+                f"index names {self.size} samples, but no argument of the call, of shapes "
                 f"{[list(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]}, has an axis of that length "
                 "along which rows differ"
             )

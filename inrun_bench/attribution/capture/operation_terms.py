@@ -16,7 +16,7 @@ from inrun_bench.attribution.capture.batch_axis import batch_first
 from inrun_bench.attribution.capture.hooks import plain_forward
 from inrun_bench.attribution.capture.in_place import results_of
 from inrun_bench.attribution.directions import Direction, multiplied_out
-from inrun_bench.attribution.layer_terms import MicroBatch, Rows
+from inrun_bench.attribution.layer_terms import MicroBatch, Rows, each_formed, each_scored
 from inrun_bench.attribution.precision import Autocast
 from inrun_bench.attribution.random_state import RandomState
 
@@ -246,6 +246,14 @@ class OperationTerm:
             return self._backwards(probe)
         b = self.b.to(torch.promote_types(self.b.dtype, torch.float32))
         return batch_first(b * tangent, self.axis).reshape(self.micro_batch.size, -1).sum(1)
+
+    def scores(self, probes: Sequence[Direction]) -> Tensor:
+        """Return the samples' dot products with several probes."""
+        return each_scored(self, probes)
+
+    def gradients_of_each(self) -> dict[str, Tensor]:
+        """Return the gradient of each row."""
+        return each_formed(self)
 
     def gradients(self, groups: Sequence[Rows]) -> list[dict[str, Tensor]]:
         """Return the gradients of groups of rows, by differentiating the operation once for each."""

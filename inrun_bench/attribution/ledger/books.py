@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inrun_bench.attribution.ledger.ledger import Entry, Ledger, Pages
+from inrun_bench.attribution.ledger.ledger import Amount, Entry, Ledger, Pages
 
 __all__ = ["ONLY", "Books", "StepAccount"]
 
@@ -35,10 +35,10 @@ class StepAccount:
     """
 
     scores: NDArray[np.float64]
-    optimizer: float
-    loss_before: float
+    optimizer: Amount
+    loss_before: Amount
     slope_error: float = 0.0
-    unscored: float = 0.0
+    unscored: Amount = 0.0
     measured: bool = True
 
 
@@ -57,7 +57,7 @@ class Books:
         Size of the training set.
     names : iterable of str
         The validation sets.
-    labels, pages
+    labels, pages, queries
         See :class:`~inrun_bench.attribution.ledger.ledger.Ledger`; several validation sets need a mapping of pages.
     """
 
@@ -67,13 +67,17 @@ class Books:
         names: Iterable[str],
         labels: Sequence[Any] | NDArray[Any] | None,
         pages: Pages | Mapping[str, Pages] | None,
+        queries: int | None = None,
     ) -> None:
         names = list(names)
         if pages is not None and not isinstance(pages, Mapping):
             if len(names) > 1:
                 raise ValueError("with several validation sets, pages must be a mapping of their names to pages")
             pages = {names[0]: pages}
-        self.ledgers = {name: Ledger(n_samples, labels=labels, pages=(pages or {}).get(name)) for name in names}
+        self.ledgers = {
+            name: Ledger(n_samples, labels=labels, pages=(pages or {}).get(name), queries=queries) for name in names
+        }
+        self.queries = queries
         self._waiting: _Waiting | None = None
         self._spread: array[float] = array("d")  # of the first validation set's scores, step by step
         self._told = False
@@ -106,7 +110,7 @@ class Books:
                 step + 1,
             )
 
-    def settle(self, losses: Mapping[str, float]) -> None:
+    def settle(self, losses: Mapping[str, Amount]) -> None:
         """Book the waiting step, if there is one, now that the losses to which it led are known.
 
         Raises
@@ -119,7 +123,7 @@ class Books:
             return
         for name, account in waiting.accounts.items():
             after = [losses[name]] if account.measured else []
-            if not np.isfinite([*after, account.loss_before, account.optimizer]).all():
+            if not all(np.isfinite(amount).all() for amount in (*after, account.loss_before, account.optimizer)):
                 raise FloatingPointError(
                     f"the validation loss {name!r} went from {account.loss_before} to {losses[name]} in a step that is "
                     "not booked: training has diverged, or the validation data hold what is not finite"

@@ -21,7 +21,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = ["ACCOUNTS", "Entry", "Ledger", "MemoryPages", "Pages"]
+
+Amount: TypeAlias = Any
+"""Nats of validation loss: of one, or of each query, [queries]."""
 
 ACCOUNTS = ("samples", "unscored", "optimizer", "residual", "drop")
 
@@ -49,18 +52,29 @@ class Entry:
         Measured fall of the validation loss.
     unscored : float
         What the batch brought by parameters that make no scores.
+
+    Where there are several queries, scores are [batch, queries], and each amount is an array [queries].
     """
 
     index: NDArray[np.int64]
     scores: NDArray[np.float64]
-    optimizer: float
-    drop: float
-    unscored: float = 0.0
+    optimizer: Amount
+    drop: Amount
+    unscored: Amount = 0.0
 
     @property
-    def residual(self) -> float:
+    def residual(self) -> Any:
         """What the approximation lost: drop - optimizer - unscored - sum of scores."""
-        return self.drop - self.optimizer - self.unscored - float(self.scores.sum())
+        return self.drop - self.optimizer - self.unscored - self._total
+
+    @property
+    def amounts(self) -> tuple[Amount, ...]:
+        """The five accounts, in the order of `ACCOUNTS`."""
+        return self._total, self.unscored, self.optimizer, self.residual, self.drop
+
+    @property
+    def _total(self) -> Any:
+        return float(self.scores.sum()) if self.scores.ndim == 1 else self.scores.sum(0)
 
 
 class Pages(Protocol):
@@ -95,11 +109,11 @@ class MemoryPages(list[Entry]):
         """Return all entries, end to end; see :class:`Pages`."""
         return {
             "index": torch.from_numpy(np.concatenate([np.empty(0, np.int64), *(entry.index for entry in self)])),
-            "scores": torch.from_numpy(np.concatenate([np.empty(0), *(entry.scores for entry in self)])),
+            "scores": torch.from_numpy(np.concatenate([entry.scores for entry in self] or [np.empty(0)])),
             "lengths": torch.tensor([len(entry.index) for entry in self], dtype=torch.int64),
-            "optimizer": torch.tensor([entry.optimizer for entry in self], dtype=torch.float64),
-            "drop": torch.tensor([entry.drop for entry in self], dtype=torch.float64),
-            "unscored": torch.tensor([entry.unscored for entry in self], dtype=torch.float64),
+            "optimizer": torch.from_numpy(np.array([entry.optimizer for entry in self], np.float64)),
+            "drop": torch.from_numpy(np.array([entry.drop for entry in self], np.float64)),
+            "unscored": torch.from_numpy(np.array([entry.unscored for entry in self], np.float64)),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -112,7 +126,9 @@ class MemoryPages(list[Entry]):
         ends = np.cumsum(state["lengths"].tolist(), dtype=np.int64)[:-1]
         parts = (np.split(_array(state[name]), ends) for name in ("index", "scores"))
         nothing = torch.zeros_like(state["drop"])  # of what versions before this one did not know
-        amounts = (state.get(name, nothing).tolist() for name in ("optimizer", "drop", "unscored"))
+        amounts = (list(_array(state.get(name, nothing))) for name in ("optimizer", "drop", "unscored"))
+        if state["drop"].dim() == 1:
+            amounts = ([float(amount) for amount in column] for column in amounts)
         self[:] = [Entry(*page) for page in zip(*parts, *amounts, strict=False)]  # split gives one part for no step
 
 
@@ -126,6 +142,9 @@ class Ledger:
     labels : sequence [n_samples], optional
         The group of each sample: its class, domain, source; anything that numpy can sort. Given here, the sums over
         groups are kept while the run goes on, 8 bytes a group and step, and :meth:`groups` need not read the pages.
+    queries : int, optional
+        How many validation losses each score is of, where they are kept in one ledger: scores are [batch, queries],
+        and every amount is an array [queries].
     pages : Pages, optional
         Where whole entries go; a list in memory where None. For long runs give
         :class:`~inrun_bench.attribution.ledger.pages.ParquetPages`.
@@ -163,10 +182,12 @@ class Ledger:
         *,
         labels: Sequence[Hashable] | NDArray[np.generic] | None = None,
         pages: Pages | None = None,
+        queries: int | None = None,
     ) -> None:
         self.steps: Pages = MemoryPages() if pages is None else pages
-        self._values = np.zeros(n_samples)
-        self._totals = dict.fromkeys(ACCOUNTS, 0.0)
+        self._of_queries: tuple[int, ...] = () if queries is None else (queries,)
+        self._values = np.zeros((n_samples, *self._of_queries))
+        self._totals: dict[str, Any] = {name: self._nothing() for name in ACCOUNTS}
         self._by_step = {name: array("d") for name in ACCOUNTS}  # compact, and cheap to add to
         self._grouping = None if labels is None else _Grouping(labels, n_samples)
         self._shares = array("d")  # [steps, groups], end to end
@@ -191,31 +212,33 @@ class Ledger:
         shares = None if self._grouping is None else self._grouping.split(entry)
         self.steps.append(entry)  # first: it alone may fail, for the lack of space on disk
         np.add.at(self._values, entry.index, entry.scores)
-        amounts = (float(entry.scores.sum()), entry.unscored, entry.optimizer, entry.residual, entry.drop)
-        for name, amount in zip(ACCOUNTS, amounts, strict=True):
-            self._totals[name] += amount
-            self._by_step[name].append(amount)
+        for name, amount in zip(ACCOUNTS, entry.amounts, strict=True):
+            self._totals[name] = self._totals[name] + amount
+            if isinstance(amount, float):
+                self._by_step[name].append(amount)
+            else:
+                self._by_step[name].frombytes(amount.tobytes())
         self._slope_errors.append(slope_error)
         if shares is not None:
             self._shares.frombytes(shares.tobytes())
 
     @property
     def values(self) -> NDArray[np.float64]:
-        """Sum of each sample's scores over all steps, float64 [n_samples], in nats; a copy."""
+        """Sum of each sample's scores over all steps, float64 [n_samples] or [n_samples, queries], in nats; a copy."""
         return self._values.copy()
 
     @property
-    def accounts(self) -> dict[str, float]:
-        """Totals over the run: samples + unscored + optimizer + residual = drop, in nats."""
+    def accounts(self) -> dict[str, Any]:
+        """Totals over the run: samples + unscored + optimizer + residual = drop, in nats; of each query, [queries]."""
         return dict(self._totals)
 
     @property
     def by_step(self) -> dict[str, NDArray[np.float64]]:
-        """The accounts of each step, float64 [steps] each, in nats; copies.
+        """The accounts of each step, float64 [steps] or [steps, queries] each, in nats; copies.
 
         samples + unscored + optimizer + residual = drop
         """
-        return {name: np.array(amounts) for name, amounts in self._by_step.items()}
+        return {name: self._table(amounts) for name, amounts in self._by_step.items()}
 
     @property
     def slope_errors(self) -> NDArray[np.float64]:
@@ -237,7 +260,7 @@ class Ledger:
 
         Returns
         -------
-        dict of label to float64 [steps]
+        dict of label to float64 [steps] or [steps, queries]
             In nats; the sum over groups is the sum of each step's scores.
 
         Raises
@@ -253,7 +276,8 @@ class Ledger:
             grouping = _Grouping(labels, len(self._values))
             shares = np.array([grouping.split(entry) for entry in self.steps])
         assert grouping is not None
-        table = np.ascontiguousarray(shares.reshape(-1, len(grouping.names)).T)  # [groups, steps]
+        by_step = shares.reshape(-1, len(grouping.names), *self._of_queries)
+        table = np.ascontiguousarray(np.moveaxis(by_step, 1, 0))  # [groups, steps]
         return dict(zip(grouping.names, table, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
@@ -265,7 +289,10 @@ class Ledger:
         return {
             "n_samples": len(self._values),
             "values": torch.from_numpy(self.values),
-            "accounts": self.accounts,
+            "accounts": {
+                name: total if isinstance(total, float) else torch.from_numpy(total.copy())
+                for name, total in self._totals.items()
+            },
             "by_step": {name: torch.from_numpy(amounts) for name, amounts in self.by_step.items()},
             "codes": None if self._grouping is None else torch.from_numpy(self._grouping.codes),
             "shares": torch.from_numpy(np.array(self._shares)),
@@ -282,6 +309,12 @@ class Ledger:
             If the ledger was made with another `n_samples`, other labels or another kind of pages than that of the
             checkpoint, or the folder lacks steps that the checkpoint counts. The ledger stays as it was.
         """
+        theirs_of = tuple(state["values"].shape[1:])
+        if theirs_of != self._of_queries:
+            raise ValueError(
+                f"the checkpoint's ledger is of {theirs_of or 'no'} queries, this one of {self._of_queries or 'no'}; "
+                "resume with the same ones"
+            )
         if state["n_samples"] != len(self._values):
             raise ValueError(
                 f"the checkpoint's ledger has {state['n_samples']} samples, this one {len(self._values)}; "
@@ -295,21 +328,40 @@ class Ledger:
             )
         self.steps.load_state_dict(state["pages"])
         self._values = _array(state["values"])
-        self._totals = dict.fromkeys(ACCOUNTS, 0.0) | dict(state["accounts"])
+        self._totals = {name: self._nothing() for name in ACCOUNTS} | {
+            name: _array(total) if isinstance(total, Tensor) else total for name, total in state["accounts"].items()
+        }
         nothing = torch.zeros_like(state["by_step"]["drop"])  # of what versions before this one did not know
         self._by_step = {name: array("d", _array(state["by_step"].get(name, nothing)).tobytes()) for name in ACCOUNTS}
         self._shares = array("d", _array(state["shares"]).tobytes())
-        self._slope_errors = array("d", _array(state.get("slope_errors", nothing)).tobytes())
+        earlier = nothing if nothing.dim() == 1 else nothing[:, 0]
+        self._slope_errors = array("d", _array(state.get("slope_errors", earlier)).tobytes())
+
+    def _nothing(self) -> Any:
+        return np.zeros(self._of_queries) if self._of_queries else 0.0
+
+    def _table(self, amounts: array[float]) -> NDArray[np.float64]:
+        """Return amounts that stand end to end, [steps] or [steps, queries]."""
+        return np.array(amounts).reshape(-1, *self._of_queries) if self._of_queries else np.array(amounts)
 
     def _checked(self, entry: Entry) -> Entry:
         """Return the entry as own arrays of the types that it promises."""
         index = np.asarray(entry.index).astype(np.int64, casting="same_kind")
         scores = np.asarray(entry.scores).astype(np.float64, casting="same_kind")
-        if index.ndim != 1 or index.shape != scores.shape:
-            raise ValueError(f"an entry has one score a sample: got index {index.shape} and scores {scores.shape}")
+        if index.ndim != 1 or (*index.shape, *self._of_queries) != scores.shape:
+            each = f", and of {self._of_queries[0]} queries" if self._of_queries else ""
+            raise ValueError(
+                f"an entry has one score a sample{each}: got index {index.shape} and scores {scores.shape}"
+            )
         outside = index[(index < 0) | (index >= len(self._values))]
         if len(outside):
             raise ValueError(f"index {outside[0]} is out of range: samples are numbered 0 .. {len(self._values) - 1}")
+        if self._of_queries:
+            optimizer, drop, unscored = (
+                np.broadcast_to(np.asarray(amount, np.float64), self._of_queries).copy()
+                for amount in (entry.optimizer, entry.drop, entry.unscored)
+            )
+            return Entry(index, scores, optimizer, drop, unscored)
         return Entry(index, scores, float(entry.optimizer), float(entry.drop), float(entry.unscored))
 
 
@@ -324,8 +376,8 @@ class _Grouping:
         self.names: list[Hashable] = names.tolist()
 
     def split(self, entry: Entry) -> NDArray[np.float64]:
-        """Return the sum of the entry's scores over each group, float64 [groups]."""
-        shares = np.zeros(len(self.names))
+        """Return the sum of the entry's scores over each group, float64 [groups] or [groups, queries]."""
+        shares = np.zeros((len(self.names), *entry.scores.shape[1:]))
         np.add.at(shares, self.codes[entry.index], entry.scores)
         return shares
 

@@ -13,6 +13,8 @@ drop       float64        measured fall of the validation loss, in nats
 unscored   float64        what parameters brought that make no scores, in nats; files of older versions have none
 =========  =============  ==========================================================================
 
+Of an engine with ``per_query=True``, each score and each amount is a list, one number a query.
+
 Any change of a bit is found when a part is read (:mod:`inrun_bench.attribution.ledger.parquet`).
 
 A step lies in one part, and a part in one file that appears whole or not at all: whatever moment a run is killed at,
@@ -29,6 +31,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 import pyarrow as pa
 
 from inrun_bench.attribution.ledger.ledger import Entry
@@ -47,6 +50,16 @@ SCHEMA = pa.schema(
     ]
 )
 OLDER = SCHEMA.names[:-1]
+OF_QUERIES = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("sample", pa.list_(pa.int64())),
+        ("score", pa.list_(pa.list_(pa.float64()))),
+        ("optimizer", pa.list_(pa.float64())),
+        ("drop", pa.list_(pa.float64())),
+        ("unscored", pa.list_(pa.float64())),
+    ]
+)
 
 
 class ParquetPages(Sequence[Entry]):
@@ -134,16 +147,17 @@ class ParquetPages(Sequence[Entry]):
         """Write what is in memory. The part stays open: it is written again when there is more of it."""
         if self._saved:
             return
+        of_queries = any(entry.scores.ndim == 2 for entry in self._open)
         table = pa.table(
             {
                 "step": range(self._starts[-1], len(self)),
                 "sample": [entry.index for entry in self._open],
-                "score": [entry.scores for entry in self._open],
+                "score": [list(entry.scores) if of_queries else entry.scores for entry in self._open],
                 "optimizer": [entry.optimizer for entry in self._open],
                 "drop": [entry.drop for entry in self._open],
                 "unscored": [entry.unscored for entry in self._open],
             },
-            schema=SCHEMA,
+            schema=OF_QUERIES if of_queries else SCHEMA,
         )
         path = self._path(len(self._starts) - 1)
         partial = path.with_name(f".{path.name}.partial")  # hidden: readers of the folder pass over it
@@ -191,7 +205,7 @@ class ParquetPages(Sequence[Entry]):
         """
         self._refuse_earlier()
         self.flush()
-        return {"steps": len(self), "drop": self[-1].drop if len(self) else 0.0}
+        return {"steps": len(self), "drop": _first(self[-1].drop) if len(self) else 0.0}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Drop the steps that were written after the checkpoint, and go on from there.
@@ -213,7 +227,7 @@ class ParquetPages(Sequence[Entry]):
                 f"the checkpoint was taken after {steps} steps, but folder {str(self.folder)!r} holds {len(self)}; "
                 "resume with the folder that the run wrote to"
             )
-        if steps and self[steps - 1].drop.hex() != state["drop"].hex():  # as text, where nan is nan
+        if steps and _first(self[steps - 1].drop).hex() != state["drop"].hex():  # as text, where nan is nan
             raise ValueError(
                 f"folder {str(self.folder)!r} holds another run than the checkpoint's: the loss drops of step "
                 f"{steps - 1} differ; resume with the folder that the run wrote to"
@@ -248,9 +262,15 @@ class ParquetPages(Sequence[Entry]):
     def _read(self, part: int) -> list[Entry]:
         table = read_table(self._path(part))
         sample, score = (table[name].combine_chunks() for name in ("sample", "score"))
-        offsets, index, scores = (array.to_numpy() for array in (sample.offsets, sample.values, score.values))
+        offsets, index = (array.to_numpy() for array in (sample.offsets, sample.values))
         names = [name for name in ("optimizer", "drop", "unscored") if name in table.column_names]
-        amounts = zip(*(table[name].to_pylist() for name in names), strict=True)
+        columns: list[list[Any]] = [table[name].to_pylist() for name in names]
+        if table.schema.types == OF_QUERIES.types:
+            columns = [[np.array(amount, np.float64) for amount in column] for column in columns]
+            scores = score.values.values.to_numpy().reshape(len(index), -1)
+        else:
+            scores = score.values.to_numpy()
+        amounts = zip(*columns, strict=True)
         return [
             Entry(index[begin:end], scores[begin:end], *own)
             for begin, end, own in zip(offsets[:-1], offsets[1:], amounts, strict=True)
@@ -284,3 +304,8 @@ class ParquetPages(Sequence[Entry]):
                 f"folder {str(self.folder)!r} holds {len(self)} steps of an earlier run; restore its checkpoint by "
                 "Ledger.load_state_dict to go on after them, call truncate(0) to drop them, or choose another folder"
             )
+
+
+def _first(amount: Any) -> float:
+    """Return an amount, or that of the first query."""
+    return float(np.ravel(amount)[0])

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from inrun_bench.attribution.ledger.books import Books, StepAccount
+from inrun_bench.attribution.ledger.books import ONLY, Books, StepAccount
 from inrun_bench.attribution.step import StepBegun, StepTaken
 from inrun_bench.attribution.transfer import Numbers
 
@@ -54,6 +54,7 @@ class Pending:
     ) -> None:
         self.number, void = begun.number, taken.received.void
         self._books, self._names, self._samples = books, list(begun.losses), begun.samples
+        self._of_queries = begun.queries is not None
         self._measured = all(loss.closure is not None for loss in begun.losses.values())
         self._numbers = Numbers()
         self._numbers.expect(before, self._settle)  # that of the step before, whatever became of this one
@@ -82,7 +83,10 @@ class Pending:
             raise
 
     def _settle(self, losses: NDArray[np.float64]) -> None:
-        self._books.settle(dict(zip(self._names, losses.tolist(), strict=True)))
+        if self._of_queries:
+            self._books.settle({ONLY: losses.copy()})
+        else:
+            self._books.settle(dict(zip(self._names, losses.tolist(), strict=True)))
 
     def _stop(self, void: NDArray[np.float64]) -> bool:
         if void:
@@ -92,6 +96,11 @@ class Pending:
     def _hold(self, table: NDArray[np.float64]) -> None:
         index, scores = self._samples.credited(table[:, 3:])
         unscored = table[:, 3 + self._samples.rows :].sum(1)
+        if self._of_queries:
+            error = float(table[:, 2].max())
+            account = StepAccount(scores.T.copy(), table[:, 1].copy(), table[:, 0].copy(), error, unscored)
+            self._books.hold(index, {ONLY: account})
+            return
         rows = zip(self._names, scores, table, unscored, strict=True)
         accounts = {
             name: StepAccount(own, row[1], row[0], row[2], rest, measured=self._measured)

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from inrun_bench.attribution.directions import Direction, Factors, multiplied_out
+from inrun_bench.attribution.directions import Direction, Factors, Stacked, multiplied_out
 from inrun_bench.attribution.gradient_scaling import Received, Watcher
 from inrun_bench.attribution.layer_terms import LayerTerm, Term
 from inrun_bench.attribution.precision import norms, own_precision
@@ -120,8 +120,15 @@ def expect_sums(
     layout = _layout(tuple(map(frozenset, terms.keys)), tuple(gradients), given, frozenset(but))
     n_probes, n_groups = len(directions), len(layout.groups)
     received = [g for name in layout.names if (g := gradients[name]) is not None]
-    of_probes = [[probe[name] for name in layout.names] for probe in directions]
-    dots, of_factors = _dots(of_probes, received, [magnitudes.get(name) for name in layout.names])
+    if isinstance(directions, Stacked):
+        stacks = [directions.tensors[name] for name in layout.names]
+        of_probes: list[list[Tensor | Factors]] = []
+        dots = _stacked_dots(stacks, received, n_probes)
+        of_factors = torch.zeros_like(dots)
+    else:
+        stacks = None
+        of_probes = [[probe[name] for name in layout.names] for probe in directions]
+        dots, of_factors = _dots(of_probes, received, [magnitudes.get(name) for name in layout.names])
     flag = terms.sums.new_zeros(1) if unless is None else unless.double().reshape(1)
     precision = np.zeros(n_groups)
     np.maximum.at(precision, layout.of_term, terms.precision)
@@ -161,7 +168,8 @@ def expect_sums(
         at_least = np.stack([of_names, np.abs(of_names), own])
         if np.isfinite(at_least).all() and not compared(np.stack([sums, sizes]), at_least)[-1].any():
             return
-    together = [*seen, dots, _at_most(of_probes, received), of_factors]
+    at_most = _at_most(of_probes, received) if stacks is None else _stacked_at_most(stacks, received, n_probes)
+    together = [*seen, dots, at_most, of_factors]
     numbers.expect(torch.cat([flag.to(device), *(part.to(device).reshape(-1) for part in together)]), check)
 
 
@@ -295,6 +303,22 @@ def _dots(
             torch.zeros_like(of_probe) if all(term is none for term in of_terms) else gathered(of_terms).double()
         )
     return torch.stack(dots, 1), torch.stack(terms, 1)
+
+
+def _stacked_dots(stacks: Sequence[Tensor], gradients: Sequence[Tensor], n_probes: int) -> Tensor:
+    """Return dot products with probes that are held together, float64 [gradients, probes]."""
+    dots = [
+        torch.mv(q.reshape(len(q), -1), g.to(q.dtype).reshape(-1)).double()
+        for q, g in zip(stacks, gradients, strict=True)
+    ]
+    return gathered(dots) if dots else torch.zeros(0, n_probes, dtype=torch.float64)
+
+
+def _stacked_at_most(stacks: Sequence[Tensor], gradients: Sequence[Tensor], n_probes: int) -> Tensor:
+    sizes = [
+        q.reshape(len(q), -1).norm(dim=1).double() * g.norm().double() for q, g in zip(stacks, gradients, strict=True)
+    ]
+    return gathered(sizes) if sizes else torch.zeros(0, n_probes, dtype=torch.float64)
 
 
 def _at_most(probes: Sequence[Sequence[Tensor | Factors]], gradients: Sequence[Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inrun_bench.attribution.directions import Direction, Factors
+from inrun_bench.attribution.directions import Direction, Factors, Stacked
 from inrun_bench.attribution.layer_terms import Aimed, LayerSite, MicroBatch, Term
 from inrun_bench.attribution.probes import Step, scaled
 from inrun_bench.attribution.scoring.as_received import as_received
@@ -24,7 +24,7 @@ from inrun_bench.attribution.step import StepBegun, StepReceived, StepTaken
 from inrun_bench.attribution.transfer import gathered
 from inrun_bench.attribution.updates import Update
 
-__all__ = ["EarlyRoute", "KnownProbes", "joint_probes", "known_probes"]
+__all__ = ["EarlyRoute", "KnownProbes", "joint_probes", "known_probes", "query_probes"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class KnownProbes:
 
     Attributes
     ----------
-    directions : list of mappings
+    directions : sequence of mappings
         One a validation set.
     factor : float
         What scores are to be multiplied with: the slope, where it is one for all parameters, and 1 where directions
@@ -45,7 +45,7 @@ class KnownProbes:
         there is none.
     """
 
-    directions: list[Direction]
+    directions: Sequence[Direction]
     factor: float
     slopes: list[float | Tensor]
     scaling: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
@@ -77,6 +77,16 @@ def known_probes(
         q = q if factor is not None else scaled(q, update.slope)
         directions.append(dict(zip(names, q, strict=True)))
     return KnownProbes(directions, 1.0 if factor is None else factor, update.slope)
+
+
+def query_probes(begun: StepBegun, update: Update, names: Sequence[str]) -> KnownProbes:
+    """Return the probes of such a step for the queries of its validation, all of them together."""
+    assert begun.queries is not None
+    factor, gradients = _common(update), begun.queries.gradients().tensors
+    if factor is None:
+        slopes = zip(names, update.slope, strict=True)
+        gradients = {name: gradients[name] * slope for name, slope in slopes}
+    return KnownProbes(Stacked(gradients), 1.0 if factor is None else factor, update.slope)
 
 
 def joint_probes(begun: StepBegun, update: Update, names: Sequence[str]) -> KnownProbes:
@@ -117,7 +127,7 @@ class EarlyRoute:
 
     def __init__(self, probes: KnownProbes, begun: StepBegun) -> None:
         self._probes = probes
-        self._scores = Scores(len(probes.directions), begun.device, begun.scored)
+        self._scores = Scores(len(begun.losses), begun.device, begun.scored)
         self._seen = SeenGradients()
         self._total: Tensor | None = None
 
@@ -146,9 +156,14 @@ class EarlyRoute:
         """Whether the slope is one number for all parameters."""
         return not self._probes.scaling
 
-    def aim_at(self, name: str, gradients: Sequence[Any]) -> None:
+    def aim_at(self, name: str, gradients: Sequence[Any] | Tensor) -> None:
         """Learn of one parameter what v is, by validation set."""
         make = self._probes.scaling.get(name)
+        if isinstance(self._probes.directions, Stacked):
+            assert isinstance(gradients, Tensor)
+            assert isinstance(self._probes.directions.tensors, dict)
+            self._probes.directions.tensors[name] = gradients if make is None else make(gradients)
+            return
         for direction, v in zip(self._probes.directions, gradients, strict=True):
             assert isinstance(direction, dict)
             direction[name] = v if make is None else make(v)
@@ -195,6 +210,8 @@ class EarlyRoute:
         if begun.joint is not None:
             self._total = self._total / begun.joint.scale.to(total.device)
             self.empty = begun.joint.empty(received.update)
+        elif begun.queries is not None and not self.samples_slopes:
+            self.empty = begun.queries.empty(received.update)
 
     def scores_so_far(self, begun: StepBegun, _received: Callable[[], StepReceived]) -> Tensor:
         """Return what terms add up to by now, with the slopes as they were when the step began."""

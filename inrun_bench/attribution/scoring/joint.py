@@ -520,9 +520,17 @@ class _PartOfTerm:
         """Return the samples' dot products with `probe`, [micro_batch.size]."""
         return self._term.score(probe)[self.micro_batch.rows]
 
+    def scores(self, probes: Sequence[Direction]) -> Tensor:
+        """Return the samples' dot products with several probes."""
+        return self._term.scores(probes)[:, self.micro_batch.rows]
+
     def gradients(self, groups: Sequence[Rows]) -> list[dict[str, Tensor]]:
         """Return the gradients of groups of rows."""
         return self._term.gradients(groups)
+
+    def gradients_of_each(self) -> dict[str, Tensor]:
+        """Return the gradient of each row."""
+        return {key: own[self.micro_batch.rows] for key, own in self._term.gradients_of_each().items()}
 
     def rounded(self, dtype: torch.dtype) -> _PartOfTerm:
         """Return the term in another precision."""

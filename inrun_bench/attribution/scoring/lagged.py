@@ -39,14 +39,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from inrun_bench.attribution.directions import Direction
+from inrun_bench.attribution.directions import Direction, Stacked
 from inrun_bench.attribution.optimizers import Optimizers
 from inrun_bench.attribution.scoring.early import EarlyRoute, KnownProbes
 from inrun_bench.attribution.step import StepBegun, StepReceived
 from inrun_bench.attribution.transfer import gathered
 from inrun_bench.attribution.updates.expected import ExpectedSlope, sampled
 
-__all__ = ["LaggedRoute", "SlopeLag"]
+__all__ = ["LaggedRoute", "SlopeLag", "first_order_empty", "validation_gradients"]
 
 MARGIN = 0.8
 """Of the tolerance: what the last known certificate may be, that slopes are lagged."""
@@ -54,21 +54,33 @@ MARGIN = 0.8
 BY_GRADIENT = 0.2
 """The share of the present gradient in the weights of a certificate."""
 
+MANY_SETS = 4
+"""Validation sets, for many more of which a certificate looks at fewer elements."""
+
 KNOWN_BY = 2
 """Steps after which a certificate has been looked at, on any device, so that what is decided by it is the same."""
 
 
 @dataclass(frozen=True)
 class Foreseen:
-    """What a certificate needs of a step whose gradient is not known: elements of each parameter, by validation set."""
+    """What a certificate needs of a step whose gradient is not known: elements of each parameter, by validation set.
 
-    gradients: list[list[Tensor]]
+    Attributes
+    ----------
+    gradients : list of Tensor [validation sets, elements]
+        v, by parameter.
+    slopes : list of Tensor [elements]
+        What is expected of the slope.
+    """
+
+    gradients: list[Tensor]
     slopes: list[Tensor]
 
     @classmethod
-    def of(cls, gradients: Sequence[Sequence[Tensor]], expected: Sequence[ExpectedSlope]) -> Foreseen:
-        slopes = [slope.sample(v) for v, slope in zip(gradients[0], expected, strict=True)]
-        return cls([[sampled(v) for v in of_set] for of_set in gradients], slopes)
+    def of(cls, gradients: Sequence[Tensor], expected: Sequence[ExpectedSlope]) -> Foreseen:
+        """Take elements of gradients [validation sets, *parameter]."""
+        slopes = [slope.sample(v[0]) for v, slope in zip(gradients, expected, strict=True)]
+        return cls([torch.stack([sampled(own) for own in v]) for v in gradients], slopes)
 
 
 class SlopeLag:
@@ -133,38 +145,36 @@ class SlopeLag:
             c and e.
         """
         whole = received.gradients
-        gradients = [None if g is None else sampled(g) for g in whole]
-        sizes = [g.numel() / max(1, sampled(g).numel()) if g is not None else 1.0 for g in whole]
-        found = [_certificate(gradients, v, slopes, foreseen.slopes, sizes) for v in foreseen.gradients]
-        factor, certificate = (gathered(column).to(begun.device) for column in zip(*found, strict=True))
+        elements = [
+            _Elements(sampled(g), v, slope, lagged, g.numel() / max(1, len(lagged)))
+            for g, v, slope, lagged in zip(whole, foreseen.gradients, slopes, foreseen.slopes, strict=True)
+            if g is not None and slope is not None
+        ]
+        factor, certificate = (x.to(begun.device) for x in _certificate(elements, len(begun.losses)))
         begun.checks.expect(certificate, partial(self._note, begun.number, lagged))
         return factor, certificate
 
-    def remember(self, begun: StepBegun, received: StepReceived, gradients: Sequence[Sequence[Tensor]]) -> Tensor:
+    def remember(self, begun: StepBegun, received: StepReceived, gradients: Sequence[Tensor]) -> Tensor:
         """Remember the slopes of a step that was read in full, and return <v, u(0)>, float64 [validation sets].
 
         Parameters
         ----------
         begun, received : StepBegun, StepReceived
             The step.
-        gradients : sequence of lists of Tensor
-            v, by validation set.
+        gradients : sequence of Tensor [validation sets, *parameter]
+            v, by parameter.
         """
         if received.void is None:  # else nobody here knows yet whether the step will be taken
             earlier = self.last or [0.0] * len(received.gradients)
             slopes = zip(received.update.slope, received.gradients, earlier, strict=True)
             self.last = [before if g is None else slope for slope, g, before in slopes]
-        moves = received.update.empty
-        if moves is None:
-            return torch.zeros(len(gradients), dtype=torch.float64, device=begun.device)
-        dots = [gathered([_dot(x, u) for x, u in zip(v, moves, strict=True)]).sum() for v in gradients]
-        return gathered(dots).to(begun.device)
+        return first_order_empty(begun, received, gradients)
 
     def check(
         self,
         begun: StepBegun,
         received: StepReceived,
-        gradients: Sequence[Sequence[Tensor]],
+        gradients: Sequence[Tensor],
         expected: Sequence[ExpectedSlope] | None,
     ) -> None:
         """Hold the slopes of an exact step against those that were expected, if any were."""
@@ -233,8 +243,8 @@ class LaggedRoute(EarlyRoute):
         self._lag, self._parameters, self._optimizers = lag, parameters, optimizers
         self.samples_slopes = optimizers.in_closed_form
         self._expected = expected
-        self._gradients: list[list[Tensor]] = []
-        self._moves: list[list[Tensor]] = []
+        self._gradients: list[Tensor] = []
+        self._moves: list[Tensor] = []
         self._rates = optimizers.rates(parameters) if self.samples_slopes else []
         scales = {slope.scale for slope in expected if isinstance(slope.scale, float)}
         common = len(scales) == 1 and all(isinstance(slope.scale, float) for slope in expected)
@@ -242,20 +252,20 @@ class LaggedRoute(EarlyRoute):
             name: partial(_scaled_to, slope, p.dtype, common)
             for (name, p), slope in zip(parameters.items(), expected, strict=True)
         }
-        directions: list[Direction] = [{} for _ in begun.losses]
+        directions: Sequence[Direction] = [{} for _ in begun.losses] if begun.queries is None else Stacked({})
         super().__init__(KnownProbes(directions, scales.pop() if common else 1.0, [], scaling), begun)
         if begun.joint is None:  # else its rows bring the gradients
             self._foresee(begun)
-            for name, *of_sets in zip(parameters, *self._gradients, strict=True):
+            for name, of_sets in zip(parameters, self._gradients, strict=True):
                 self.aim_at(name, of_sets)
             self._gradients = [] if self.samples_slopes else self._gradients
 
     def _foresee(self, begun: StepBegun) -> None:
         """Note what must be known of v when the slopes are."""
-        gradients = [loss.gradient(begun.weights)[1] for loss in begun.losses.values()]
+        gradients = validation_gradients(begun)
         self._foreseen = Foreseen.of(gradients, self._expected)
         if self.samples_slopes:
-            self._moves = [[_moves(*pair) for pair in zip(v, self._expected, strict=True)] for v in gradients]
+            self._moves = [_moves(*pair) for pair in zip(gradients, self._expected, strict=True)]
         self._gradients = gradients
 
     def before_step(self, begun: StepBegun, received: StepReceived) -> None:
@@ -266,11 +276,11 @@ class LaggedRoute(EarlyRoute):
         if self.samples_slopes:
             slopes = self._optimizers.sampled_slopes(self._parameters, received.gradients)
             rates = zip(received.gradients, self._optimizers.rates(self._parameters), self._rates, strict=True)
-            ratios = [  # of learning rates, which all of a move is a multiple of
+            ratios: list[Any] = [  # of learning rates, which all of a move is a multiple of
                 0.0 if g is None else 1.0 if now is then or now == then else now / then for g, now, then in rates
             ]
-            own = [[ratio * m for ratio, m in zip(ratios, moves, strict=True)] for moves in self._moves]
-            self.empty = gathered([gathered(of_set).sum() for of_set in own]).to(begun.device)
+            own: list[Tensor] = [moves * ratio for ratio, moves in zip(ratios, self._moves, strict=True)]
+            self.empty = gathered(own).sum(0).to(begun.device)
         else:
             slopes = slopes_of_some(received)
             self.empty = self._lag.remember(begun, received, self._gradients)
@@ -293,40 +303,65 @@ def slopes_of_some(received: StepReceived) -> list[Tensor | None]:
     return [None if g is None else ExpectedSlope(slope).sample(g) for slope, g in pairs]
 
 
+def validation_gradients(begun: StepBegun) -> list[Tensor]:
+    """Return v at the weights of a step, [validation sets, *parameter] by parameter."""
+    if begun.queries is not None:
+        return list(begun.queries.gradients().tensors.values())
+    of_sets = [loss.gradient(begun.weights)[1] for loss in begun.losses.values()]
+    return [v[0][None] if len(v) == 1 else torch.stack(v) for v in zip(*of_sets, strict=True)]
+
+
+def first_order_empty(begun: StepBegun, received: StepReceived, gradients: Sequence[Tensor]) -> Tensor:
+    """Return what the step does with an empty coalition, <v, u(0)>, float64 [validation sets]."""
+    moves = received.update.empty
+    if moves is None:
+        return torch.zeros(len(begun.losses), dtype=torch.float64, device=begun.device)
+    return gathered([_dots(v, u) for v, u in zip(gradients, moves, strict=True)]).sum(0).to(begun.device)
+
+
 def _moves(v: Tensor, slope: ExpectedSlope) -> Tensor:
-    """Return what is expected of a parameter's part in <v, u(0)>, a float64 scalar."""
-    total = v.new_zeros((), dtype=torch.float64)
+    """Return what is expected of a parameter's part in <v, u(0)>, float64 [validation sets]."""
+    total = v.new_zeros(len(v), dtype=torch.float64)
     for factor, x, divisor in slope.moves:
-        total = total + factor * _dot(v if divisor is None else v / divisor, x)
+        total = total + factor * _dots(v if divisor is None else v / divisor, x)
     return total
 
 
-def _certificate(
-    gradients: Sequence[Tensor | None],
-    of_validation: Sequence[Tensor],
-    slopes: Sequence[Tensor | None],
-    expected: Sequence[Tensor],
-    sizes: Sequence[float],
-) -> tuple[Tensor, Tensor]:
-    """Return c and e of one validation set, float64 scalars."""
-    columns: list[tuple[Tensor, ...]] = []
-    for g, v, slope, lagged, size in zip(gradients, of_validation, slopes, expected, sizes, strict=True):
-        if g is not None and slope is not None:
-            columns.append((g, v, slope, lagged, torch.full_like(lagged, size)))
-    if not columns:
-        nothing = of_validation[0].new_zeros((), dtype=torch.float64)
-        return nothing + 1.0, nothing
-    g, v, slope, lagged, sizes_of = (_joined(column) for column in zip(*columns, strict=True))
-    usual = torch.where((g != 0) & (lagged != 0), 1 / lagged, 0.0).square_().mul_(sizes_of)
-    present = g.square().mul_(sizes_of)
+@dataclass(frozen=True)
+class _Elements:
+    """Some elements of one parameter: gradient, v [validation sets, elements], slopes, and how many each stands for."""
+
+    gradient: Tensor
+    validation: Tensor
+    slope: Tensor
+    expected: Tensor
+    size: float
+
+
+def _certificate(parts: Sequence[_Elements], n_sets: int) -> tuple[Tensor, Tensor]:
+    """Return c and e of each validation set, float64 [validation sets]."""
+    if not parts:
+        return torch.ones(n_sets, dtype=torch.float64), torch.zeros(n_sets, dtype=torch.float64)
+    apart = n_sets // MANY_SETS | 1  # of many sets, fewer elements are looked at
+    g, slope, lagged = (
+        _joined([x[::apart] for x in column])
+        for column in zip(*((part.gradient, part.slope, part.expected) for part in parts), strict=True)
+    )
+    sizes = _joined([torch.full_like(part.gradient[::apart], part.size * apart) for part in parts])
+    device = parts[0].gradient.device
+    v = torch.cat([part.validation[:, ::apart].to(device, torch.float64) for part in parts], 1)
+    usual = torch.where((g != 0) & (lagged != 0), 1 / lagged, 0.0).square_().mul_(sizes)
+    present = g.square().mul_(sizes)
     shares = BY_GRADIENT / _positive(present.sum()), (1 - BY_GRADIENT) / _positive(usual.sum())
     weight = (present * shares[0]).add_(usual * shares[1])
-    x, y = v * slope, v * lagged
-    own, both, other = (torch.dot(weight * one, two) for one, two in ((x, x), (x, y), (y, y)))
+    squares = v.square() @ torch.stack(
+        [weight * one * two for one, two in ((slope, slope), (slope, lagged), (lagged, lagged))], 1
+    )
+    own, both, other = squares.unbind(1)
     factor = torch.where(other > 0, both / other, 1.0)
     error = ((own - factor * both).clamp_min(0) / own).sqrt()
     error = torch.where((own == 0) & (other == 0), torch.zeros_like(error), error)
-    unforeseen = ((lagged == 0) & (slope != 0) & (g != 0) & (v != 0)).any()  # a parameter that has not moved before
+    unforeseen = ((lagged == 0) & (slope != 0) & (g != 0) & (v != 0)).any(1)  # a parameter that has not moved before
     return factor, torch.where(unforeseen, error.clamp_min(1.0), error)
 
 
@@ -339,6 +374,6 @@ def _positive(x: Tensor) -> Tensor:
     return torch.where(x > 0, x, torch.ones_like(x))
 
 
-def _dot(x: Tensor, y: Tensor) -> Tensor:
-    """Return a dot product, float64, on the way to a sum over parameters."""
-    return torch.dot(x.reshape(-1), y.to(x.dtype).reshape(-1)).double()
+def _dots(x: Tensor, y: Tensor) -> Tensor:
+    """Return dot products of x [validation sets, *parameter], float64, on the way to a sum over parameters."""
+    return torch.mv(x.reshape(len(x), -1), y.to(x.dtype).reshape(-1)).double()

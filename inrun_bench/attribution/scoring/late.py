@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from inrun_bench.attribution.directions import Direction, Stacked
 from inrun_bench.attribution.probes import Probe, Step, scaled
 from inrun_bench.attribution.step import StepBegun, StepReceived, StepTaken
 
@@ -29,8 +30,8 @@ class LateProbes:
     """
 
     directions: list[list[Tensor]]
-    received: list[dict[str, Tensor]]
-    accumulated: list[dict[str, Tensor]]
+    received: Sequence[Direction]
+    accumulated: Sequence[Direction]
 
 
 def late_probes(
@@ -50,6 +51,13 @@ def late_probes(
     gradient = [
         torch.zeros_like(p) if g is None else g for p, g in zip(parameters.values(), received.gradients, strict=True)
     ]
+    if begun.queries is not None:
+        found = begun.queries.gradients().tensors
+        of_queries = {name: found[name] * slope for name, slope in zip(parameters, update.slope, strict=True)}
+        shares: Sequence[float | Tensor] = [1.0] * len(of_queries) if ratio is None else ratio
+        given = zip(of_queries.items(), shares, parameters.values(), strict=True)
+        own = Stacked({name: (x * share).to(p.dtype) for (name, x), share, p in given})
+        return LateProbes([], Stacked(of_queries), own)
     directions, for_received, accumulated = [], [], []
     for number, loss in enumerate(begun.losses.values()):
         direction = known[number] if known else probe.direction(Step(loss, update, before, gradient, after))

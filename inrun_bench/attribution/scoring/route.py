@@ -98,6 +98,12 @@ class RouteChooser:
         self._chosen = chosen
         return chosen
 
+    def allowed(self, parameters: Sequence[Tensor]) -> int:
+        """Return the bytes that may be kept."""
+        if self._budget is None:
+            self._budget = int(SHARE_OF_FREE * _free_bytes(parameters[0].device))
+        return self._budget
+
     def count(self, term: Term) -> None:
         """Note a term that is kept."""
         self._counted += sum(t.numel() * t.element_size() for t in term.tensors)

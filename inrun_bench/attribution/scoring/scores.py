@@ -91,9 +91,8 @@ class Scores:
     def add(self, term: Term, probes: Sequence[Direction]) -> None:
         """Score a term with each probe."""
         with own_precision(term.b.device):
-            scores = [term.score(probe) for probe in probes]
-        together = scores[0][None] if len(scores) == 1 else torch.stack(scores)
-        self._add(term.where, term.micro_batch, together, term.keys, term.kind)
+            scores = term.scores(probes)
+        self._add(term.where, term.micro_batch, scores, term.keys, term.kind)
 
     def add_scores(self, site: LayerSite, micro_batch: MicroBatch, scores: Tensor, kind: torch.dtype) -> None:
         """Add scores, [probes, micro_batch.size], that a layer's own backward pass brought, computed in `kind`."""

@@ -69,7 +69,7 @@ class SplitRoute(KeepRoute):
         probes = late_probes(begun, taken.received, self._probe, self._parameters, taken)
         factor = self._first.factor
         rest = [
-            {name: q - factor * multiplied_out(done[name]) for name, q in probe.items()}
+            {name: multiplied_out(q) - factor * multiplied_out(done[name]) for name, q in probe.items()}
             for probe, done in zip(probes.accumulated, self._first.directions, strict=True)
         ]
         known, of_known = self._of_first.total(begun.samples.rows, begun.samples.kept)

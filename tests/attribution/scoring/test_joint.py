@@ -328,7 +328,7 @@ def test_bad_input():
     for rows in (0, -1, [], "both", True, 2.5):
         refused(p, engine, ValueError, "validation_rows must", rows=rows)
     refused(p, engine, ValueError, "by strings", rows=[1, 2, 3, 4])
-    refused(p, engine, ValueError, "index names 8 samples, validation_rows included", rows=3)
+    refused(p, engine, ValueError, "index names 8 samples", rows=3)
     refused(p, engine, ValueError, "needs the index", index=None)
     refused(p, engine, ValueError, "and not both", losses=p.losses)
     refused(p, engine, ValueError, "closure for each set", validation={"other": p.validation})

@@ -1,0 +1,219 @@
+"""Validation losses of many queries, [Q], and the gradient of each, from one pass.
+
+The closure returns one loss a query, whose rows must number the queries as a batch's number its samples: where they are
+in each layer is observed as in training (:mod:`inrun_bench.attribution.capture.observation`). One forward and one
+backward pass bring each layer's input and output gradient of all queries, and from them the gradient of each is formed,
+[Q, *parameter]: Q times the memory of the weights. All are probes of the step, and samples' scores [Q, batch] are
+formed together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inrun_bench.attribution.capture.factors import FactorCall
+from inrun_bench.attribution.directions import Stacked
+from inrun_bench.attribution.gradient_scaling import dense
+from inrun_bench.attribution.layer_terms import Term
+from inrun_bench.attribution.transfer import gathered, to_host
+from inrun_bench.attribution.updates import Update
+from inrun_bench.attribution.validation import ValidationLoss, moved_to
+
+__all__ = ["QueryLoss", "QueryLosses"]
+
+
+class QueryLosses(ValidationLoss):
+    """The losses of all queries as a function of the weights; values are float64 [Q].
+
+    Parameters
+    ----------
+    closure, parameters, others, collecting, as_called
+        See :class:`~inrun_bench.attribution.validation.ValidationLoss`; the closure returns one loss a query.
+    watching : callable
+        Given the number of queries, a context manager that yields the list of terms which a backward pass in it brings.
+    budget : callable
+        Returns how many bytes the gradients of the queries may take.
+    """
+
+    def __init__(
+        self,
+        closure: Callable[[], Tensor],
+        parameters: Mapping[str, Tensor],
+        others: Collection[Tensor],
+        collecting: Callable[[Collection[str]], AbstractContextManager[list[FactorCall]]],
+        as_called: Callable[[], AbstractContextManager[None]],
+        *,
+        watching: Callable[[int], AbstractContextManager[list[Term]]],
+        budget: Callable[[], int],
+    ) -> None:
+        super().__init__(closure, parameters, others, collecting, as_called)
+        self.number: int | None = None
+        self._watching, self._budget = watching, budget
+        self._stacks: dict[str, Tensor] | None = None
+        self._of_place: Any = None
+        self._steps = 0
+
+    def each(self) -> dict[str, QueryLoss]:
+        """Return the loss of each query, by its number; the closure is evaluated to know how many there are."""
+        if self.number is None:
+            self.value()
+        assert self.number is not None
+        return {str(query): QueryLoss(self, query) for query in range(self.number)}
+
+    def gradients(self) -> Stacked:
+        """Return the gradient of each query's loss at the present weights, [Q, *parameter] by parameter."""
+        here = self._place(None)
+        if self._stacks is None or self._of_place != here:
+            self._stacks, self._of_place = self._differentiated(), here
+        return Stacked(self._stacks)
+
+    def empty(self, update: Update) -> Tensor:
+        """Return what a step does with an empty coalition, <v, u(0)>, float64 [Q]."""
+        gradients = list(self.gradients().tensors.values())
+        if update.empty is None:
+            return torch.zeros(len(gradients[0]), dtype=torch.float64, device=gradients[0].device)
+        pairs = zip(gradients, update.empty, strict=True)
+        return gathered([torch.mv(v.reshape(len(v), -1), u.to(v.dtype).reshape(-1)).double() for v, u in pairs]).sum(0)
+
+    def let_go(self) -> None:
+        """Let go of the gradients."""
+        self._stacks = None
+
+    def _differentiated(self) -> dict[str, Tensor]:
+        self._expect_room()
+        if self.number is None:
+            self.value()
+        assert self.number is not None
+        with torch.enable_grad(), moved_to(self._parameters, None), torch.compiler.set_stance("force_eager"):
+            losses, terms, weighted = self._watched(self.number)
+            value = losses.detach().to(torch.float64, copy=True)
+            stacks: dict[str, Tensor] = {}
+            with torch.no_grad():
+                while terms:
+                    for key, own in terms.pop(0).gradients_of_each().items():
+                        stacks[key] = stacks[key].add_(own) if key in stacks else own
+        self._note(None, value, None)
+        kinds = dict(zip(self._names, self._parameters, strict=True))
+        found = {
+            name: stacks[name].to(p.dtype) if name in stacks else p.detach().new_zeros(self.number, *p.shape)
+            for name, p in kinds.items()
+        }
+        if weighted is not None:
+            self._expect_sum(found, *weighted)
+        return found
+
+    def _watched(self, number: int) -> tuple[Tensor, list[Term], tuple[Tensor, list[Tensor]] | None]:
+        """Return the losses, what their backward pass brings, and now and then the gradient of a weighted sum."""
+        weighted = None
+        try:
+            with self._watching(number) as terms:
+                losses = self._loss()
+                if self.thorough and losses.requires_grad:
+                    draw = torch.Generator(losses.device).manual_seed(0)
+                    weights = torch.randn(number, dtype=losses.dtype, device=losses.device, generator=draw)
+                    gradients = torch.autograd.grad(
+                        losses, self._parameters, weights, retain_graph=True, allow_unused=True
+                    )
+                    given = zip(self._parameters, gradients, strict=True)
+                    weighted = weights, [torch.zeros_like(p) if g is None else dense(g) for p, g in given]
+                    terms.clear()
+                self._differentiate(losses.sum())
+                return losses, list(terms), weighted
+        except ValueError:
+            with torch.no_grad():
+                self._loss()  # which may be of another number of queries, and says so
+            raise
+
+    def _expect_sum(self, found: Mapping[str, Tensor], weights: Tensor, whole: Sequence[Tensor]) -> None:
+        """Refuse gradients of queries that do not add up to that of a weighted sum of their losses."""
+        sizes = torch.stack([g.norm().double() for g in whole]).norm()
+        for name, gradient in zip(self._names, whole, strict=True):
+            own = found[name].reshape(len(weights), -1)
+            off = (weights.to(own.dtype) @ own - gradient.reshape(-1)).norm().double()
+            eps = max(torch.finfo(kind).eps for kind in (gradient.dtype, torch.float32))  # models may round inside
+            scale = own.norm(dim=1).sum().double()
+            allowed = eps**0.5 / 4 * (gradient.norm().double() + scale * eps**0.25) + 16 * eps * sizes
+            if not to_host((off <= allowed).double())():
+                raise ValueError(
+                    f"the gradients of the queries' losses do not add up, in {name!r}: a query's loss depends on other "
+                    "queries' rows, or on weights in a way that is not seen. Each loss must be of its own row alone"
+                )
+
+    def _expect_room(self) -> None:
+        wanted = (self.number or 1) * sum(p.numel() * p.element_size() for p in self._parameters)
+        allowed = self._budget()
+        if wanted > allowed:
+            raise ValueError(
+                f"the gradients of {self.number} queries take {wanted} bytes, more than the {allowed} that "
+                "memory_budget allows; give fewer queries at once (one engine each), or a larger memory_budget"
+            )
+
+    def _check_form(self, loss: Any) -> None:
+        if not isinstance(loss, Tensor) or loss.dim() != 1 or not len(loss):
+            got = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"with per_query=True, validation must return one loss a query, [queries]; got {got}")
+        if self.number is not None and len(loss) != self.number:
+            raise ValueError(
+                f"validation returned {len(loss)} losses, and {self.number} before; queries must stay the same"
+            )
+        self.number = len(loss)
+
+
+class QueryLoss:
+    """The loss of one query; see :class:`~inrun_bench.attribution.validation.Loss`."""
+
+    def __init__(self, losses: QueryLosses, query: int) -> None:
+        self._losses, self._query = losses, query
+
+    @property
+    def thorough(self) -> bool:
+        """Whether it is looked at closely; as of all queries."""
+        return self._losses.thorough
+
+    @thorough.setter
+    def thorough(self, thorough: bool) -> None:
+        self._losses.thorough = thorough
+
+    @property
+    def closure(self) -> ValidationLoss:
+        """All losses."""
+        return self._losses
+
+    @property
+    def knows_present(self) -> bool:
+        """Whether the loss at the present weights is known already."""
+        return self._losses.knows_present
+
+    def value(self, at: Sequence[Tensor] | None = None) -> Tensor:
+        """Return the loss, in nats."""
+        return self._losses.value(at)[self._query]
+
+    def gradient(self, at: Sequence[Tensor] | None = None, *, keep: bool = False) -> tuple[Tensor, list[Tensor]]:  # noqa: ARG002
+        """Return the loss and its gradient at the present weights, one tensor a parameter."""
+        own = self._losses.gradients()[self._query]
+        return self.value(), list(own.values())
+
+    def gradient_and_hessian_product(
+        self,
+        vector: Sequence[Tensor],  # noqa: ARG002
+        at: Sequence[Tensor] | None = None,  # noqa: ARG002
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Refuse: queries have no second derivatives here."""
+        raise RuntimeError("per_query=True is for order='first': queries bring no second derivatives")
+
+    def moved(self) -> None:
+        """Learn that the present weights are new ones."""
+        self._losses.moved()
+
+    def copied(self, weights: Sequence[Tensor]) -> None:
+        """Learn that `weights` are a copy of the present ones."""
+        self._losses.copied(weights)
+
+    def forget_copies(self) -> None:
+        """Forget all but the present weights."""
+        self._losses.forget_copies()
