@@ -794,6 +794,7 @@ class InRunShapley:
             capture.as_called_last,
             watching=self._watching_queries,
             budget=lambda: self._chooser.allowed(self._parameters),
+            heavy=capture.weights_of_products,
         )
 
     @contextmanager

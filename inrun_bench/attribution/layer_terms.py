@@ -16,6 +16,7 @@ from inrun_bench.attribution.families import Rule, find_gradients_of_samples, fi
 from inrun_bench.attribution.products.backend import Backend
 
 __all__ = [
+    "MANY",
     "Aimed",
     "FormedTerm",
     "Joint",
@@ -28,6 +29,7 @@ __all__ = [
     "each_scored",
 ]
 
+FORMED = 2**26  # numbers of samples' gradients, that may be formed at once
 MANY = 4  # probes, for more of which samples' gradients are formed and not projected on each
 
 Rows: TypeAlias = slice | Tensor
@@ -275,7 +277,7 @@ class LayerTerm:
                 q_bias = None if bias is None else stacked(probes, bias)
                 a = self.a.to(self.b.dtype)
                 return how.gradients(self.site.layer, a, self.b, stacked(probes, key), q_bias, self.site.kernels)[2]
-            formed = self.formed()
+            formed = self.formed(FORMED)
             if isinstance(formed, FormedTerm):
                 return formed.scores(probes)
         return each_scored(self, probes)
@@ -283,7 +285,7 @@ class LayerTerm:
     def gradients_of_each(self) -> dict[str, Tensor]:
         """Return the gradient of each row."""
         size = self.micro_batch.size
-        formed = self.formed()
+        formed = self.formed(FORMED)
         if isinstance(formed, FormedTerm):
             return dict(formed.of_samples)
         how, key, bias = find_scored_backward(self.site.layer), self.site.key_of("weight"), self.site.key_of("bias")
@@ -328,13 +330,21 @@ class LayerTerm:
         a, b = (_some(x, where, size) for x in (self.a, self.b))
         return replace(self, micro_batch=own, a=a, b=b)
 
-    def formed(self) -> Term:
-        """Return the term with its samples' gradients in the place of input and output gradient, if they are small."""
+    def formed(self, limit: int | None = None) -> Term:
+        """Return the term with its samples' gradients in the place of input and output gradient, if they are small.
+
+        `limit` is how many numbers they may be; those of the output where None.
+        """
         form = find_gradients_of_samples(self.site.layer)
         if form is None or not isinstance(self.a, Tensor) or len(self.b) != self.micro_batch.size:
             return self
         names = self.site.parameters
+        size = self.micro_batch.size * sum(p.numel() for p in names.values())
+        if size > (self.b.numel() if limit is None else limit):
+            return self
         own = form(self.site.layer, self.a, self.b)
+        if own is None:
+            return self
         by_key = {key: own[name] for name in own if (key := self.site.key_of(name)) is not None and key in names}
         return FormedTerm(self.where, self.keys, self.micro_batch, self.b.dtype, by_key)
 

@@ -38,6 +38,8 @@ class QueryLosses(ValidationLoss):
         Given the number of queries, a context manager that yields the list of terms which a backward pass in it brings.
     budget : callable
         Returns how many bytes the gradients of the queries may take.
+    heavy : collection of str
+        Weights of layers whose gradient of the sum of losses takes time, and is not needed.
     """
 
     def __init__(
@@ -50,13 +52,15 @@ class QueryLosses(ValidationLoss):
         *,
         watching: Callable[[int], AbstractContextManager[list[Term]]],
         budget: Callable[[], int],
+        heavy: Collection[str] = (),
     ) -> None:
         super().__init__(closure, parameters, others, collecting, as_called)
         self.number: int | None = None
         self._watching, self._budget = watching, budget
         self._stacks: dict[str, Tensor] | None = None
         self._of_place: Any = None
-        self._steps = 0
+        self._heavy = frozenset(heavy)
+        self._seen: set[str] | None = None  # parameters of which terms came where all gradients were asked for
 
     def each(self) -> dict[str, QueryLoss]:
         """Return the loss of each query, by its number; the closure is evaluated to know how many there are."""
@@ -122,12 +126,27 @@ class QueryLosses(ValidationLoss):
                     given = zip(self._parameters, gradients, strict=True)
                     weighted = weights, [torch.zeros_like(p) if g is None else dense(g) for p, g in given]
                     terms.clear()
-                self._differentiate(losses.sum())
+                self._bring(losses, terms)
                 return losses, list(terms), weighted
         except ValueError:
             with torch.no_grad():
                 self._loss()  # which may be of another number of queries, and says so
             raise
+
+    def _bring(self, losses: Tensor, terms: list[Term]) -> None:
+        """Differentiate losses, for what is seen on the way; gradients of weights are left away where nothing is lost.
+
+        That is known from steps in which all were formed.
+        """
+        light = [p for name, p in zip(self._names, self._parameters, strict=True) if name not in self._heavy]
+        if self._seen is not None and light and not self.thorough:
+            self._differentiate(losses.sum(), light, retain=True)
+            if set().union(*(term.keys for term in terms)) == self._seen:
+                return
+            terms.clear()
+            self._heavy = frozenset()
+        self._differentiate(losses.sum())
+        self._seen = set().union(*(term.keys for term in terms))
 
     def _expect_sum(self, found: Mapping[str, Tensor], weights: Tensor, whole: Sequence[Tensor]) -> None:
         """Refuse gradients of queries that do not add up to that of a weighted sum of their losses."""

@@ -247,7 +247,12 @@ class ValidationLoss:
             )
 
     def _differentiate(
-        self, loss: Tensor, inputs: Sequence[Tensor] | None = None, *, create_graph: bool = False
+        self,
+        loss: Tensor,
+        inputs: Sequence[Tensor] | None = None,
+        *,
+        create_graph: bool = False,
+        retain: bool | None = None,
     ) -> list[Tensor]:
         if not loss.requires_grad:
             raise ValueError(
@@ -256,7 +261,11 @@ class ValidationLoss:
             )
         with self._as_called():
             gradients = torch.autograd.grad(
-                loss, self._parameters if inputs is None else inputs, create_graph=create_graph, allow_unused=True
+                loss,
+                self._parameters if inputs is None else inputs,
+                create_graph=create_graph,
+                retain_graph=retain,
+                allow_unused=True,
             )
         if all(gradient is None for gradient in gradients):
             raise ValueError(

@@ -172,6 +172,11 @@ class Capture:
         """Say who takes what layers bring where validation samples are among the rows; None: there are none."""
         self._fused.joint = joint
 
+    @property
+    def weights_of_products(self) -> set[str]:
+        """Weights of linear maps and convolutions."""
+        return self._fused.weights
+
     def is_used_elsewhere(self, key: str) -> bool:
         """Whether a parameter is used outside of the one layer that it belongs to, as far as has been seen."""
         return self._uses[key] > 1 or key in self._operations.keys

@@ -80,6 +80,11 @@ class FusedLayers:
                 site.layer.__dict__["forward"] = LayerForward(site.layer, partial(self._run, slot, site))
                 self._replaced.append(site.layer)
 
+    @property
+    def weights(self) -> set[str]:
+        """The trained weights of the layers that can score themselves."""
+        return {key for site in self._sites if site.name in self._how and (key := site.key_of("weight")) is not None}
+
     def remove(self) -> None:
         """Give the layers their own forward back."""
         for layer in self._replaced:

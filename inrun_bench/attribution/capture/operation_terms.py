@@ -16,7 +16,7 @@ from inrun_bench.attribution.capture.batch_axis import batch_first
 from inrun_bench.attribution.capture.hooks import plain_forward
 from inrun_bench.attribution.capture.in_place import results_of
 from inrun_bench.attribution.directions import Direction, multiplied_out
-from inrun_bench.attribution.layer_terms import MicroBatch, Rows, each_formed, each_scored
+from inrun_bench.attribution.layer_terms import FORMED, MANY, FormedTerm, MicroBatch, Rows, each_formed, each_scored
 from inrun_bench.attribution.precision import Autocast
 from inrun_bench.attribution.random_state import RandomState
 
@@ -248,8 +248,13 @@ class OperationTerm:
         return batch_first(b * tangent, self.axis).reshape(self.micro_batch.size, -1).sum(1)
 
     def scores(self, probes: Sequence[Direction]) -> Tensor:
-        """Return the samples' dot products with several probes."""
-        return each_scored(self, probes)
+        """Return the samples' dot products with several probes; with many, samples' gradients are formed once."""
+        size = sum(p.numel() for p in self.operation.parameters().values()) * self.micro_batch.size
+        if len(probes) <= max(MANY, self.micro_batch.size // 4) or size > FORMED or self.kind == torch.float16:
+            return each_scored(self, probes)
+        with torch.no_grad():
+            formed = FormedTerm(self.where, self.keys, self.micro_batch, self.kind, self.gradients_of_each())
+            return formed.scores(probes)
 
     def gradients_of_each(self) -> dict[str, Tensor]:
         """Return the gradient of each row."""

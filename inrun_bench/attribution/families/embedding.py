@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from inrun_bench.attribution.families.registry import ghost_rule
+from inrun_bench.attribution.families.registry import ghost_rule, gradients_of_samples
 from inrun_bench.attribution.products.backend import Backend
 from inrun_bench.attribution.products.embedding_dot import embedding_dot
 from inrun_bench.attribution.products.sample_dot import sample_dot
@@ -29,6 +29,22 @@ def embedding(layer: nn.Embedding, a: Tensor, b: Tensor, q: Tensor, *, backend: 
         counts = ids.new_zeros(len(q)).scatter_add_(0, ids, torch.ones_like(ids))
         b = b / counts[a.long()].unsqueeze(-1)
     return embedding_dot(a, b, q, padding_idx=layer.padding_idx, backend=backend)
+
+
+@gradients_of_samples(nn.Embedding)
+def of_embedding(layer: nn.Embedding, a: Tensor, b: Tensor) -> dict[str, Tensor] | None:
+    """Add the output gradients [B, ..., d] to the rows of tables of zeros, one a sample."""
+    if layer.scale_grad_by_freq:
+        return None
+    b = b.to(torch.promote_types(b.dtype, torch.float32)).reshape(len(b), -1, b.shape[-1])
+    ids = a.reshape(len(a), -1).long()
+    if layer.padding_idx is not None:
+        b = b.masked_fill((ids == layer.padding_idx).unsqueeze(-1), 0.0)
+    rows = layer.num_embeddings
+    tables = b.new_zeros(len(b) * rows, b.shape[-1])
+    samples = torch.arange(len(b), device=b.device).unsqueeze(1)
+    tables.index_add_(0, (ids + rows * samples).flatten(), b.flatten(0, 1))
+    return {"weight": tables.view(len(b), rows, -1)}
 
 
 @ghost_rule(nn.EmbeddingBag, "weight", inputs="all")

@@ -46,8 +46,11 @@ class Rule:
         return self.function(layer, a, b, *q, **({"backend": backend} if self.takes_backend else {}))
 
 
-GradientsOfSamples: TypeAlias = Callable[[Any, Tensor, Tensor], dict[str, Tensor]]
-"""``function(layer, a, b)``: of each sample, the gradients of all of the layer's parameters, [B, *parameter]."""
+GradientsOfSamples: TypeAlias = Callable[[Any, Tensor, Tensor], dict[str, Tensor] | None]
+"""``function(layer, a, b)``: of each sample, the gradients of all of the layer's parameters, [B, *parameter].
+
+None where the layer's settings are not served.
+"""
 
 _RULES: dict[type[nn.Module] | str, tuple[Rule, ...]] = {}
 _SCORED_BACKWARD: dict[type[nn.Module] | str, ScoredBackward] = {}
@@ -106,9 +109,10 @@ def registered_rules(layer: nn.Module) -> tuple[Rule, ...]:
 
 
 def gradients_of_samples(layer_type: type[nn.Module]) -> Callable[[GradientsOfSamples], GradientsOfSamples]:
-    """Register the decorated function for a layer type whose parameters are small beside its input.
+    """Register the decorated function for a layer type.
 
-    Where samples' gradients themselves are asked for, it forms them in one go; they are float32 at least.
+    Where samples' gradients themselves are asked for, and are not too many numbers, it forms them in one go; they are
+    float32 at least.
     """
 
     def register(function: GradientsOfSamples) -> GradientsOfSamples:

@@ -122,7 +122,7 @@ def wgrad_dot_torch(
     if kept is not None:
         a, b = (x.masked_fill(~kept[..., None], 0.0) for x in (a, b))
     directions = probes.to(kind)
-    chunk = CHUNK_BYTES.get(a.device.type, 2**20) // max(1, 4 * a.shape[2] * b.shape[2])
+    chunk = max(1, len(directions)) * CHUNK_BYTES.get(a.device.type, 2**20) // max(1, 4 * a.shape[2] * b.shape[2])
     if a.shape[1] == 1:
         grad, scores = _rank_one(a[:, 0], b[:, 0], directions)
     elif chunk <= FEW and a.device.type == "cpu" and min(len(a), len(directions)):

@@ -183,7 +183,8 @@ class EarlyRoute:
     def receive(self, term: Term) -> None:
         """Score a term."""
         self._scores.add(term, self._probes.directions)
-        self._seen.add(term, self._probes.directions[0])
+        if not isinstance(self._probes.directions, Stacked):
+            self._seen.add(term, self._probes.directions[0])
 
     def before_step(self, begun: StepBegun, received: StepReceived) -> None:
         """Add terms up, while gradients are there to be compared with."""
