@@ -18,6 +18,11 @@ orders need more than one pass (integrated takes four gradients, second a Hessia
 before the step), which their net ratios include. Under AdamW, first order is timed with exact slopes and with lagged
 ones (:mod:`inrun_bench.attribution.scoring.lagged`), beside a regular step of AdamW. ``peak_ratio`` is the peak memory
 of a variant's step, beyond what is there between steps, over that of the regular step.
+
+With one validation row for eight training rows, a workload's step is timed with everything that it includes
+(``whole_ratio``, ``whole_peak_ratio``): the validation loss as a closure, and its rows among the batch's in one pass
+(:mod:`inrun_bench.attribution.scoring.joint`). So is a small GPT whose scores are of 32 queries of their own
+(:mod:`inrun_bench.attribution.queries`), each a quarter as long as a training sequence.
 """
 
 from __future__ import annotations
@@ -72,9 +77,13 @@ class Knobs:
 
 
 KNOBS = {
-    "quick": Knobs(repeats=5, workloads={"gpt-64": 3, "mlp": 5}),
-    "timing": Knobs(repeats=25, workloads={"gpt-64": 15, "gpt-256": 15, "gpt-1024": 7, "mlp": 25, "cnn": 15}),
-    "standard": Knobs(repeats=51, workloads={"gpt-64": 21, "gpt-256": 21, "gpt-1024": 9, "mlp": 51, "cnn": 21}),
+    "quick": Knobs(repeats=5, workloads={"gpt-64": 3, "mlp": 5, "gpt-queries": 5}),
+    "timing": Knobs(
+        repeats=25, workloads={"gpt-64": 15, "gpt-256": 15, "gpt-1024": 7, "mlp": 25, "cnn": 15, "gpt-queries": 25}
+    ),
+    "standard": Knobs(
+        repeats=51, workloads={"gpt-64": 21, "gpt-256": 21, "gpt-1024": 9, "mlp": 51, "cnn": 21, "gpt-queries": 51}
+    ),
 }
 
 STEPS, WORKLOAD = "steps", "workload"
@@ -89,6 +98,20 @@ LATE = {  # what else is timed of a workload: orders that keep the batch's activ
 }
 ADAMW = {f"{PREFIX}first-adamw": 0.0, f"{PREFIX}first-adamw-lagged": 0.9}
 """What is timed under AdamW, and its tolerance: a batch that is trained on again and again has slopes that move."""
+IN_EIGHT = 8  # training rows a validation row, where they are few
+FEW = {  # what is timed with so few, everything included: its tolerance, and whether in one pass
+    f"{PREFIX}first-few": (0.0, False),
+    f"{PREFIX}first-few-joint": (0.0, True),
+    f"{PREFIX}first-few-adamw-joint": (0.0, True),
+    f"{PREFIX}first-few-adamw-joint-lagged": (0.9, True),
+}
+QUERIES = {  # what is timed with many queries, everything included: its tolerance
+    f"{PREFIX}queries": 0.0,
+    f"{PREFIX}queries-adamw": 0.0,
+    f"{PREFIX}queries-adamw-lagged": 0.9,
+}
+N_QUERIES = 32
+WHOLE, WHOLE_PEAK = "whole_ratio", "whole_peak_ratio"
 REGULAR = {"": "regular", "adamw": "regular-adamw"}
 SIZES: tuple[dict[str, Setting], ...] = (
     {"width": 0, "batch": 0},  # the task's own model and batch
@@ -203,11 +226,22 @@ class Workload:
         """Return the mean cross-entropy over samples and positions."""
         return nn.functional.cross_entropy(self.model(split.x).flatten(0, -2), split.y.flatten())
 
+    def losses(self, split: tasks.Split) -> torch.Tensor:
+        """Return the cross-entropy of each sample, over its positions."""
+        each = nn.functional.cross_entropy(self.model(split.x).flatten(0, -2), split.y.flatten(), reduction="none")
+        return each.view(len(split), -1).mean(1)
+
 
 def _gpt(positions: int, *, batch: int = 8) -> Workload:
     """Bytes of Python's standard library, in sequences of the given length."""
     model = GPT(vocabulary=256, context=positions, width=256, heads=8, blocks=4)
     return Workload(model, _sequences(argparse, batch, positions), _sequences(tarfile, batch, positions))
+
+
+def _gpt_of_queries() -> Workload:
+    """Return a small model, and queries a quarter as long as what it is trained on."""
+    model = GPT(vocabulary=256, context=64, width=96, heads=4, blocks=3)
+    return Workload(model, _sequences(argparse, 16, 64), _sequences(tarfile, N_QUERIES, 16))
 
 
 def _sequences(module: ModuleType, batch: int, positions: int) -> tasks.Split:
@@ -232,11 +266,15 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
     "gpt-1024": partial(_gpt, 1024),
     "mlp": partial(_digits, mlp, 64),
     "cnn": partial(_digits, cnn, 32),
+    "gpt-queries": _gpt_of_queries,
 }
+OF_QUERIES = ("gpt-queries",)
 
 
 def _time_workload(unit: Unit) -> list[Row]:
     """Time each variant on a model of its own, all of the same weights and data."""
+    if unit.task in OF_QUERIES:
+        return _time_whole(unit, QUERIES)
     late = [PREFIX + order for order in LATE.get(unit.task, ())]
     forced = [name for name, rule in FORCED.items() if rule != "gram" or unit.task in FEW_POSITIONS]
     names = ("regular", "validation", f"{PREFIX}first", *forced, *late, REGULAR["adamw"], *ADAMW)
@@ -253,7 +291,21 @@ def _time_workload(unit: Unit) -> list[Row]:
         if engine is not None:
             rules = {"rule": _rule(engine), "fastest_rule": FORCED[fastest]}
             rows.append({**cost, **rules, "metric": "net_ratio", **_ratios(name, rounds, net=True)})
-    return rows
+    return rows + _time_whole(unit, FEW)
+
+
+def _time_whole(unit: Unit, names: Collection[str]) -> list[Row]:
+    """Time variants with everything that they include."""
+    variants = {name: _workload_variant(name, unit)[0] for name in (*REGULAR.values(), *names)}
+    rounds, peaks = _rounds_and_peaks(variants, int(unit.settings["repeats"]))
+    return [
+        row
+        for name in names
+        for row in (
+            {**_cost(name, rounds, peaks), "metric": WHOLE, **_ratios(name, rounds)},
+            {**_cost(name, rounds, peaks), "metric": WHOLE_PEAK, "value": peaks[name] / peaks[_regular(name)]},
+        )
+    ]
 
 
 def _workload_variant(name: str, unit: Unit) -> tuple[Step, InRunShapley | None]:
@@ -275,6 +327,10 @@ def _workload_variant(name: str, unit: Unit) -> tuple[Step, InRunShapley | None]
         return regular, None
     if name == "validation":
         return lambda: torch.autograd.grad(workload.loss(workload.validation), parameters), None
+    if name in FEW:
+        return _few_variant(name, workload, optimizer)
+    if name in QUERIES:
+        return _query_variant(name, workload, optimizer)
     order, rules = ("first", FORCED[name]) if name in FORCED else (name.removeprefix(PREFIX).partition("-")[0], "auto")
     index = torch.arange(len(workload.train))
     engine = InRunShapley(
@@ -290,6 +346,54 @@ def _workload_variant(name: str, unit: Unit) -> tuple[Step, InRunShapley | None]
     def valued() -> None:
         with engine.step(index):
             regular()
+
+    return valued, engine
+
+
+def _few_variant(name: str, workload: Workload, optimizer: torch.optim.Optimizer) -> tuple[Step, InRunShapley]:
+    """Return a step with one validation row for eight training rows, as a closure or in one pass."""
+    tolerance, joint = FEW[name]
+    train, rows = workload.train, max(1, len(workload.train) // IN_EIGHT)
+    few = tasks.Split(workload.validation.x[:rows], workload.validation.y[:rows])
+    all_rows = tasks.Split(torch.cat([train.x, few.x]), torch.cat([train.y, few.y]))
+    index = torch.arange(len(train))
+    validation = None if joint else lambda: workload.loss(few)
+    engine = InRunShapley(workload.model, optimizer, len(index), "first", validation=validation, tolerance=tolerance)
+
+    def closure() -> None:
+        with engine.step(index):
+            workload.loss(train).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def one_pass() -> None:
+        with engine.step(index, validation_rows=rows) as step:
+            losses = workload.losses(all_rows)
+            step.loss(losses[:-rows], losses[-rows:]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return one_pass if joint else closure, engine
+
+
+def _query_variant(name: str, workload: Workload, optimizer: torch.optim.Optimizer) -> tuple[Step, InRunShapley]:
+    """Return a step whose scores are of each validation sample alone."""
+    index = torch.arange(len(workload.train))
+    engine = InRunShapley(
+        workload.model,
+        optimizer,
+        len(index),
+        "first",
+        validation=lambda: workload.losses(workload.validation),
+        per_query=True,
+        tolerance=QUERIES[name],
+    )
+
+    def valued() -> None:
+        with engine.step(index):
+            workload.loss(workload.train).backward()
+            optimizer.step()
+            optimizer.zero_grad()
 
     return valued, engine
 
@@ -360,6 +464,7 @@ WORKLOAD_LABELS = {
     "gpt-1024": "GPT, 1024 positions",
     "mlp": "MLP, 1024 wide",
     "cnn": "residual CNN",
+    "gpt-queries": "small GPT, 32 queries",
 }
 """What the models are called that are no task's, in the order in which they are shown."""
 
@@ -384,7 +489,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     """
     bands = [
         shown
-        for band in (_workload_panels(rows), _task_panels(rows), _run_panels(rows))
+        for band in (_workload_panels(rows), _whole_panels(rows), _task_panels(rows), _run_panels(rows))
         if (shown := [panel for panel in band if not panel.rows.empty])
     ]
     if not bands:
@@ -404,7 +509,16 @@ def draw(rows: pd.DataFrame) -> Figure:
 def of_workloads(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of models that are no task's, in the order of `WORKLOAD_LABELS`."""
     widths = rows["width"] if "width" in rows else pd.Series(np.nan, rows.index)
-    found = rows[widths.isna() & (rows["metric"] != "run_ratio")]
+    found = rows[widths.isna() & ~rows["metric"].isin(["run_ratio", WHOLE, WHOLE_PEAK])]
+    return _in_place(found)
+
+
+def of_whole(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of such models' steps with everything that they include."""
+    return _in_place(rows[rows["metric"].isin([WHOLE, WHOLE_PEAK])]) if len(rows) else rows
+
+
+def _in_place(found: pd.DataFrame) -> pd.DataFrame:
     places = {name: place for place, name in enumerate(WORKLOAD_LABELS)}
     return found.sort_values("task", key=lambda names: names.map(places).fillna(len(places)), kind="stable")
 
@@ -422,6 +536,16 @@ def _workload_panels(rows: pd.DataFrame) -> list[_Panel]:
     return [
         _Panel(net, "large models: time", "a step less a validation pass (a regular step = 1)"),
         _Panel(peak, "large models: peak memory", "of a step (a regular step = 1)"),
+    ]
+
+
+def _whole_panels(rows: pd.DataFrame) -> list[_Panel]:
+    steps = of_whole(rows)
+    steps = steps.assign(group=steps["task"].map(lambda name: WORKLOAD_LABELS.get(name, name)))
+    time, peak = (steps[steps["metric"] == metric] for metric in (WHOLE, WHOLE_PEAK))
+    return [
+        _Panel(time, "one row in eight, many queries: time", "of a step, everything included (a regular step = 1)"),
+        _Panel(peak.assign(low=np.nan, high=np.nan), "the same: peak memory", "of a step (a regular step = 1)"),
     ]
 
 
@@ -479,7 +603,9 @@ def _points(ax: Axes, panel: _Panel, places: Mapping[tuple[str, str], int]) -> N
 
 def table(rows: pd.DataFrame) -> str:
     """Return what scores cost in large models, steps in the tasks' models, and all values of a task."""
-    return "\n\n".join(part for part in (_scores_table(rows), _steps_table(rows), _runs_table(rows)) if part)
+    return "\n\n".join(
+        part for part in (_scores_table(rows), _whole_table(rows), _steps_table(rows), _runs_table(rows)) if part
+    )
 
 
 def _runs_table(rows: pd.DataFrame) -> str:
@@ -518,6 +644,27 @@ def _steps_table(rows: pd.DataFrame) -> str:
     return (
         "**Overhead**: time / peak memory of one step, in units of a regular training step; the in-run orders include "
         f"their validation passes.\n\n{markdown(cells, heads)}"
+    )
+
+
+def _whole_table(rows: pd.DataFrame) -> str:
+    steps = of_whole(rows)
+    if steps.empty:
+        return ""
+    methods = in_order(steps["method"])
+    cells = []
+    for name, group in steps.groupby("task", sort=False):
+        ratio, peak = (group[group["metric"] == metric].set_index("method")["value"] for metric in (WHOLE, WHOLE_PEAK))
+        cells.append(
+            [
+                WORKLOAD_LABELS.get(str(name), str(name)),
+                *(f"{ratio[m]:.2f} / {peak[m]:.2f}" if m in ratio.index else "" for m in methods),
+            ]
+        )
+    return (
+        "**One validation row for eight training rows, and many queries**: time / peak memory of one step, everything "
+        "included, in units of a regular training step (the validation rows alone make it 1.125).\n\n"
+        f"{markdown(cells, ['model', *(look(m).markdown for m in methods)])}"
     )
 
 

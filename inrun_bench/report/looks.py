@@ -116,6 +116,13 @@ OTHERS = {
         "inrun-trapezoid": "In-Run, trapezoid",
         "inrun-first-adamw": "In-Run, first order, AdamW",
         "inrun-first-adamw-lagged": "In-Run, first order, AdamW with lagged slopes",
+        "inrun-first-few": "In-Run, first order, one validation row in eight",
+        "inrun-first-few-joint": "the same in one pass",
+        "inrun-first-few-adamw-joint": "the same in one pass, AdamW",
+        "inrun-first-few-adamw-joint-lagged": "the same in one pass, AdamW with lagged slopes",
+        "inrun-queries": "In-Run, first order, of each query",
+        "inrun-queries-adamw": "In-Run, first order, of each query, AdamW",
+        "inrun-queries-adamw-lagged": "In-Run, first order, of each query, AdamW with lagged slopes",
     },
     "steps": {
         "regular": "regular step",
