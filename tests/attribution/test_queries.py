@@ -258,3 +258,32 @@ def test_a_model_in_eval_mode_for_queries():
     p.train(engine, 3)
     assert p.model.training
     assert np.isfinite(engine.values()).all()
+
+
+def test_gradients_are_those_of_the_present_weights():
+    p = problem()
+    engine = of_queries(p)
+    p.train(engine, 1)
+    losses = engine._queries
+    first = {name: x.clone() for name, x in losses.gradients().tensors.items()}
+    with torch.no_grad():
+        for w in p.model.parameters():
+            w.mul_(1.5)
+    with engine._capture.watching():
+        second = losses.gradients().tensors
+    assert not torch.allclose(first["0.weight"], second["0.weight"])
+    expected = torch.autograd.grad(queries(p)()[1], p.model[0].weight)[0]
+    torch.testing.assert_close(second["0.weight"][1], expected)
+
+
+def test_a_model_whose_first_layer_has_no_bias():
+    """No parameter lies before it, so that its output is differentiated for the sake of its weight alone."""
+    check(lambda: problem(lambda: nn.Sequential(nn.Linear(4, 6, bias=False), nn.Tanh(), nn.Linear(6, 3))), steps=6)
+
+
+@pytest.mark.parametrize("padding", [None, 2])
+def test_a_padding_row(padding):
+    def build():
+        return nn.Sequential(nn.Embedding(7, 4, padding_idx=padding), nn.Flatten(), nn.Linear(12, 3))
+
+    check(lambda: problem(build, shape=(3,), ids=7))

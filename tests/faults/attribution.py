@@ -10,6 +10,8 @@ LINKS = f"{TESTS}/capture/test_links.py"
 FOLLOWED = f"{TESTS}/capture/test_followed.py"
 LAGGED = f"{TESTS}/scoring/test_lagged.py"
 SELECTION = f"{TESTS}/test_selection.py"
+JOINT = f"{TESTS}/scoring/test_joint.py"
+QUERIES = f"{TESTS}/test_queries.py"
 
 FAULTS = [
     Fault(
@@ -1209,5 +1211,103 @@ FAULTS = [
         "                if self._thorough:",
         "                if False:",
         f"{SELECTION}::test_losses_that_are_not_the_batch_s_are_refused",
+    ),
+    Fault(
+        "optimisers receive the gradient of validation rows, too",
+        f"{CODE}/scoring/joint.py",
+        "        parameter.grad = own.to(total.dtype)",
+        "        parameter.grad = of_all.to(total.dtype)",
+        f"{JOINT}::test_one_pass_equals_two",
+    ),
+    Fault(
+        "linear maps form the gradient of all rows in the joint pass",
+        f"{CODE}/capture/fused.py",
+        "        gradient, bias_gradient = how.weight_gradient(layer, a, b, with_bias=with_bias)\n        formed",
+        "        gradient, bias_gradient = how.weight_gradient(layer, 2 * a, b, with_bias=with_bias)\n        formed",
+        f"{JOINT}::test_one_pass_equals_two",
+    ),
+    Fault(
+        "a gradient that was there before is taken for the rows'",
+        f"{CODE}/scoring/joint.py",
+        "            if wrong.any():",
+        "            if False:",
+        f"{JOINT}::test_a_gradient_that_is_not_the_rows_is_refused",
+    ),
+    Fault(
+        "a loss scale stays in the scores of the joint pass",
+        f"{CODE}/scoring/early.py",
+        "            self._total = self._total / begun.joint.scale.to(total.device)",
+        "            self._total = self._total + 0",
+        f"{JOINT}::test_clipping_and_a_loss_scale",
+    ),
+    Fault(
+        "terms are scored before all of the probe is there",
+        f"{CODE}/scoring/joint.py",
+        "        if term.keys <= self._complete:\n            self.route",
+        "        if True:\n            self.route",
+        f"{JOINT}::test_one_pass_equals_two",
+    ),
+    Fault(
+        "a weight that is used twice is taken for one that is used once",
+        f"{CODE}/scoring/joint.py",
+        "self._calls[key] <= 1 and not self._elsewhere(key)",
+        "True",
+        f"{JOINT}::test_one_pass_equals_two",
+    ),
+    Fault(
+        "a training loss of validation rows passes",
+        f"{CODE}/scoring/joint.py",
+        "            if all(any(stray) for stray in strays):",
+        "            if False:",
+        f"{JOINT}::test_losses_that_are_not_what_they_should_be",
+    ),
+    Fault(
+        "what the step does without samples is not told to first order in the joint pass",
+        f"{CODE}/scoring/joint.py",
+        "        return gathered([dot.sum() for dot in dots]) / self.scale",
+        "        return 0 * gathered([dot.sum() for dot in dots]) / self.scale",
+        f"{JOINT}::test_books",
+    ),
+    Fault(
+        "norms forget positions when they form samples' gradients",
+        f"{CODE}/families/normalisation.py",
+        '"bias": b.sum(axes) if axes else b',
+        '"bias": b.mean(axes) if axes else b',
+        f"{JOINT}::test_one_pass_equals_two",
+    ),
+    Fault(
+        "queries whose losses depend on each other pass",
+        f"{CODE}/queries.py",
+        "        if weighted is not None:",
+        "        if False:",
+        f"{QUERIES}::test_bad_input",
+    ),
+    Fault(
+        "gradients of queries outlive their weights",
+        f"{CODE}/queries.py",
+        "if self._stacks is None or self._of_place != here:",
+        "if self._stacks is None:",
+        f"{QUERIES}::test_gradients_are_those_of_the_present_weights",
+    ),
+    Fault(
+        "weights' gradients are left away where something is lost",
+        f"{CODE}/queries.py",
+        "            if set().union(*(term.keys for term in terms)) == self._seen:",
+        "            if True:",
+        f"{QUERIES}::test_a_model_whose_first_layer_has_no_bias",
+    ),
+    Fault(
+        "the padding row of a table gets a gradient of queries",
+        f"{CODE}/families/embedding.py",
+        "        b = b.masked_fill((ids == layer.padding_idx).unsqueeze(-1), 0.0)",
+        "        b = b.masked_fill((ids == -1).unsqueeze(-1), 0.0)",
+        f"{QUERIES}::test_a_padding_row",
+    ),
+    Fault(
+        "amounts of queries are read back as of one",
+        f"{CODE}/ledger/pages.py",
+        "            scores = score.values.values.to_numpy().reshape(len(index), -1)",
+        "            scores = score.values.values.to_numpy().reshape(-1, len(index)).T",
+        f"{QUERIES}::test_a_run_that_is_resumed_gives_the_same_values_to_the_bit",
     ),
 ]

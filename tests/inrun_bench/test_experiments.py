@@ -732,6 +732,27 @@ def test_the_net_cost_of_scores_leaves_one_validation_pass_out(results):
     assert "late" not in net["rule"]["inrun-first-adamw-lagged"]
 
 
+def test_a_step_with_few_validation_rows_is_timed_with_all_that_it_includes(results):
+    rows = results.read_all("overhead")
+    whole = rows[rows["metric"] == overhead.WHOLE].set_index("method")
+    assert set(whole.index) == set(overhead.FEW)
+    assert (whole["low"] <= whole["value"]).all()
+    peaks = rows[rows["metric"] == overhead.WHOLE_PEAK].set_index("method")["value"]
+    assert (peaks > 0.5).all()
+    assert set(overhead.of_workloads(rows)["metric"]) == {"step_ratio", "net_ratio", "peak_ratio"}
+    told = overhead.table(rows)
+    assert all(f"{whole['value'][name]:.2f} / {peaks[name]:.2f}" in told for name in overhead.FEW)
+
+
+def test_queries_are_timed_beside_regular_steps():
+    unit = Unit("overhead", "gpt-queries", overhead.WORKLOAD, 0, {"repeats": 1})
+    rows = overhead.measure(unit, {})
+    assert {(row["method"], row["metric"]) for row in rows} == {
+        (name, metric) for name in overhead.QUERIES for metric in (overhead.WHOLE, overhead.WHOLE_PEAK)
+    }
+    assert all(row["value"] > 0.5 for row in rows)
+
+
 def test_the_rule_that_was_chosen_stands_beside_the_one_that_was_fastest(results):
     net = results.read_all("overhead").query("task == 'mlp' and metric == 'net_ratio'").set_index("method")
     forced = ["project", "weight-gradient", "gram"]
@@ -751,7 +772,7 @@ def test_workloads_are_the_same_each_time_and_judged_by_as_many_samples_as_they_
         a, b = getattr(one, part), getattr(other, part)
         assert torch.equal(a.x, b.x)
         assert torch.equal(a.y, b.y)
-    assert one.train.x.shape == one.validation.x.shape
+    assert name in overhead.OF_QUERIES or one.train.x.shape == one.validation.x.shape
     assert not torch.equal(one.train.x, one.validation.x)
     if name.startswith("gpt"):
         assert torch.equal(one.train.x.flatten()[1:], one.train.y.flatten()[:-1])  # told is the next byte

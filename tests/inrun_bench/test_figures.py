@@ -284,12 +284,13 @@ def test_overhead_shows_ratios_and_their_quartiles_and_the_table_has_the_runs(re
     own = steps["method"] != "regular"
     net = rows[rows["metric"] == "net_ratio"]
     peak = rows[(rows["metric"] == "peak_ratio") & rows["method"].isin(net["method"])]
-    drawn = (net["value"], peak["value"], steps["value"][own], memory[own], runs["value"])
+    whole, whole_peak = (rows[rows["metric"] == metric]["value"] for metric in (overhead.WHOLE, overhead.WHOLE_PEAK))
+    drawn = (net["value"], peak["value"], whole, whole_peak, steps["value"][own], memory[own], runs["value"])
     for ax, expected in zip(axes, drawn, strict=True):
         assert ax.get_xscale() == "log"
         points = [line for line in ax.lines if line.get_marker() != "None"]
         assert sorted(line.get_xdata()[0] for line in points) == pytest.approx(sorted(expected))
-    spans = [tuple(line.get_xdata()) for line in axes[2].lines if line.get_marker() == "None"]
+    spans = [tuple(line.get_xdata()) for line in axes[4].lines if line.get_marker() == "None"]
     quartiles = steps[own][["low", "high"]].itertuples(index=False, name=None)
     np.testing.assert_allclose(sorted(spans), sorted([*quartiles, (1, 1)]))  # and the line at 1
     told = overhead.table(rows)
