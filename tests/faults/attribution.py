@@ -220,8 +220,8 @@ FAULTS = [
     Fault(
         "random numbers of a layer are those after its call",
         f"{CODE}/capture/layers.py",
-        "        _check_size(site, seen, first, self.micro_batch.size)\n",
-        "        _check_size(site, seen, first, self.micro_batch.size)\n"
+        "        _check_size(site, seen, first, self.micro_batch)\n",
+        "        _check_size(site, seen, first, self.micro_batch)\n"
         "        state = None if state is None else RandomState.now()\n",
         FOLLOWED,
     ),
@@ -410,8 +410,8 @@ FAULTS = [
     Fault(
         "the wrong axis where an operation has no forward mode",
         f"{CODE}/capture/operation_terms.py",
-        "own[sample * rows : (sample + 1) * rows] = whole[sample * rows : (sample + 1) * rows]",
-        "own[..., sample : sample + 1] = whole[..., sample : sample + 1]",
+        "self._by_row(alone)[sample] = self._by_row(self.b)[sample]",
+        "alone[..., sample : sample + 1] = self.b[..., sample : sample + 1]",
         f"{TESTS}/test_models.py {OBSERVATION}",
     ),
     Fault(
@@ -550,8 +550,8 @@ FAULTS = [
     Fault(
         "a bias's scores are left out where the weight's are made in the backward pass",
         f"{CODE}/products/wgrad_dot.py",
-        "            scores[:, samples] += bias_probes.to(kind) @ biases.t()\n",
-        "",
+        "scores + bias_probes.to(kind) @ biases.t()",
+        "scores",
         f"{TESTS}/capture/test_fused.py",
     ),
     Fault(
@@ -655,7 +655,7 @@ FAULTS = [
     Fault(
         "a validation loss that is not finite is booked",
         f"{CODE}/ledger/books.py",
-        "            if not np.isfinite([losses[name], account.loss_before, account.optimizer]).all():\n",
+        "            if not all(np.isfinite(amount).all() for amount in (*after, account.loss_before, account.optimizer)):\n",
         "            if False:\n",
         f"{LOOPS}::test_a_step_that_led_to_a_validation_loss_that_is_not_finite_is_not_booked",
     ),
