@@ -243,7 +243,7 @@ def test_what_matters_most_comes_first(monkeypatch):
         ("gpt2-small", "sgd", "inductor"),
     ]
     assert {u.settings["variants"] for u in units[1:5]} == {"regular validation inrun-first"}
-    assert units[5].settings["variants"] == "regular validation inrun-first-lagged"
+    assert units[5].settings["variants"] == "regular validation inrun-first-lagged inrun-first-lagged-joint"
     assert [u.settings.get("kernels") for u in units[6:14]] == ["wgrad-dot"] * 8
     assert all(u.task.startswith(("gpt2-small", "llama3-8b")) for u in units[5:14])
     kinds = list(dict.fromkeys(u.method for u in units[14:]))

@@ -19,7 +19,7 @@ import torch
 from inrun_bench.experiments.gpu.approximations import SIZES, TINY_SIZES
 from inrun_bench.experiments.gpu.kernels import LAYERS, TINY_LAYERS, Layer
 from inrun_bench.experiments.gpu.passes import PASSES, TINY_PASSES
-from inrun_bench.experiments.gpu.steps import BASELINES, CORE, LAGGED, OTHERS
+from inrun_bench.experiments.gpu.steps import BASELINES, CORE, JOINT, LAGGED, LAGGED_JOINT, OTHERS
 from inrun_bench.experiments.gpu.trainings import TASKS
 from inrun_bench.runs.unit import Setting, Unit
 
@@ -71,7 +71,7 @@ def _on_gpu(seed: int) -> Iterator[Planned]:
     yield Planned(steps("gpt2-small", "adamw", "inductor", CORE, 10.0), 110)  # compilation takes 95 of them
     yield Planned(steps("gpt2-small", "sgd", "inductor", CORE, 10.0), 80)  # two of its graphs are in the cache
 
-    yield Planned(steps("gpt2-small", "adamw", "no", f"{BASELINES} {LAGGED}", 10.0), 18)
+    yield Planned(steps("gpt2-small", "adamw", "no", f"{BASELINES} {LAGGED} {LAGGED_JOINT}", 12.0), 22)
 
     first = [layer for layer in LAYERS if layer.startswith(("gpt2-small", "llama3")) and _is_bfloat16(LAYERS[layer])]
     others = [layer for layer in LAYERS if layer not in first]
@@ -102,7 +102,7 @@ def _interpreted(seed: int) -> Iterator[Planned]:
     ceilings = unit("machine", CEILINGS, {"matmul": 32, "copied": 2**16})
     yield Planned(ceilings, 1)
     for task, optimizer, compiled, variants in (
-        ("gpt-tiny", "adamw", "no", f"{CORE} {LAGGED}"),
+        ("gpt-tiny", "adamw", "no", f"{CORE} {LAGGED} {JOINT} {LAGGED_JOINT}"),
         ("gpt-tiny", "sgd", "aot_eager", CORE),
         ("gpt-tiny", "sgd", "no", f"{BASELINES} {OTHERS['sgd']}"),
         ("mlp-tiny", "sgd", "no", f"{CORE} {OTHERS['sgd']}"),

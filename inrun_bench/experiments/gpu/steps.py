@@ -19,7 +19,7 @@ from inrun_bench.runs.timing import Call, Rounds, described, host_seconds, quart
 from inrun_bench.runs.unit import Row, Unit
 from tasks.architectures import GPT, cnn, mlp
 
-__all__ = ["BASELINES", "CORE", "LAGGED", "MODELS", "OTHERS", "Model", "measure_steps"]
+__all__ = ["BASELINES", "CORE", "JOINT", "LAGGED", "LAGGED_JOINT", "MODELS", "OTHERS", "Model", "measure_steps"]
 
 BASELINES = "regular validation"
 CORE = f"{BASELINES} inrun-first"
@@ -28,7 +28,9 @@ OTHERS = {  # only SGD's probe is known in time for the rules to compete
     "per-sample-vmap",
     "adamw": "inrun-second inrun-integrated",
 }
-LAGGED = "inrun-first-lagged"
+LAGGED, JOINT, LAGGED_JOINT = "inrun-first-lagged", "inrun-first-joint", "inrun-first-lagged-joint"
+"""With lagged slopes, with validation rows in the batch, and both."""
+
 TOLERANCE = 0.9  # of lagged slopes: those of a batch that is trained on again and again move
 """Variants of a step, in the order in which they are made."""
 
@@ -214,17 +216,17 @@ class _Maker:
         step: Call = self.regular
         if name.startswith("inrun"):
             order, _, rule = name.removeprefix("inrun-").partition("-")
-            lagged = name == LAGGED
+            lagged, joint = name in (LAGGED, LAGGED_JOINT), name in (JOINT, LAGGED_JOINT)
             engine = InRunShapley(
                 self.model,
                 self.optimizer,
                 samples,
                 order,
-                validation=self.validation_loss,
-                rules="auto" if lagged else rule or "auto",
+                validation=None if joint else self.validation_loss,
+                rules="auto" if lagged or joint else rule or "auto",
                 tolerance=TOLERANCE if lagged else 0.0,
             )
-            step = partial(self.valued, engine, torch.arange(samples))
+            step = partial(self.joint if joint else self.valued, engine, torch.arange(samples))
         elif name == "validation":
             samples, step = self.kind.validation, self.validation_gradient
         elif name == "per-sample-vmap":
@@ -252,6 +254,17 @@ class _Maker:
     def valued(self, engine: InRunShapley, index: Tensor) -> None:
         with engine.step(index):
             self.regular()
+
+    def joint(self, engine: InRunShapley, index: Tensor) -> None:
+        rows = self.kind.validation
+        x, y = (torch.cat(parts) for parts in zip(self.train, self.validation, strict=True))
+        with engine.step(index, validation_rows=rows) as step:
+            with _autocast():
+                each = nn.functional.cross_entropy(self.run(x).flatten(0, -2), y.flatten(), reduction="none")
+            losses = each.view(len(x), -1).mean(1)
+            step.loss(losses[:-rows], losses[-rows:]).backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
 
     def per_sample(self) -> Tensor:
         """Form every sample's gradient, dot it with the probe, and step with their sum; in bfloat16 throughout.
