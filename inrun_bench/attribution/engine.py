@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from inrun_bench.attribution.batch_samples import BatchSamples, Index, Weights
 from inrun_bench.attribution.capture.batch_axis import BatchAxis, DeclaredAxes
 from inrun_bench.attribution.capture.capture import Capture
+from inrun_bench.attribution.capture.observation import is_looked_at_again
 from inrun_bench.attribution.capture.saved_tensors import in_backward_pass
 from inrun_bench.attribution.capture.trees import parameters_of
 from inrun_bench.attribution.directions import Factors
@@ -197,6 +198,7 @@ class InRunShapley:
         self._validation = None if validation is None else _named(validation)
         self._per_query = per_query
         self._collected: list[Term] | None = None  # of a pass over queries
+        self._joint_steps = 0
         if per_query and type(self.probe) is not First:
             raise ValueError(f"per_query=True is for order='first', got {self.probe.name!r}")
         if per_query and late in ("split", "jvp"):
@@ -409,8 +411,6 @@ class InRunShapley:
             self._open = None
             self._watcher.end()
             self._capture.join(None)
-            if begun.joint is not None:
-                begun.joint.look_away()
             for loss in begun.losses.values():
                 loss.forget_copies()
 
@@ -451,8 +451,9 @@ class InRunShapley:
         self._watcher.begin()
         if joint is not None:
             joint.route, self._watcher.arrived = route, joint.arrived
-            if begun.waited_for:
-                joint.look_at(self._model)
+            self._joint_steps += 1
+            if begun.waited_for or is_looked_at_again(self._joint_steps) or self._joint_steps == 1:
+                joint.look_closely(self._model, through=not self._capture.compiled)
 
         def received() -> StepReceived:
             gradients = [None if p.grad is None else dense(p.grad.detach()) for p in self._parameters]
@@ -703,6 +704,15 @@ class InRunShapley:
         self._expect_sets(closures)
         return {name: self._new_loss(closure) for name, closure in closures.items()}
 
+    def _refuse_frequencies(self, what: str) -> None:
+        """Refuse tables whose gradient depends on what all rows of a call name."""
+        for name, module in self._model.named_modules():
+            if getattr(module, "scale_grad_by_freq", False):
+                raise TypeError(
+                    f"{name!r} ({type(module).__name__}) has scale_grad_by_freq=True, so that the gradient of each row "
+                    f"depends on the others it is called with, and {what} cannot tell them apart; set it to False"
+                )
+
     def _losses_of_queries(self, validation: Any, validation_rows: Any, losses: Any) -> dict[str, QueryLoss]:
         """Return the losses of the queries of a step."""
         if validation_rows is not None:
@@ -714,6 +724,7 @@ class InRunShapley:
             raise ValueError("a step with per_query=True takes no losses=")
         if isinstance(validation, Mapping):
             raise ValueError("per_query=True takes one validation closure, which returns the losses of all queries")
+        self._refuse_frequencies("per_query=True")
         lasting = None if self._validation is None else self._validation[ONLY]
         closure = lasting if validation is None else validation
         if closure is None:
@@ -755,6 +766,7 @@ class InRunShapley:
                 "validation_rows= needs the index of the training rows: step(index, validation_rows=...); for a batch "
                 "in parts, pass validation="
             )
+        self._refuse_frequencies("validation_rows=")
         sets = rows_by_set(validation_rows, ONLY)
         closures = {} if validation is None else _named(validation)
         if closures and closures.keys() != sets.keys():
@@ -793,6 +805,7 @@ class InRunShapley:
             capture.factors.collecting,
             capture.as_called_last,
             watching=self._watching_queries,
+            watched=lambda: self._capture.watched,
             budget=lambda: self._chooser.allowed(self._parameters),
             heavy=capture.weights_of_products,
         )

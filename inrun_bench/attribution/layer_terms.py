@@ -218,6 +218,9 @@ class Joint(Protocol):
     def called(self, keys: Sequence[str], /) -> None:
         """Be told that a layer is run which will bring the gradients of these parameters itself."""
 
+    def looks_away(self, site: LayerSite, b: Tensor, /) -> bool:
+        """Whether a layer's gradient, that of its output being b, is asked for in a backward pass that is none."""
+
     def takes_factors(self, keys: Sequence[str], /) -> bool:
         """Whether the weight's part may be left in factors."""
 

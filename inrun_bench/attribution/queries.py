@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from inrun_bench.attribution.capture.factors import FactorCall
+from inrun_bench.attribution.capture.observation import is_looked_at_again
 from inrun_bench.attribution.directions import Stacked
 from inrun_bench.attribution.gradient_scaling import dense
 from inrun_bench.attribution.layer_terms import Term
@@ -36,6 +37,8 @@ class QueryLosses(ValidationLoss):
         See :class:`~inrun_bench.attribution.validation.ValidationLoss`; the closure returns one loss a query.
     watching : callable
         Given the number of queries, a context manager that yields the list of terms which a backward pass in it brings.
+    watched : callable
+        Returns how many calls have been watched up to now.
     budget : callable
         Returns how many bytes the gradients of the queries may take.
     heavy : collection of str
@@ -51,16 +54,17 @@ class QueryLosses(ValidationLoss):
         as_called: Callable[[], AbstractContextManager[None]],
         *,
         watching: Callable[[int], AbstractContextManager[list[Term]]],
+        watched: Callable[[], int],
         budget: Callable[[], int],
         heavy: Collection[str] = (),
     ) -> None:
         super().__init__(closure, parameters, others, collecting, as_called)
         self.number: int | None = None
-        self._watching, self._budget = watching, budget
+        self._watching, self._watched_calls, self._budget = watching, watched, budget
         self._stacks: dict[str, Tensor] | None = None
         self._of_place: Any = None
         self._heavy = frozenset(heavy)
-        self._seen: set[str] | None = None  # parameters of which terms came where all gradients were asked for
+        self._times = 0  # that gradients have been asked for
 
     def each(self) -> dict[str, QueryLoss]:
         """Return the loss of each query, by its number; the closure is evaluated to know how many there are."""
@@ -116,8 +120,11 @@ class QueryLosses(ValidationLoss):
         weighted = None
         try:
             with self._watching(number) as terms:
+                before = self._watched_calls()
                 losses = self._loss()
-                if self.thorough and losses.requires_grad:
+                watched = self._watched_calls() - before
+                self._times += 1
+                if (self.thorough or is_looked_at_again(self._times)) and losses.requires_grad:
                     draw = torch.Generator(losses.device).manual_seed(0)
                     weights = torch.randn(number, dtype=losses.dtype, device=losses.device, generator=draw)
                     gradients = torch.autograd.grad(
@@ -126,27 +133,27 @@ class QueryLosses(ValidationLoss):
                     given = zip(self._parameters, gradients, strict=True)
                     weighted = weights, [torch.zeros_like(p) if g is None else dense(g) for p, g in given]
                     terms.clear()
-                self._bring(losses, terms)
+                self._bring(losses, terms, watched)
                 return losses, list(terms), weighted
-        except ValueError:
+        except ValueError as error:
             with torch.no_grad():
                 self._loss()  # which may be of another number of queries, and says so
+            error.add_note("Found in the pass of the queries: the model is to be called on all of them, a row each.")
             raise
 
-    def _bring(self, losses: Tensor, terms: list[Term]) -> None:
+    def _bring(self, losses: Tensor, terms: list[Term], watched: int) -> None:
         """Differentiate losses, for what is seen on the way; gradients of weights are left away where nothing is lost.
 
-        That is known from steps in which all were formed.
+        That is so where all calls that were `watched` have brought their terms.
         """
         light = [p for name, p in zip(self._names, self._parameters, strict=True) if name not in self._heavy]
-        if self._seen is not None and light and not self.thorough:
+        if light and self._heavy and not self.thorough:
             self._differentiate(losses.sum(), light, retain=True)
-            if set().union(*(term.keys for term in terms)) == self._seen:
+            if len(terms) == watched:
                 return
             terms.clear()
             self._heavy = frozenset()
         self._differentiate(losses.sum())
-        self._seen = set().union(*(term.keys for term in terms))
 
     def _expect_sum(self, found: Mapping[str, Tensor], weights: Tensor, whole: Sequence[Tensor]) -> None:
         """Refuse gradients of queries that do not add up to that of a weighted sum of their losses."""

@@ -287,3 +287,51 @@ def test_a_padding_row(padding):
         return nn.Sequential(nn.Embedding(7, 4, padding_idx=padding), nn.Flatten(), nn.Linear(12, 3))
 
     check(lambda: problem(build, shape=(3,), ids=7))
+
+
+class Shared(nn.Module):
+    """A weight without a bias that is used twice, the second time with nothing but weights before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.norm, self.head = nn.Linear(4, 4, bias=False), nn.LayerNorm(4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.inner(torch.tanh(self.norm(self.inner(x))))))
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(7, 4), nn.Linear(4, 7, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.embedding(x)).mean(1))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("case", [{"build": Shared}, {"build": Tied, "shape": (3,), "ids": 7}], ids=["shared", "tied"])
+def test_weights_that_are_used_twice(case, optimizer):
+    """In later steps, too, where gradients of weights are left away in the queries' pass."""
+    check(lambda: problem(optimizer=OPTIMIZERS[optimizer], **case), steps=7)
+
+
+def test_queries_that_depend_on_each_other_from_some_step_on_are_looked_for():
+    p = problem()
+    own, coupling = queries(p), []
+    engine = InRunShapley(
+        p.model, p.optimizer, N, "first", validation=lambda: coupled(own()) if coupling else own(), per_query=True
+    )
+    p.train(engine, 4)
+    coupling.append(True)
+    with pytest.raises(ValueError, match="do not add up"):
+        p.train(engine, 12)
+
+
+def test_a_closure_that_asks_query_by_query_is_refused():
+    refused(
+        ValueError,
+        "samples",
+        losses=lambda p: lambda: torch.stack([queries(p, [q])()[0] for q in range(N_VAL)]),
+    )

@@ -173,6 +173,16 @@ class Capture:
         self._fused.joint = joint
 
     @property
+    def compiled(self) -> bool:
+        """Whether any layer was met in a compiled graph."""
+        return self._calls.compiled
+
+    @property
+    def watched(self) -> int:
+        """How many calls and operations have been watched, whose terms a backward pass brings if it reaches them."""
+        return self._layers.watched + self._operations.watched
+
+    @property
     def weights_of_products(self) -> set[str]:
         """Weights of linear maps and convolutions."""
         return self._fused.weights

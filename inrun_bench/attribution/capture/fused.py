@@ -338,6 +338,8 @@ def joint_gradients(call: Joined, a: Tensor, b: Tensor, *, with_bias: bool) -> t
     """
     layer, how, joint = call.layer, call.how, call.joint
     keys = call.keys(with_bias=with_bias)
+    if joint.looks_away(call.site, b):
+        return how.weight_gradient(layer, a, b, with_bias=with_bias)
     in_factors = call.rule == "gram" and joint.takes_factors(keys)
     of_sets: list[list[Tensor | Factors]] = []
     for rows in joint.sets:

@@ -74,6 +74,7 @@ class WatchedLayers:
         operations: FollowedOperations,
         factors: ValidationFactors,
     ) -> None:
+        self.watched = 0  # calls, whose terms a backward pass will bring if it reaches them
         self.micro_batch: MicroBatch | None = None
         self.latest: MicroBatch | None = None  # for compiled graphs, which cannot remember theirs
         self._sites, self._receive = sites, receive
@@ -172,7 +173,10 @@ class WatchedLayers:
             return
         _check_size(site, seen, first, self.micro_batch)
         operation = self._operations.through(site.layer, args, kwargs, state)
+        if self._fused.joint is not None and not (scored or frozen):
+            self._fused.joint.called(list(site.keys))
         if operation is not None or not (scored or frozen):
+            self.watched += (operation is not None) + (not (scored or frozen))
             call = _WatchedCall(site, self.micro_batch, seen, state, operation, scored or frozen)
             hook = call.hook(args, kwargs, self._receive, self._operations.apart)
             base = first._base  # through which a view may be written into

@@ -278,6 +278,11 @@ class OperationTerm:
             )
         return found
 
+    @property
+    def by_row(self) -> Tensor:
+        """The gradient of the output, [micro_batch.size, ...]."""
+        return self._by_row(self.b)
+
     def _value(self) -> tuple[dict[str, Tensor], Tensor]:
         """Return copies of the parameters, and the operation's output as a function of them."""
         weights = {key: p.detach().requires_grad_() for key, p in self.operation.parameters().items()}

@@ -97,6 +97,7 @@ class FollowedOperations:
         uncovered: set[str],
     ) -> None:
         self.inside = 0
+        self.watched = 0  # operations, whose terms a backward pass will bring if it reaches them
         self.suspended = self.asked = False
         self._micro_batch: MicroBatch | None = None
         self.keys = set(uncovered)
@@ -312,6 +313,7 @@ class FollowedOperations:
         micro_batch = self.micro_batch
         assert micro_batch is not None
         self._announce(operation)
+        self.watched += 1
         tensors = {slot: leaf for slot, leaf in enumerate(operation.leaves) if isinstance(leaf, Tensor)}
         seen_again = hooks_on_saved_tensors() is (self._entered[-1][1] if self._entered else None)
         saved = (save if seen_again else hold)(list(tensors.values()), repr(operation.name))

@@ -20,6 +20,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from inrun_bench.attribution.capture.trees import tensors_of
+from inrun_bench.attribution.capture.operation_terms import OperationTerm
 from inrun_bench.attribution.directions import Direction, Factors, multiplied_out
-from inrun_bench.attribution.gradient_scaling import dense
+from inrun_bench.attribution.gradient_scaling import Watcher, dense
 from inrun_bench.attribution.layer_terms import FormedTerm, LayerSite, LayerTerm, MicroBatch, Rows, Term
 from inrun_bench.attribution.precision import norms
 from inrun_bench.attribution.random_state import RandomState
@@ -44,6 +45,7 @@ __all__ = ["JointPass", "RowsLoss", "rows_by_set"]
 OF_NOTHING = 16  # in units of the precision: rounding that a parameter without a gradient may have, of all gradients
 SHARE = 0.25  # of the root of the precision: what rounding may do to a sum
 SAME = 0.02  # relative: half precision rounds, but another loss is far
+NORM_BASE = nn.modules.batchnorm._NormBase
 WHOLE = (
     "with validation_rows=, all rows are differentiated in one backward pass; give step(validation=...) a closure "
     "instead where there are several"
@@ -184,10 +186,12 @@ class JointPass:
         self.rows = MicroBatch(0, training + validation, validation=validation)
         self.sets: list[Rows] = [_rows([training + row for row in rows]) for rows in sets.values()]
         self.values: list[Tensor] = []
-        self._outputs: list[Tensor] = []  # of the model, to see what the losses are made of
-        self._hook: Any = None
-        self._checking = False  # whether losses are differentiated to see what they are made of
+        self._closely = self._through = False
+        self._checking: _Seen | None = None  # while losses are differentiated to see what they are made of
+        self._first: tuple[str, Tensor] | None = None  # what the backward pass is to begin with
+        self._of_first: Tensor | None = None
         self._random: RandomState | None = None
+        self._buffers: list[tuple[str, Tensor, Tensor]] = []
         self._of_set = [list(rows) for rows in sets.values()]
         self._parameters, self._names = parameters, {p: name for name, p in parameters.items()}
         self._elsewhere, self._looking_away = elsewhere, looking_away
@@ -205,22 +209,24 @@ class JointPass:
 
     # what is differentiated
 
-    def look_at(self, model: nn.Module) -> None:
-        """Note what the model returns, and whether it draws random numbers, to check losses by."""
+    def look_closely(self, model: nn.Module, *, through: bool) -> None:
+        """Have it looked at what losses are made of, and what the forward pass changes; before it is run.
+
+        `through` the model, by a backward pass of each: a compiled graph is not differentiated twice.
+        """
+        self._closely, self._through = True, through
         self._random = RandomState.now(list(self._parameters.values()), others=True)
-
-        def note(_model: nn.Module, _args: Any, output: Any) -> None:
-            if not torch.compiler.is_compiling():
-                given = tensors_of((output,), {})
-                self._outputs += [each for each in given if each.requires_grad and each.grad_fn is not None]
-
-        self._hook = model.register_forward_hook(note)
-
-    def look_away(self) -> None:
-        """End that."""
-        self._outputs.clear()
-        if self._hook is not None:
-            self._hook.remove()
+        self._buffers = [
+            (name, buffer, buffer.clone())
+            for name, buffer in model.named_buffers()
+            if buffer.is_floating_point() and not buffer.is_meta
+        ]
+        for name, module in model.named_modules():
+            if isinstance(module, NORM_BASE) and module.training and module.running_mean is not None:
+                raise TypeError(
+                    f"{name!r} ({type(module).__name__}) keeps statistics of what it is called on, and validation rows "
+                    "would be in them; make it with track_running_stats=False, or pass validation="
+                )
 
     def loss(self, training: Tensor, validation: Tensor) -> Tensor:
         """Return what is to be differentiated; see :meth:`inrun_bench.attribution.step.OpenStep.loss`."""
@@ -239,19 +245,12 @@ class JointPass:
         for name, loss in (("training", training), ("validation", validation)):
             if not loss.requires_grad:
                 raise ValueError(f"{name} has no graph; compute it from the model's output, without detach()")
-        if self._outputs:
-            self._expect_apart(training, validation)
-        if self._random is not None and self._random.drawn_from():
-            warnings.warn(
-                "random numbers are drawn in the forward pass (dropout?), so that the loss of the validation rows is "
-                "another one each time, and its noise is in scores; train without, or pass validation= and put the "
-                "model in eval mode for it",
-                RuntimeWarning,
-                stacklevel=3,
-            )
         total = training.mean() if training.dim() else training
-        for rows in self._of_set:
-            mean = validation.mean() if len(rows) == count else validation[rows].mean()
+        means = [validation.mean() if len(rows) == count else validation[rows].mean() for rows in self._of_set]
+        if self._closely:
+            self._expect_apart(total, torch.stack(means).sum())
+            self._warn_of_chance_and_buffers()
+        for mean in means:
             self.values.append(mean.detach().double())
             total = total + mean
         validation.register_hook(self._differentiated)
@@ -267,30 +266,68 @@ class JointPass:
     def _expect_apart(self, training: Tensor, validation: Tensor) -> None:
         """Refuse a training loss that is made of validation rows as well, and the other way round."""
         size, start = self.rows.size, self.training.size
-        self._checking = True
-        try:
-            found = [
-                torch.autograd.grad(loss.sum(), self._outputs, retain_graph=True, allow_unused=True)
-                for loss in (training, validation)
-            ]
-        finally:
-            self._checking = False
-        for output, of_training, of_validation in zip(self._outputs, *found, strict=True):
-            axes = [axis for axis, length in enumerate(output.shape) if length == size]
-            if not axes:
-                continue
-            strays = []
-            for axis in axes:
-                in_training = of_training is not None and bool(of_training.narrow(axis, start, size - start).any())
-                in_validation = of_validation is not None and bool(of_validation.narrow(axis, 0, start).any())
-                strays.append((in_training, in_validation))
-            if all(any(stray) for stray in strays):
-                inside = any(in_training for in_training, _ in strays)
-                one, other = ("training", "validation") if inside else ("validation", "training")
+        behind = [_parameters_behind(loss) for loss in (training, validation)]
+        alone = sorted(self._names[p] for p in behind[1] - behind[0] if p in self._names)
+        if alone:
+            raise ValueError(
+                f"the validation loss is made of parameter {alone[0]!r}, and the training loss is not: an optimiser "
+                "would take it for trained, with a gradient of zeros; pass validation= for such a step"
+            )
+        if not self._through:
+            return
+        seen: list[_Seen] = []
+        for loss in (training, validation):
+            self._checking = _Seen()
+            try:
+                torch.autograd.grad(loss, list(self._parameters.values()), retain_graph=True, allow_unused=True)
+            finally:
+                seen.append(self._checking)
+                self._checking = None
+        for own, other, part, rows in (
+            ("training", "validation", seen[0], slice(start, size)),
+            ("validation", "training", seen[1], slice(0, start)),
+        ):
+            if any(bool(b[rows].any()) for _, b in part.terms):
                 raise ValueError(
-                    f"the {one} loss is made of {other} rows as well: the first {start} rows of the batch are training "
+                    f"the {own} loss is made of {other} rows as well: the first {start} rows of the batch are training "
                     f"samples, the last {size - start} validation samples, and each loss must be of its own"
                 )
+        if seen[0].terms and seen[1].terms and seen[0].terms[0][0] == seen[1].terms[0][0]:
+            where, b = seen[0].terms[0]
+            self._first = where, b + seen[1].terms[0][1]
+
+    def _warn_of_chance_and_buffers(self) -> None:
+        if self._random is not None and self._random.drawn_from():
+            warnings.warn(
+                "random numbers are drawn in the forward pass (dropout?), so that the loss of the validation rows is "
+                "another one each time, and its noise is in scores; train without, or pass validation= and put the "
+                "model in eval mode for it",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        for name, buffer, before in self._buffers:
+            if not torch.equal(buffer, before):
+                warnings.warn(
+                    f"the forward pass changes the model's buffer {name!r}; if that depends on what the rows hold, "
+                    "validation rows take part in it",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+                break
+
+    def _see(self, where: str, b: Tensor) -> bool:
+        """Look at the gradient of a call's output, [rows, ...]; return whether that is all that it was brought for."""
+        if self._checking is not None:
+            self._checking.terms.append((where, b.detach().clone()))
+            return True
+        if self._first is not None and self._scale is not None:
+            (first, expected), self._first = self._first, None
+            if first == where and expected.shape == b.shape:
+                off = (b.double() - expected.double() * self._scale.to(b.device)).norm()
+                self._of_first = torch.stack(
+                    [off, b.double().norm(), b.new_full((), torch.finfo(b.dtype).eps).double()]
+                )
+        return False
 
     @property
     def scale(self) -> Tensor:
@@ -323,8 +360,6 @@ class JointPass:
         sequence of mappings, or None
             The probes, where that is all there will be of them and scores are made in the backward pass.
         """
-        if self._checking:
-            return None
         self._expect_open(keys)
         for gradients, own in zip(self._gradients, of_sets, strict=True):
             for key, gradient in zip(keys, own, strict=True):
@@ -347,10 +382,12 @@ class JointPass:
         assert isinstance(self.route, EarlyRoute)
         self.route.take_scores(site, self.training, scores, kind)
 
+    def looks_away(self, site: LayerSite, b: Tensor) -> bool:
+        """Whether a layer's gradient, that of its output being b, is asked for to see what losses are made of alone."""
+        return self._see(site.where, b)
+
     def receive_training(self, term: LayerTerm, gradients: Mapping[str, Tensor]) -> None:
         """Take a term of training rows whose gradient its layer has formed."""
-        if self._checking:
-            return
         if not term.keys <= self._complete:
             for key, gradient in gradients.items():
                 _add(self._of_layers, key, gradient)
@@ -358,7 +395,7 @@ class JointPass:
 
     def receive(self, term: Term) -> None:
         """Take a term of all rows."""
-        if self._checking:
+        if self._see(term.where, _by_row(term)):
             return
         self._expect_open(term.keys)
         for key in term.keys:
@@ -425,7 +462,12 @@ class JointPass:
         checks.expect(gathered([one for pair in pairs for one in pair]), check)
 
     def expect_sums(self, checks: Numbers, gradients: Sequence[Tensor | None], number: int) -> None:
-        """Have ValueError raised unless gradients that were taken apart were the sums of what was seen of them."""
+        """Have ValueError raised unless gradients that were taken apart were the sums of what was seen of them.
+
+        And, where it was looked at, unless the backward pass was that of the losses.
+        """
+        if self._of_first is not None:
+            checks.expect(self._of_first, partial(_refuse_other_losses, number))
         if not self._found:
             return
         names = [name for name, _ in self._found]
@@ -461,7 +503,13 @@ class JointPass:
             own, of_all = own + of_layers, of_all + of_layers
         off = (total.to(of_all.dtype) - of_all).norm().double()
         self._found.append((key, torch.stack([off, of_all.norm().double() + own.norm().double()])))
-        parameter.grad = own.to(total.dtype).reshape(total.shape).contiguous()
+        first = next(iter((getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values()), None)
+        if not isinstance(getattr(first, "__self__", None), Watcher):
+            raise RuntimeError(
+                f"a hook was put on the gradient of parameter {key!r} before InRunShapley was made, and would see that "
+                "of validation rows, too; put it on afterwards, or pass validation="
+            )
+        parameter.grad.copy_(own.reshape(total.shape))
 
     def _split(self, term: Term) -> None:
         """Form the gradients of the training rows and of each validation set, once for all of a term's parameters."""
@@ -507,6 +555,44 @@ class JointPass:
                 "to be there (several backward passes in one step, a checkpoint with use_reentrant=True, or a layer "
                 "that is called twice in a compiled graph); " + WHOLE
             )
+
+
+class _Seen:
+    """What calls a loss is made of, the last first, and the gradient of each one's output, [rows, ...]."""
+
+    def __init__(self) -> None:
+        self.terms: list[tuple[str, Tensor]] = []
+
+
+def _refuse_other_losses(number: int, found: NDArray[np.float64]) -> None:
+    off, size, eps = found
+    if off > SHARE * np.sqrt(eps) * size:
+        raise ValueError(
+            f"step {number}: what was differentiated is not what step.loss() returned, or more than that; add further "
+            "losses of the training rows to what it is given as training"
+        )
+
+
+def _by_row(term: Term) -> Tensor:
+    """Return the gradient of a call's output, [rows, ...]."""
+    if isinstance(term, OperationTerm):
+        return term.by_row
+    size = term.micro_batch.size
+    return term.b if len(term.b) == size else term.b.unflatten(0, (size, -1))
+
+
+def _parameters_behind(loss: Tensor) -> set[Any]:
+    """Return the leaves that a loss is made of."""
+    waiting = [loss.grad_fn]
+    met, leaves = set(waiting), set()
+    while waiting:
+        node: Any = waiting.pop()
+        if hasattr(node, "variable"):
+            leaves.add(node.variable)
+        further = {each for each, _ in node.next_functions if each is not None} - met
+        met |= further
+        waiting += further
+    return leaves
 
 
 class _PartOfTerm:

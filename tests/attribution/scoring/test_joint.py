@@ -382,6 +382,14 @@ def apart(step, each):
     total.backward()
 
 
+def more(step, each):
+    (step.loss(each[:N], each[N:]) + each[:N].square().mean()).backward()
+
+
+def validation_once_more(step, each):
+    (step.loss(each[:N], each[N:]) + each[N:].sum()).backward()
+
+
 @pytest.mark.parametrize(
     ("make", "error", "match"),
     [
@@ -393,14 +401,113 @@ def apart(step, each):
         (detached, ValueError, "validation has no graph"),
         (summed, ValueError, "the loss of each of the 4 validation rows"),
         (apart, RuntimeError, "several backward passes"),
+        (more, ValueError, "not what step.loss"),
+        (validation_once_more, ValueError, "not what step.loss"),
     ],
 )
-def test_losses_that_are_not_what_they_should_be(make, error, match):
+@pytest.mark.parametrize("begin", [0, 1, 4])
+def test_losses_that_are_not_what_they_should_be(make, error, match, begin):
     p = problem()
     engine = plain(p)
+    for _ in range(begin):
+        joint_step(p, engine)
+    before = engine.values()
     with pytest.raises(error, match=match):
         with_loss(p, engine, make)
-    assert not engine.values().any()
+        engine.values()
+    np.testing.assert_array_equal(engine.values(), before)
+
+
+class Parts(nn.Module):
+    """A model whose loop calls its parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head, self.other = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.inner(x)))
+
+
+def test_a_training_loss_of_all_rows_is_refused_where_a_loop_calls_parts():
+    p = problem(Parts)
+    engine = plain(p)
+    with (
+        pytest.raises(ValueError, match="made of validation rows as well"),
+        engine.step(range(N), validation_rows=N_VAL) as step,
+    ):
+        each = p.loss(lambda x: p.model.head(torch.tanh(p.model.inner(x))), p.x, p.y, "none")
+        step.loss(each.mean(), each[N:]).backward()
+
+
+def test_a_head_of_validation_alone_is_refused():
+    """The optimiser would take it for trained, with a gradient of zeros, and decay it."""
+    p = problem(Parts, lambda m: torch.optim.SGD(m.parameters(), lr=0.1, weight_decay=0.1))
+    engine = plain(p)
+    with (
+        pytest.raises(ValueError, match=r"'other\.bias', and the training loss is not"),
+        engine.step(range(N), validation_rows=N_VAL) as step,
+    ):
+        hidden = torch.tanh(p.model.inner(p.x))
+        one, two = p.model.head(hidden), p.model.other(hidden)
+        losses = nn.functional.cross_entropy(one, p.y, reduction="none")
+        other = nn.functional.cross_entropy(two, p.y, reduction="none")
+        step.loss(losses[:N], other[N:]).backward()
+
+
+@pytest.mark.parametrize("folded_first", [False, True])
+def test_a_layer_that_is_called_in_two_forms(folded_first):
+    class TwoForms(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.each, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            if folded_first:
+                x = self.each(x.flatten(0, 1)).view(x.shape)
+            x = self.each(torch.tanh(x))
+            if not folded_first:
+                x = self.each(torch.tanh(x).flatten(0, 1)).view(x.shape)
+            return self.head(torch.tanh(x).mean(1))
+
+    check(problem(TwoForms, OPTIMIZERS["momentum"], (3, 4)), steps=5)
+
+
+def test_statistics_of_validation_rows_are_refused():
+    build = lambda: nn.Sequential(nn.Conv1d(2, 4, 3), nn.InstanceNorm1d(4, affine=True, track_running_stats=True))  # noqa: E731
+    p = problem(lambda: nn.Sequential(*build(), nn.Flatten(), nn.Linear(16, 3)), shape=(2, 6))
+    with pytest.raises(TypeError, match="track_running_stats=False"):
+        joint_step(p, plain(p))
+
+
+def test_frequencies_are_refused():
+    build = lambda: nn.Sequential(nn.Embedding(7, 4, scale_grad_by_freq=True), nn.Flatten(), nn.Linear(12, 3))  # noqa: E731
+    p = problem(build, shape=(3,), ids=7)
+    with pytest.raises(TypeError, match="scale_grad_by_freq"):
+        joint_step(p, plain(p))
+
+
+def test_gradients_stay_where_they_are():
+    """A loop may hold them: a flat buffer, an optimiser of its own."""
+    p = problem()
+    engine = plain(p)
+    held = {}
+    with engine.step(range(N), validation_rows=N_VAL) as step:
+        for name, w in p.model.named_parameters():
+            held[name] = w.grad = torch.zeros_like(w)
+        each = p.loss(p.model, p.x, p.y, "none")
+        step.loss(each[:N], each[N:]).backward()
+        for name, w in p.model.named_parameters():
+            assert w.grad is held[name]
+        p.optimizer.step()
+
+
+def test_a_hook_that_sees_gradients_first_is_refused():
+    p = problem()
+    seen = []
+    p.model[2].weight.register_post_accumulate_grad_hook(lambda w: seen.append(w.grad.clone()))
+    with pytest.raises(RuntimeError, match="put it on afterwards"):
+        joint_step(p, plain(p))
 
 
 def test_a_closure_of_another_loss_is_refused():
