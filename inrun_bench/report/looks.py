@@ -94,7 +94,7 @@ class Family:
 
 FAMILIES = {
     "reference": Family(None, ("*",), 0),
-    "in-run": Family(0.6, ("v", "o", "^", "<", ">", "$P$", "$W$", "$G$", "$M$", "$T$", "$A$", "$L$"), 0),
+    "in-run": Family(0.6, ("v", "o", "^", "<", ">", *(f"${letter}$" for letter in "PWGMTALEJKNQUY")), 0),
     "differentiated runs": Family(0.87, ("d", "D", "h", (4, 1, 45), (6, 1, 0), (9, 1, 0), (9, 0, 0), (3, 1, 180)), 1),
     "permutations": Family(0.07, ("s", "P", "X", "p", (8, 1, 0), (5, 0, 36), (5, 1, 18), (8, 0, 22), (3, 0, 15)), 2),
     "coalitions": Family(0.15, ((3, 1, 0), (7, 0, 0), (7, 1, 0), (3, 0, 30), (5, 1, 36)), 3),
@@ -117,12 +117,12 @@ OTHERS = {
         "inrun-first-adamw": "In-Run, first order, AdamW",
         "inrun-first-adamw-lagged": "In-Run, first order, AdamW with lagged slopes",
         "inrun-first-few": "In-Run, first order, one validation row in eight",
-        "inrun-first-few-joint": "the same in one pass",
-        "inrun-first-few-adamw-joint": "the same in one pass, AdamW",
-        "inrun-first-few-adamw-joint-lagged": "the same in one pass, AdamW with lagged slopes",
+        "inrun-first-few-joint": "In-Run, first order, one row in eight, one pass",
+        "inrun-first-few-adamw-joint": "In-Run, first order, one pass, AdamW",
+        "inrun-first-few-adamw-joint-lagged": "In-Run, first order, one pass, AdamW, lagged slopes",
         "inrun-queries": "In-Run, first order, of each query",
         "inrun-queries-adamw": "In-Run, first order, of each query, AdamW",
-        "inrun-queries-adamw-lagged": "In-Run, first order, of each query, AdamW with lagged slopes",
+        "inrun-queries-adamw-lagged": "In-Run, first order, of each query, AdamW, lagged slopes",
     },
     "steps": {
         "regular": "regular step",
