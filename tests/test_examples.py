@@ -50,6 +50,16 @@ def test_training_loop(ran):
     assert float(re.findall(NUMBER, out.splitlines()[-1])[0]) > 0.8
 
 
+def test_query_values(ran):
+    names, out = ran("query_values")
+    assert names["values"].shape == (names["N_TRAIN"], names["N_QUERIES"])
+    of_its_digit, told_wrong = (float(re.findall(NUMBER, line)[0]) for line in out.splitlines())
+    assert of_its_digit > 0.9
+    assert told_wrong > 3 * names["WRONG"]
+    wrong, right = (names["values"][mask].sum(0) for mask in (names["is_wrong"].numpy(), ~names["is_wrong"].numpy()))
+    assert (wrong < right).all()
+
+
 def test_batch_selection(ran):
     names, out = ran("batch_selection")
     final = {name: np.mean(accuracies) for name, accuracies in names["final"].items()}
