@@ -1,4 +1,4 @@
-"""Values of many queries: which training images did each of 32 other images learn from?
+"""Values of many queries: what each of 32 images was taught by each of 600 others.
 
 What you learn: `per_query=True` takes one loss a query, and `values()` is [samples, queries]: what each training sample
 was worth to each of them, from the one training run that happens anyway.
@@ -55,7 +55,7 @@ for row, query in enumerate(range(shown)):
     chosen = [train[i] for i in (*best[:6, query], *worst[:3, query])]
     said = [told[i] for i in (*best[:6, query], *worst[:3, query])]
     for ax, image, label in zip(axes[row], [queries[query], *chosen], [labels[queries[query]], *said], strict=True):
-        ax.imshow(images[image].view(8, 8), cmap="gray_r")
+        ax.imshow(images[image].view(8, 8).numpy(), cmap="gray_r")
         ax.set_xlabel(int(label), fontsize=8, labelpad=1)
         ax.set(xticks=[], yticks=[])
 for column, title in ((0, "query"), (3, "most valuable"), (8, "least valuable")):
