@@ -188,6 +188,17 @@ def test_a_module_holds_its_parts_and_parameters_in_two_dicts():
     assert model.c._parameters["bias"] is model.c.bias
 
 
+@relied_on("*._post_accumulate_grad_hooks")
+def test_hooks_on_accumulated_gradients_are_held_in_the_order_in_which_they_are_called():
+    x, called = torch.ones(2, requires_grad=True), []
+    first, second = (lambda _: called.append("first")), (lambda _: called.append("second"))
+    x.register_post_accumulate_grad_hook(first)
+    x.register_post_accumulate_grad_hook(second)
+    assert list(x._post_accumulate_grad_hooks.values()) == [first, second]
+    x.sum().backward()
+    assert called == ["first", "second"]
+
+
 @relied_on("*._version")
 def test_tensors_count_their_changes_in_place_and_share_the_count_with_views():
     x = torch.zeros(3)

@@ -442,8 +442,8 @@ class InRunShapley:
         route = self._route(begun, losses)
         if begun.number == 0:
             closures = {name: loss.closure for name, loss in begun.losses.items() if loss.closure is not None}
-            if begun.queries is not None:
-                closures = {ONLY: begun.queries}
+            if self._queries is not None:
+                closures = {ONLY: self._queries}
             expect_no_effects_or_chance(self._model, closures, begun.checks)
         joint = begun.joint
         self._capture.aim(route.aimed if joint is None else None)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from inrun_bench.attribution.batch_samples import BatchSamples, Index, Weights
 from inrun_bench.attribution.capture.capture import Capture
+from inrun_bench.attribution.directions import Stacked
 from inrun_bench.attribution.gradient_scaling import Received
-from inrun_bench.attribution.layer_terms import Aimed, MicroBatch, Term
+from inrun_bench.attribution.layer_terms import Aimed, Joint, MicroBatch, Term
 from inrun_bench.attribution.optimizers import AsRead
 from inrun_bench.attribution.selection import BatchLosses
 from inrun_bench.attribution.transfer import Numbers, gathered, to_host
@@ -21,11 +22,54 @@ from inrun_bench.attribution.updates import Update
 from inrun_bench.attribution.validation import Loss
 from inrun_bench.attribution.weights import Place
 
-if TYPE_CHECKING:
-    from inrun_bench.attribution.queries import QueryLosses
-    from inrun_bench.attribution.scoring.joint import JointPass
-
 __all__ = ["OpenStep", "Route", "StepBegun", "StepReceived", "StepTaken"]
+
+
+class JointRows(Joint, Protocol):
+    """Training and validation rows of one backward pass (:class:`inrun_bench.attribution.scoring.joint.JointPass`)."""
+
+    route: Any
+
+    @property
+    def scale(self) -> Tensor:
+        """What a loss scale has multiplied gradients with, float64 scalar."""
+
+    def look_closely(self, model: nn.Module, *, through: bool) -> None:
+        """Have it looked at what losses are made of, and what the forward pass changes; before it is run."""
+
+    def loss(self, training: Tensor, validation: Tensor) -> Tensor:
+        """Return what is to be differentiated."""
+
+    def receive(self, term: Term, /) -> None:
+        """Take a term of all rows."""
+
+    def arrived(self, parameter: nn.Parameter, /) -> None:
+        """Be told that all of the gradient of a parameter has been accumulated."""
+
+    def finish(self) -> None:
+        """Be told that all has been differentiated."""
+
+    def expect_sums(self, checks: Numbers, gradients: Sequence[Tensor | None], number: int) -> None:
+        """Have ValueError raised unless gradients were the sums of what was seen of them."""
+
+    def expect_closures(self, checks: Numbers, losses: Iterable[Loss], number: int) -> None:
+        """Have a closure refused that is another loss than that of the rows."""
+
+    def empty(self, update: Update) -> Tensor:
+        """Return what the step does with an empty coalition, to first order, float64 [validation sets]."""
+
+
+class Queries(Protocol):
+    """The losses of many queries; see :class:`inrun_bench.attribution.queries.QueryLosses`."""
+
+    def gradients(self) -> Stacked:
+        """Return the gradient of each query's loss, [Q, *parameter] by parameter."""
+
+    def empty(self, update: Update) -> Tensor:
+        """Return what the step does with an empty coalition, to first order, float64 [Q]."""
+
+    def let_go(self) -> None:
+        """Let go of the gradients."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +96,9 @@ class StepBegun:
         What may show that the step is not what it was taken for.
     scored : frozenset of str, or None
         Parameters that make scores; all where None.
-    joint : JointPass, or None
-        Of the rows, where validation samples are among them.
-    queries : QueryLosses, or None
+    joint : JointRows, or None
+        One backward pass of all rows, where validation samples are among them.
+    queries : Queries, or None
         Where `losses` are those of queries, all of them together.
     """
 
@@ -67,8 +111,8 @@ class StepBegun:
     samples: BatchSamples
     checks: Numbers
     scored: frozenset[str] | None = None
-    joint: JointPass | None = None
-    queries: QueryLosses | None = None
+    joint: JointRows | None = None
+    queries: Queries | None = None
 
 
 @dataclass(frozen=True)

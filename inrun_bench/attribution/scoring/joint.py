@@ -45,7 +45,7 @@ __all__ = ["JointPass", "RowsLoss", "rows_by_set"]
 OF_NOTHING = 16  # in units of the precision: rounding that a parameter without a gradient may have, of all gradients
 SHARE = 0.25  # of the root of the precision: what rounding may do to a sum
 SAME = 0.02  # relative: half precision rounds, but another loss is far
-NORM_BASE = nn.modules.batchnorm._NormBase
+KEEP_STATISTICS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 WHOLE = (
     "with validation_rows=, all rows are differentiated in one backward pass; give step(validation=...) a closure "
     "instead where there are several"
@@ -222,7 +222,7 @@ class JointPass:
             if buffer.is_floating_point() and not buffer.is_meta
         ]
         for name, module in model.named_modules():
-            if isinstance(module, NORM_BASE) and module.training and module.running_mean is not None:
+            if isinstance(module, KEEP_STATISTICS) and module.training and module.running_mean is not None:
                 raise TypeError(
                     f"{name!r} ({type(module).__name__}) keeps statistics of what it is called on, and validation rows "
                     "would be in them; make it with track_running_stats=False, or pass validation="
