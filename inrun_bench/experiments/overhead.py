@@ -469,7 +469,7 @@ WORKLOAD_LABELS = {
 """What the models are called that are no task's, in the order in which they are shown."""
 
 
-A_LINE, AROUND = 0.078, 0.65  # inches: of a point, and of an axis with its label and title
+A_LINE, AROUND = 0.068, 0.6  # inches: of a point, and of an axis with its label and title
 
 
 @dataclass(frozen=True)
