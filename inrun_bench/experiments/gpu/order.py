@@ -71,7 +71,7 @@ def _on_gpu(seed: int) -> Iterator[Planned]:
     yield Planned(steps("gpt2-small", "adamw", "inductor", CORE, 10.0), 110)  # compilation takes 95 of them
     yield Planned(steps("gpt2-small", "sgd", "inductor", CORE, 10.0), 80)  # two of its graphs are in the cache
 
-    yield Planned(steps("gpt2-small", "adamw", "no", f"{BASELINES} {LAGGED} {LAGGED_JOINT}", 12.0), 22)
+    yield Planned(steps("gpt2-small", "adamw", "no", f"{BASELINES} {LAGGED} {LAGGED_JOINT}", 10.0), 18)
 
     first = [layer for layer in LAYERS if layer.startswith(("gpt2-small", "llama3")) and _is_bfloat16(LAYERS[layer])]
     others = [layer for layer in LAYERS if layer not in first]
