@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from PIL import Image
+from inrun_bench.report.figures import with_a_palette
 
 EXAMPLES = Path(__file__).parent / "examples"
 
@@ -19,9 +19,7 @@ def main(names: list[str]) -> None:
         picture = EXAMPLES / "figures" / f"{script.stem}.png"
         print(f"--- {script.name}", flush=True)
         subprocess.run([sys.executable, script, picture], check=True)  # noqa: S603
-        with Image.open(picture) as whole:  # 256 colours are enough for lines and their edges
-            few = whole.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-        few.save(picture, dpi=(150, 150), optimize=True)
+        picture.write_bytes(with_a_palette(picture.read_bytes()))
 
 
 if __name__ == "__main__":

@@ -198,6 +198,7 @@ class InRunShapley:
         self._validation = None if validation is None else _named(validation)
         self._per_query = per_query
         self._collected: list[Term] | None = None  # of a pass over queries
+        self._joint: JointPass | None = None  # of the step that is open
         self._joint_steps = 0
         if per_query and type(self.probe) is not First:
             raise ValueError(f"per_query=True is for order='first', got {self.probe.name!r}")
@@ -384,11 +385,13 @@ class InRunShapley:
         self._optimizers.look_again(self._names)
         self._optimizers.watch(self._before_optimizer_step, self._after_optimizer_step)  # hooks may have been added
         if self._per_query:
-            begun = self._begun(self._losses_of_queries(validation, validation_rows, losses))
+            queries = self._queries_of(validation, validation_rows, losses)
+            begun = self._begun(self._each(queries), queries=queries)
         elif validation_rows is None:
             begun = self._begun(self._losses_of(validation))
         else:
-            begun = self._begun(*self._joint_pass(validation_rows, index, validation, losses))
+            of_rows, self._joint = self._joint_pass(validation_rows, index, validation, losses)
+            begun = self._begun(of_rows, joint=self._joint)
         others = self._optimizers.watch_others(self._names)
         try:
             with self._capture.watching():
@@ -403,18 +406,20 @@ class InRunShapley:
                 return
             self._finish(opened)
         except ValueError as error:
-            if begun.joint is not None:
+            if self._joint is not None:
                 error.add_note("The rows of the step are those of index and of validation_rows together.")
             raise
         finally:
             others.remove()
-            self._open = None
+            self._open = self._joint = None
             self._watcher.end()
             self._capture.join(None)
             for loss in begun.losses.values():
                 loss.forget_copies()
 
-    def _begun(self, losses: Mapping[str, Loss], joint: JointPass | None = None) -> StepBegun:
+    def _begun(
+        self, losses: Mapping[str, Loss], *, joint: JointPass | None = None, queries: QueryLosses | None = None
+    ) -> StepBegun:
         """Note what there is before the step."""
         if losses is not self._lasting and self._left_at is not None:  # for a loss that this step won't measure
             self._settle_books()
@@ -430,7 +435,7 @@ class InRunShapley:
             checks=Numbers(),
             scored=self._scored,
             joint=joint,
-            queries=self._queries,
+            queries=queries,
         )
         self._weights.note_if_moved()
         for loss in losses.values():
@@ -442,10 +447,10 @@ class InRunShapley:
         route = self._route(begun, losses)
         if begun.number == 0:
             closures = {name: loss.closure for name, loss in begun.losses.items() if loss.closure is not None}
-            if self._queries is not None:
-                closures = {ONLY: self._queries}
+            if self._per_query:  # all of them have one
+                closures = dict(zip((ONLY,), closures.values(), strict=False))
             expect_no_effects_or_chance(self._model, closures, begun.checks)
-        joint = begun.joint
+        joint = self._joint
         self._capture.aim(route.aimed if joint is None else None)
         self._capture.join(joint)
         self._watcher.begin()
@@ -511,8 +516,7 @@ class InRunShapley:
         if self._collected is not None:
             self._collected.append(term)
         elif self._open is not None:
-            joint = self._open.begun.joint
-            (self._open.route if joint is None else joint).receive(term)
+            (self._open.route if self._joint is None else self._joint).receive(term)
 
     def _before_optimizer_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note what the optimisers are about to do, while gradients and old weights are still there."""
@@ -550,13 +554,13 @@ class InRunShapley:
             raise RuntimeError(
                 "parameters were frozen or unfrozen inside of the step; do it between steps, where it is followed"
             )
-        if begun.joint is not None:
-            begun.joint.finish()
+        if self._joint is not None:
+            self._joint.finish()
         received = self._received(opened)
-        if begun.joint is not None:
-            begun.joint.expect_sums(begun.checks, received.gradients, begun.number)
+        if self._joint is not None:
+            self._joint.expect_sums(begun.checks, received.gradients, begun.number)
             if begun.waited_for:
-                begun.joint.expect_closures(begun.checks, begun.losses.values(), begun.number)
+                self._joint.expect_closures(begun.checks, begun.losses.values(), begun.number)
         route.before_step(begun, received)
         if begun.waited_for:
             begun.checks.read()
@@ -657,12 +661,12 @@ class InRunShapley:
     @property
     def _lasting(self) -> Mapping[str, Loss]:
         """The losses of the engine's own closures, which are the same from step to step."""
-        return self._losses if self._of_queries is None else self._of_queries
+        return self._of_queries if self._per_query else self._losses
 
     def _watch(self) -> None:
         """Put hooks on the model as it is now."""
-        self._queries: QueryLosses | None = None  # which are of these parameters
-        self._of_queries: dict[str, QueryLoss] | None = None  # those of the engine's own closure
+        self._queries: QueryLosses | None = None  # of the engine's own closure, and of these parameters
+        self._of_queries: dict[str, QueryLoss] = {}  # the same, one by one
         self._names = {p: name for name, p in self._model.named_parameters()}
         self._capture = Capture(self._model, self._receive, self._axes, self._rules, self._kernels)
         self._parameters = list(self._capture.parameters.values())
@@ -713,8 +717,8 @@ class InRunShapley:
                     f"depends on the others it is called with, and {what} cannot tell them apart; set it to False"
                 )
 
-    def _losses_of_queries(self, validation: Any, validation_rows: Any, losses: Any) -> dict[str, QueryLoss]:
-        """Return the losses of the queries of a step."""
+    def _queries_of(self, validation: Any, validation_rows: Any, losses: Any) -> QueryLosses:
+        """Return the losses of the queries of a step, all together: its own, or the engine's, which last."""
         if validation_rows is not None:
             raise ValueError(
                 "per_query=True takes queries from validation=; for values of each validation row, give each a name of "
@@ -725,23 +729,26 @@ class InRunShapley:
         if isinstance(validation, Mapping):
             raise ValueError("per_query=True takes one validation closure, which returns the losses of all queries")
         self._refuse_frequencies("per_query=True")
-        lasting = None if self._validation is None else self._validation[ONLY]
-        closure = lasting if validation is None else validation
-        if closure is None:
+        if validation is not None:
+            return self._new_queries(validation)
+        if self._validation is None:
             raise ValueError("no validation loss: pass validation= to step() or to InRunShapley()")
-        if validation is not None or self._queries is None:
-            self._queries = self._new_queries(closure)
-            self._queries.number = self._books.queries or None
-        lasts = validation is None and self._of_queries is not None
-        each = self._of_queries if lasts and self._of_queries is not None else self._queries.each()
-        known = self._books.queries
-        if known != len(each):
+        if self._queries is None:
+            self._queries = self._new_queries(self._validation[ONLY])
+        return self._queries
+
+    def _each(self, queries: QueryLosses) -> dict[str, QueryLoss]:
+        """Return the loss of each query; make books in the first step."""
+        each = self._of_queries if queries is self._queries and self._of_queries else queries.each()
+        if self._books.queries != len(each):
             if self._steps:
                 raise ValueError(
-                    f"validation returned {len(each)} losses, and {known} before; queries must stay the same"
+                    f"validation returned {len(each)} losses, and {self._books.queries} before; queries must stay the "
+                    "same"
                 )
             self._books = self._new_books((ONLY,), len(each))
-        self._of_queries = each if validation is None else None
+        if queries is self._queries:
+            self._of_queries = each
         return each
 
     def _joint_pass(
@@ -808,6 +815,8 @@ class InRunShapley:
             watched=lambda: self._capture.watched,
             budget=lambda: self._chooser.allowed(self._parameters),
             heavy=capture.weights_of_products,
+            number=self._books.queries or None,
+            times=self._steps,
         )
 
     @contextmanager

@@ -21,8 +21,7 @@ from inrun_bench.attribution.capture.observation import is_looked_at_again
 from inrun_bench.attribution.directions import Stacked
 from inrun_bench.attribution.gradient_scaling import dense
 from inrun_bench.attribution.layer_terms import Term
-from inrun_bench.attribution.transfer import gathered, to_host
-from inrun_bench.attribution.updates import Update
+from inrun_bench.attribution.transfer import to_host
 from inrun_bench.attribution.validation import ValidationLoss, moved_to
 
 __all__ = ["QueryLoss", "QueryLosses"]
@@ -43,6 +42,10 @@ class QueryLosses(ValidationLoss):
         Returns how many bytes the gradients of the queries may take.
     heavy : collection of str
         Weights of layers whose gradient of the sum of losses takes time, and is not needed.
+    number : int, optional
+        How many queries there are; asked of the closure where None.
+    times : int
+        How many steps were taken before, which says when it is looked at whether queries depend on each other.
     """
 
     def __init__(
@@ -57,14 +60,16 @@ class QueryLosses(ValidationLoss):
         watched: Callable[[], int],
         budget: Callable[[], int],
         heavy: Collection[str] = (),
+        number: int | None = None,
+        times: int = 0,
     ) -> None:
         super().__init__(closure, parameters, others, collecting, as_called)
-        self.number: int | None = None
+        self.number = number
         self._watching, self._watched_calls, self._budget = watching, watched, budget
         self._stacks: dict[str, Tensor] | None = None
         self._of_place: Any = None
         self._heavy = frozenset(heavy)
-        self._times = 0  # that gradients have been asked for
+        self._times = times
 
     def each(self) -> dict[str, QueryLoss]:
         """Return the loss of each query, by its number; the closure is evaluated to know how many there are."""
@@ -79,14 +84,6 @@ class QueryLosses(ValidationLoss):
         if self._stacks is None or self._of_place != here:
             self._stacks, self._of_place = self._differentiated(), here
         return Stacked(self._stacks)
-
-    def empty(self, update: Update) -> Tensor:
-        """Return what a step does with an empty coalition, <v, u(0)>, float64 [Q]."""
-        gradients = list(self.gradients().tensors.values())
-        if update.empty is None:
-            return torch.zeros(len(gradients[0]), dtype=torch.float64, device=gradients[0].device)
-        pairs = zip(gradients, update.empty, strict=True)
-        return gathered([torch.mv(v.reshape(len(v), -1), u.to(v.dtype).reshape(-1)).double() for v, u in pairs]).sum(0)
 
     def let_go(self) -> None:
         """Let go of the gradients."""

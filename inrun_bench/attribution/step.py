@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from inrun_bench.attribution.batch_samples import BatchSamples, Index, Weights
@@ -28,35 +28,12 @@ __all__ = ["OpenStep", "Route", "StepBegun", "StepReceived", "StepTaken"]
 class JointRows(Joint, Protocol):
     """Training and validation rows of one backward pass (:class:`inrun_bench.attribution.scoring.joint.JointPass`)."""
 
-    route: Any
-
     @property
     def scale(self) -> Tensor:
         """What a loss scale has multiplied gradients with, float64 scalar."""
 
-    def look_closely(self, model: nn.Module, *, through: bool) -> None:
-        """Have it looked at what losses are made of, and what the forward pass changes; before it is run."""
-
     def loss(self, training: Tensor, validation: Tensor) -> Tensor:
         """Return what is to be differentiated."""
-
-    def receive(self, term: Term, /) -> None:
-        """Take a term of all rows."""
-
-    def arrived(self, parameter: nn.Parameter, /) -> None:
-        """Be told that all of the gradient of a parameter has been accumulated."""
-
-    def finish(self) -> None:
-        """Be told that all has been differentiated."""
-
-    def expect_sums(self, checks: Numbers, gradients: Sequence[Tensor | None], number: int) -> None:
-        """Have ValueError raised unless gradients were the sums of what was seen of them."""
-
-    def expect_closures(self, checks: Numbers, losses: Iterable[Loss], number: int) -> None:
-        """Have a closure refused that is another loss than that of the rows."""
-
-    def empty(self, update: Update) -> Tensor:
-        """Return what the step does with an empty coalition, to first order, float64 [validation sets]."""
 
 
 class Queries(Protocol):
@@ -64,9 +41,6 @@ class Queries(Protocol):
 
     def gradients(self) -> Stacked:
         """Return the gradient of each query's loss, [Q, *parameter] by parameter."""
-
-    def empty(self, update: Update) -> Tensor:
-        """Return what the step does with an empty coalition, to first order, float64 [Q]."""
 
     def let_go(self) -> None:
         """Let go of the gradients."""

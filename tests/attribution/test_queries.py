@@ -317,16 +317,56 @@ def test_weights_that_are_used_twice(case, optimizer):
     check(lambda: problem(optimizer=OPTIMIZERS[optimizer], **case), steps=7)
 
 
-def test_queries_that_depend_on_each_other_from_some_step_on_are_looked_for():
+@pytest.mark.parametrize("lasting", [True, False])
+def test_queries_that_depend_on_each_other_from_some_step_on_are_looked_for(lasting):
     p = problem()
     own, coupling = queries(p), []
-    engine = InRunShapley(
-        p.model, p.optimizer, N, "first", validation=lambda: coupled(own()) if coupling else own(), per_query=True
-    )
-    p.train(engine, 4)
+
+    def validation():
+        return coupled(own()) if coupling else own()
+
+    def train(steps):
+        for _ in range(steps):
+            with engine.step(range(N), validation=None if lasting else validation):
+                p.take_step()
+
+    given = validation if lasting else None
+    engine = InRunShapley(p.model, p.optimizer, N, "first", validation=given, per_query=True)
+    train(4)
     coupling.append(True)
     with pytest.raises(ValueError, match="do not add up"):
-        p.train(engine, 12)
+        train(12)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adamw"])
+def test_a_step_may_have_queries_of_its_own_beside_the_engines(optimizer):
+    """Each step is of its own, and those after it of the engine's again."""
+
+    def losses(p, reverse):
+        rows = slice(N, None)
+        return p.loss(p.model, p.x[rows].flip(0) if reverse else p.x[rows], p.y[rows], "none")
+
+    def run(engine_of, query=None):
+        p = problem(optimizer=OPTIMIZERS[optimizer])
+        engine = engine_of(p)
+        for step in range(6):
+            given = None
+            if step in (1, 2, 4):
+                given = lambda: losses(p, True) if query is None else losses(p, True)[query]  # noqa: E731
+            with engine.step(range(N), validation=given):
+                p.take_step()
+        return engine.values(), engine.ledger.by_step["drop"]
+
+    values, drops = run(
+        lambda p: InRunShapley(p.model, p.optimizer, N, "first", validation=lambda: losses(p, False), per_query=True)
+    )
+    for query in range(N_VAL):
+        alone, drop = run(
+            lambda p, q=query: InRunShapley(p.model, p.optimizer, N, "first", validation=lambda: losses(p, False)[q]),
+            query,
+        )
+        np.testing.assert_allclose(values[:, query], alone, rtol=1e-9, atol=1e-14)
+        np.testing.assert_allclose(drops[:, query], drop, rtol=1e-9, atol=1e-14)
 
 
 def test_a_closure_that_asks_query_by_query_is_refused():

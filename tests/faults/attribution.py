@@ -1257,7 +1257,7 @@ FAULTS = [
     Fault(
         "a training loss of validation rows passes",
         f"{CODE}/scoring/joint.py",
-        "            if any(bool(b[rows].any()) for _, b in part.terms):",
+        "            if part.strays and bool(torch.stack(part.strays).any()):",
         "            if False:",
         f"{JOINT}::test_losses_that_are_not_what_they_should_be",
     ),
@@ -1284,9 +1284,9 @@ FAULTS = [
     ),
     Fault(
         "what the step does without samples is not told to first order in the joint pass",
-        f"{CODE}/scoring/joint.py",
-        "        return gathered([dot.sum() for dot in dots]) / self.scale",
-        "        return 0 * gathered([dot.sum() for dot in dots]) / self.scale",
+        f"{CODE}/scoring/first_order.py",
+        "    return gathered([dots_of_each(v, u) for v, u in pairs]).sum(0)",
+        "    return 0 * gathered([dots_of_each(v, u) for v, u in pairs]).sum(0)",
         f"{JOINT}::test_books",
     ),
     Fault(
@@ -1302,6 +1302,20 @@ FAULTS = [
         "        if weighted is not None:",
         "        if False:",
         f"{QUERIES}::test_bad_input",
+    ),
+    Fault(
+        "a step's own queries stay for those after it",
+        f"{CODE}/engine.py",
+        "            return self._new_queries(validation)\n",
+        "            self._queries = self._new_queries(validation)\n            return self._queries\n",
+        f"{QUERIES}::test_a_step_may_have_queries_of_its_own_beside_the_engines",
+    ),
+    Fault(
+        "queries that are given to each step are looked at in the first ones alone",
+        f"{CODE}/queries.py",
+        "        self._times = times\n",
+        "        self._times = 0\n",
+        f"{QUERIES}::test_queries_that_depend_on_each_other_from_some_step_on_are_looked_for",
     ),
     Fault(
         "gradients of queries outlive their weights",

@@ -24,6 +24,7 @@ from inrun_bench.attribution.directions import Direction, Factors, Stacked, mult
 from inrun_bench.attribution.gradient_scaling import Received, Watcher
 from inrun_bench.attribution.layer_terms import LayerTerm, Term
 from inrun_bench.attribution.precision import norms, own_precision
+from inrun_bench.attribution.scoring.first_order import dots_of_each
 from inrun_bench.attribution.scoring.scores import TermSums
 from inrun_bench.attribution.transfer import Numbers, at_hand, gathered
 
@@ -307,10 +308,7 @@ def _dots(
 
 def _stacked_dots(stacks: Sequence[Tensor], gradients: Sequence[Tensor], n_probes: int) -> Tensor:
     """Return dot products with probes that are held together, float64 [gradients, probes]."""
-    dots = [
-        torch.mv(q.reshape(len(q), -1), g.to(q.dtype).reshape(-1)).double()
-        for q, g in zip(stacks, gradients, strict=True)
-    ]
+    dots = [dots_of_each(q, g) for q, g in zip(stacks, gradients, strict=True)]
     return gathered(dots) if dots else torch.zeros(0, n_probes, dtype=torch.float64)
 
 

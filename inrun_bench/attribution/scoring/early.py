@@ -19,6 +19,7 @@ from inrun_bench.attribution.layer_terms import Aimed, LayerSite, MicroBatch, Te
 from inrun_bench.attribution.probes import Step, scaled
 from inrun_bench.attribution.scoring.as_received import as_received
 from inrun_bench.attribution.scoring.checks import SeenGradients
+from inrun_bench.attribution.scoring.first_order import first_order_empty
 from inrun_bench.attribution.scoring.scores import Scores
 from inrun_bench.attribution.step import StepBegun, StepReceived, StepTaken
 from inrun_bench.attribution.transfer import gathered
@@ -210,9 +211,8 @@ class EarlyRoute:
         self._total = total * (factor.to(total.device) if isinstance(factor, Tensor) else factor)
         if begun.joint is not None:
             self._total = self._total / begun.joint.scale.to(total.device)
-            self.empty = begun.joint.empty(received.update)
-        elif begun.queries is not None and not self.samples_slopes:
-            self.empty = begun.queries.empty(received.update)
+        if begun.joint is not None or begun.queries is not None:
+            self.empty = first_order_empty(begun, received)
 
     def scores_so_far(self, begun: StepBegun, _received: Callable[[], StepReceived]) -> Tensor:
         """Return what terms add up to by now, with the slopes as they were when the step began."""

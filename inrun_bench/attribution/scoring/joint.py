@@ -37,7 +37,6 @@ from inrun_bench.attribution.random_state import RandomState
 from inrun_bench.attribution.scoring.early import EarlyRoute
 from inrun_bench.attribution.step import Route
 from inrun_bench.attribution.transfer import Numbers, gathered
-from inrun_bench.attribution.updates import Update
 from inrun_bench.attribution.validation import Loss, ValidationLoss
 
 __all__ = ["JointPass", "RowsLoss", "rows_by_set"]
@@ -276,25 +275,23 @@ class JointPass:
         if not self._through:
             return
         seen: list[_Seen] = []
-        for loss in (training, validation):
-            self._checking = _Seen()
+        of_training, of_validation = slice(0, start), slice(start, size)
+        for loss, foreign in ((training, of_validation), (validation, of_training)):
+            self._checking = _Seen(foreign)
             try:
                 torch.autograd.grad(loss, list(self._parameters.values()), retain_graph=True, allow_unused=True)
             finally:
                 seen.append(self._checking)
                 self._checking = None
-        for own, other, part, rows in (
-            ("training", "validation", seen[0], slice(start, size)),
-            ("validation", "training", seen[1], slice(0, start)),
-        ):
-            if any(bool(b[rows].any()) for _, b in part.terms):
+        for own, other, part in (("training", "validation", seen[0]), ("validation", "training", seen[1])):
+            if part.strays and bool(torch.stack(part.strays).any()):
                 raise ValueError(
                     f"the {own} loss is made of {other} rows as well: the first {start} rows of the batch are training "
                     f"samples, the last {size - start} validation samples, and each loss must be of its own"
                 )
-        if seen[0].terms and seen[1].terms and seen[0].terms[0][0] == seen[1].terms[0][0]:
-            where, b = seen[0].terms[0]
-            self._first = where, b + seen[1].terms[0][1]
+        firsts = [part.first for part in seen if part.first is not None]
+        if len(firsts) == len(seen) and firsts[0][0] == firsts[1][0]:
+            self._first = firsts[0][0], firsts[0][1] + firsts[1][1]
 
     def _warn_of_chance_and_buffers(self) -> None:
         if self._random is not None and self._random.drawn_from():
@@ -318,7 +315,7 @@ class JointPass:
     def _see(self, where: str, b: Tensor) -> bool:
         """Look at the gradient of a call's output, [rows, ...]; return whether that is all that it was brought for."""
         if self._checking is not None:
-            self._checking.terms.append((where, b.detach().clone()))
+            self._checking.note(where, b.detach())
             return True
         if self._first is not None and self._scale is not None:
             (first, expected), self._first = self._first, None
@@ -434,16 +431,6 @@ class JointPass:
         own = self._gradients[number]
         return [multiplied_out(own[name]) / self.scale.to(p.device, p.dtype) for name, p in self._parameters.items()]
 
-    def empty(self, update: Update) -> Tensor:
-        """Return what the step does with an empty coalition, to first order, float64 [validation sets]."""
-        if update.empty is None:
-            return torch.zeros(len(self.sets), dtype=torch.float64, device=self.scale.device)
-        dots = [
-            gathered([_dot(multiplied_out(v), u) for v, u in zip(of_set.values(), update.empty, strict=True)])
-            for of_set in ({name: own[name] for name in self._parameters} for own in self._gradients)
-        ]
-        return gathered([dot.sum() for dot in dots]) / self.scale
-
     def expect_closures(self, checks: Numbers, losses: Iterable[Loss], number: int) -> None:
         """Have a closure refused that is another loss than that of the rows."""
         pairs = [(own, loss.closure.value()) for own, loss in zip(self.values, losses, strict=True) if loss.closure]
@@ -558,10 +545,26 @@ class JointPass:
 
 
 class _Seen:
-    """What calls a loss is made of, the last first, and the gradient of each one's output, [rows, ...]."""
+    """What is seen of the calls that a loss is made of, the last first.
 
-    def __init__(self) -> None:
-        self.terms: list[tuple[str, Tensor]] = []
+    Attributes
+    ----------
+    strays : list of bool Tensor
+        Whether rows that are none of the loss's have a gradient, call by call.
+    first : (str, Tensor), or None
+        The call that is met first, and the gradient of its output, [rows, ...].
+    """
+
+    def __init__(self, foreign: slice) -> None:
+        self._foreign = foreign
+        self.strays: list[Tensor] = []
+        self.first: tuple[str, Tensor] | None = None
+
+    def note(self, where: str, b: Tensor) -> None:
+        """Note a call by the gradient of its output, [rows, ...]."""
+        self.strays.append(b[self._foreign].any())
+        if self.first is None:
+            self.first = where, b.clone()
 
 
 def _refuse_other_losses(number: int, found: NDArray[np.float64]) -> None:
@@ -633,10 +636,6 @@ def _rows(numbers: Sequence[int]) -> Rows:
     if list(numbers) == list(range(numbers[0], numbers[0] + len(numbers))):
         return slice(numbers[0], numbers[0] + len(numbers))
     return torch.tensor(numbers)
-
-
-def _dot(x: Tensor, y: Tensor) -> Tensor:
-    return torch.dot(x.reshape(-1).double(), y.reshape(-1).double())
 
 
 def _add(sums: dict[str, Tensor], key: str, part: Tensor) -> None:

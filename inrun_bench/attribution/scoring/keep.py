@@ -11,7 +11,8 @@ from inrun_bench.attribution.directions import Direction
 from inrun_bench.attribution.layer_terms import MicroBatch, Term
 from inrun_bench.attribution.probes import Probe
 from inrun_bench.attribution.scoring.as_received import as_received
-from inrun_bench.attribution.scoring.lagged import SlopeLag, first_order_empty, validation_gradients
+from inrun_bench.attribution.scoring.first_order import first_order_empty, validation_gradients
+from inrun_bench.attribution.scoring.lagged import SlopeLag
 from inrun_bench.attribution.scoring.late import late_probes
 from inrun_bench.attribution.scoring.scores import Scores, TermSums
 from inrun_bench.attribution.step import StepBegun, StepReceived, StepTaken
@@ -105,10 +106,8 @@ class KeepRoute:
             gradients = validation_gradients(begun)
             self._lag.check(begun, received, gradients, self._expected)
             self.empty = self._lag.remember(begun, received, gradients)
-        elif begun.joint is not None:
-            self.empty = begun.joint.empty(received.update)
-        elif begun.queries is not None:
-            self.empty = first_order_empty(begun, received, validation_gradients(begun))
+        elif begun.joint is not None or begun.queries is not None:
+            self.empty = first_order_empty(begun, received)
         scores, total, terms = self._scored(begun, weights, probes.accumulated)
         return as_received(begun, received, scores, total, terms, probes.received)
 

@@ -42,11 +42,12 @@ from torch import Tensor
 from inrun_bench.attribution.directions import Direction, Stacked
 from inrun_bench.attribution.optimizers import Optimizers
 from inrun_bench.attribution.scoring.early import EarlyRoute, KnownProbes
+from inrun_bench.attribution.scoring.first_order import dots_of_each, first_order_empty, validation_gradients
 from inrun_bench.attribution.step import StepBegun, StepReceived
 from inrun_bench.attribution.transfer import gathered
 from inrun_bench.attribution.updates.expected import ExpectedSlope, sampled
 
-__all__ = ["LaggedRoute", "SlopeLag", "first_order_empty", "validation_gradients"]
+__all__ = ["LaggedRoute", "SlopeLag"]
 
 MARGIN = 0.8
 """Of the tolerance: what the last known certificate may be, that slopes are lagged."""
@@ -303,27 +304,11 @@ def slopes_of_some(received: StepReceived) -> list[Tensor | None]:
     return [None if g is None else ExpectedSlope(slope).sample(g) for slope, g in pairs]
 
 
-def validation_gradients(begun: StepBegun) -> list[Tensor]:
-    """Return v at the weights of a step, [validation sets, *parameter] by parameter."""
-    if begun.queries is not None:
-        return list(begun.queries.gradients().tensors.values())
-    of_sets = [loss.gradient(begun.weights)[1] for loss in begun.losses.values()]
-    return [v[0][None] if len(v) == 1 else torch.stack(v) for v in zip(*of_sets, strict=True)]
-
-
-def first_order_empty(begun: StepBegun, received: StepReceived, gradients: Sequence[Tensor]) -> Tensor:
-    """Return what the step does with an empty coalition, <v, u(0)>, float64 [validation sets]."""
-    moves = received.update.empty
-    if moves is None:
-        return torch.zeros(len(begun.losses), dtype=torch.float64, device=begun.device)
-    return gathered([_dots(v, u) for v, u in zip(gradients, moves, strict=True)]).sum(0).to(begun.device)
-
-
 def _moves(v: Tensor, slope: ExpectedSlope) -> Tensor:
     """Return what is expected of a parameter's part in <v, u(0)>, float64 [validation sets]."""
     total = v.new_zeros(len(v), dtype=torch.float64)
     for factor, x, divisor in slope.moves:
-        total = total + factor * _dots(v if divisor is None else v / divisor, x)
+        total = total + factor * dots_of_each(v if divisor is None else v / divisor, x)
     return total
 
 
@@ -372,8 +357,3 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 def _positive(x: Tensor) -> Tensor:
     return torch.where(x > 0, x, torch.ones_like(x))
-
-
-def _dots(x: Tensor, y: Tensor) -> Tensor:
-    """Return dot products of x [validation sets, *parameter], float64, on the way to a sum over parameters."""
-    return torch.mv(x.reshape(len(x), -1), y.to(x.dtype).reshape(-1)).double()
